@@ -1,0 +1,1 @@
+"""Durable AI agents: conversations that survive crashes, on any Durable Task scheduler."""

@@ -1,0 +1,311 @@
+"""Every exception of this package, one tree.
+
+::
+
+    DafxError
+    ├── ConfigurationError          a declaration or the environment is wrong; lists every mistake
+    │   └── ModelNotConfigured      no model was named and none could be found
+    ├── InvalidThreadId             a thread id that an entity key cannot hold
+    ├── UnsupportedTranscript       stored by a newer version, or not a transcript; never rewritten
+    ├── NotDurableError             an orchestration awaited something that cannot be replayed
+    ├── SchedulerError              between this process and the scheduler
+    │   └── SchedulerUnreachable    nothing answers at the endpoint
+    ├── OrchestrationFailed         an orchestration that a client awaited did not complete
+    └── TurnError                   what can become of a request to an agent
+        ├── AgentNotHosted          no worker on the task hub takes this agent
+        ├── CorrelationConflict     the correlation id was used for another request
+        ├── ThreadBusy              the thread works on another turn and cannot wait for it
+        ├── TurnTimeout             no answer in time; the turn may still be running
+        ├── TurnTerminated          somebody ended the turn before it had an answer
+        ├── TurnFailed              the agent's own code raised
+        ├── StaleTranscript         a step kept reading less of the thread than was recorded
+        ├── InvalidAnswer           the answer does not fit `response_format`
+        └── ModelError              the model's call failed
+
+Each is an attrs class: the fields are what a program needs, `str()` is the sentence that a person
+needs: what happened, what may still be true, what to do. A `TurnError` crosses orchestrations and
+processes as those fields (see `_codec.py`), so they hold JSON values only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import attrs
+
+ModelFailure = Literal[
+    "rate_limit",
+    "server_error",
+    "timeout",
+    "connection",
+    "bad_request",
+    "authentication",
+    "not_found",
+    "content_filter",
+    "context_length",
+    "bad_response",
+    "error",
+]
+"""Why a model call failed. The first four, and `bad_response`, may go better when tried again."""
+
+_error = attrs.define(eq=False)
+
+
+class DafxError(Exception):
+    """The root: catch this to catch everything that this package raises on purpose."""
+
+
+@_error
+class ConfigurationError(DafxError):
+    """A declaration or the environment is wrong."""
+
+    mistakes: tuple[str, ...] = attrs.field(converter=lambda m: (m,) if isinstance(m, str) else tuple(m))
+    """Every mistake that was found, a sentence each."""
+
+    def __str__(self) -> str:
+        if len(self.mistakes) == 1:
+            return self.mistakes[0]
+        return "\n".join([f"{len(self.mistakes)} mistakes:", *(f"  - {mistake}" for mistake in self.mistakes)])
+
+
+class ModelNotConfigured(ConfigurationError):
+    """No model was named and none could be found in the environment."""
+
+
+@_error
+class InvalidThreadId(DafxError, ValueError):
+    """A thread id that an entity key cannot hold."""
+
+    thread_id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.thread_id!r} cannot be a thread id: {self.reason}. "
+            "Take `get_new_thread()`, or a short id of letters, digits and -_.:"
+        )
+
+
+@_error
+class UnsupportedTranscript(DafxError):
+    """The stored state of a thread cannot be read. It was left as it is."""
+
+    found: str
+    """The schema version found, or what is wrong with the document."""
+    supported: str
+    """The newest schema version that this package reads."""
+
+    def __str__(self) -> str:
+        return (
+            f"The thread's stored state cannot be read ({self.found}; this version of dafx_actors reads up to "
+            f"{self.supported}). Nothing was changed. Upgrade dafx_actors on this worker."
+        )
+
+
+@_error
+class NotDurableError(DafxError):
+    """An orchestration awaited, or did, something that cannot be replayed."""
+
+    what: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"An orchestration cannot await {self.what}: it would not be replayed. {self.instead}"
+
+
+class SchedulerError(DafxError):
+    """Something between this process and the scheduler."""
+
+
+@_error
+class SchedulerUnreachable(SchedulerError, ConnectionError):
+    """Nothing answers at the endpoint."""
+
+    endpoint: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        because = f" ({self.detail})" if self.detail else ""
+        return (
+            f"No scheduler answers at {self.endpoint}{because}. Start one, with `dafx scheduler` or the Durable Task "
+            "Scheduler emulator, or point ENDPOINT at the one that runs."
+        )
+
+
+@_error
+class OrchestrationFailed(DafxError):
+    """An orchestration that a client awaited did not complete."""
+
+    instance_id: str
+    status: str
+    """`FAILED` or `TERMINATED`."""
+    error_type: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        because = ": ".join(part for part in (self.error_type, self.detail) if part)
+        return f"Orchestration {self.instance_id} ended as {self.status}" + (f": {because}" if because else ".")
+
+
+class TurnError(DafxError):
+    """What can become of a request to an agent, other than an answer."""
+
+
+@_error
+class AgentNotHosted(TurnError):
+    """No worker on the task hub takes this agent."""
+
+    agent: str
+    endpoint: str
+    task_hub: str
+    seconds: float
+    """How long the turn waited for a worker."""
+    hosted: tuple[str, ...] | None = attrs.field(
+        default=None, converter=lambda names: None if names is None else tuple(names)
+    )
+    """The agents that connected workers take, or None where the scheduler cannot tell."""
+
+    def __str__(self) -> str:
+        if self.hosted is None:
+            known = "The scheduler cannot tell what is hosted."
+        else:
+            known = f"Hosted there: {', '.join(self.hosted) or 'nothing'}."
+        return (
+            f"No worker took the turn of agent {self.agent!r} on task hub {self.task_hub!r} at {self.endpoint} "
+            f"within {self.seconds:g} s. {known} The request was withdrawn. Start a worker that hosts it, and check "
+            "that the name (upper and lower case count), ENDPOINT and TASKHUB are the same on both sides."
+        )
+
+
+@_error
+class CorrelationConflict(TurnError):
+    """The correlation id was used before, for another request."""
+
+    correlation_id: str
+    differs: str
+    """What differs: `agent`, `thread` or `request`."""
+
+    def __str__(self) -> str:
+        return (
+            f"Correlation id {self.correlation_id!r} belongs to an earlier turn with another {self.differs}. "
+            "Nothing was started. Use a new id for a new request; the same id picks up the earlier one's answer."
+        )
+
+
+@_error
+class ThreadBusy(TurnError):
+    """The thread works on another turn, and this request cannot wait for it."""
+
+    agent: str
+    thread_id: str
+    active: str
+    """The correlation id of the turn that is active."""
+
+    def __str__(self) -> str:
+        return (
+            f"Thread {self.thread_id} of agent {self.agent!r} is busy with turn {self.active}. Nothing was recorded. "
+            "Send the request again when that turn has ended, or through a client's `run()`, which queues it."
+        )
+
+
+@_error
+class TurnTimeout(TurnError, TimeoutError):
+    """No answer came in time; the turn may still be running."""
+
+    agent: str
+    thread_id: str
+    correlation_id: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.agent!r} did not answer within {self.seconds:g} s; the turn may still be running, and its answer "
+            f"will be kept. Pick it up with the same messages, thread and correlation_id={self.correlation_id!r}."
+        )
+
+
+@_error
+class TurnTerminated(TurnError):
+    """The turn was ended from outside before it had an answer."""
+
+    agent: str
+    correlation_id: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        because = f" ({self.detail})" if self.detail else ""
+        return (
+            f"The turn {self.correlation_id} of agent {self.agent!r} was terminated{because}. What it had recorded "
+            "stays in the thread. Send the request again under a new correlation id."
+        )
+
+
+@_error
+class TurnFailed(TurnError):
+    """The agent's own code, or the worker around it, raised."""
+
+    agent: str
+    correlation_id: str
+    error_type: str
+    detail: str
+
+    def __str__(self) -> str:
+        return (
+            f"The turn {self.correlation_id} of agent {self.agent!r} failed with {self.error_type}: {self.detail}. "
+            "The worker's log has the traceback."
+        )
+
+
+@_error
+class StaleTranscript(TurnError):
+    """A step kept reading less of the thread than the turn had recorded."""
+
+    thread_id: str
+    expected: int
+    """How many entries the turn had recorded."""
+    found: int
+
+    def __str__(self) -> str:
+        return (
+            f"Thread {self.thread_id} should have {self.expected} entries, but only {self.found} could be read. "
+            "The scheduler answers with old state, or the thread was reset meanwhile. Send the request again."
+        )
+
+
+@_error
+class InvalidAnswer(TurnError, ValueError):
+    """The answer does not fit `response_format`."""
+
+    text: str
+    """What the agent answered."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"The answer does not fit `response_format`: {self.reason}. It is in `.text`."
+
+
+@_error
+class ModelError(TurnError):
+    """The model's call failed."""
+
+    kind: ModelFailure
+    message: str
+    """The provider's own words."""
+    status: int | None = None
+    """The HTTP status, where there was one."""
+    retry_after: float | None = None
+    """Seconds that the provider asked to wait, where it did."""
+    attempts: int = 1
+    """How often the call was made."""
+    data: dict[str, Any] = attrs.field(factory=dict)
+    """What else the provider said, as JSON values."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may go better when it is made again."""
+        return self.kind in {"rate_limit", "server_error", "timeout", "connection", "bad_response"}
+
+    def __str__(self) -> str:
+        status = f", HTTP {self.status}" if self.status else ""
+        times = "once" if self.attempts == 1 else f"{self.attempts} times"
+        return f"The model call failed ({self.kind}{status}; tried {times}): {self.message}"

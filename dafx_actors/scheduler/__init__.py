@@ -1,0 +1,1 @@
+"""The embedded scheduler: a durable, single-node Durable Task backend."""
