@@ -126,7 +126,7 @@ class Process:
     """A process that ends when it is left."""
 
     def __init__(self, *arguments: str) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - our own commands
+        self._process = subprocess.Popen(
             [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 

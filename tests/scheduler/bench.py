@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc.aio
 from anyio import to_thread
@@ -17,8 +17,11 @@ from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 from dafx_actors.scheduler import EmbeddedScheduler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Generator
     from pathlib import Path
+
+Steps: TypeAlias = "Generator[Any, Any, Any]"
+"""What an orchestrator returns that yields tasks."""
 
 QUIET = logging.Logger("quiet", logging.CRITICAL)
 PATIENCE = 30.0

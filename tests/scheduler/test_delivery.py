@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import grpc.aio
 import pytest
 from durabletask import task
@@ -13,22 +14,19 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.worker import ActivityWorkItemFilter, OrchestrationWorkItemFilter, WorkItemFilters
 
 from dafx_actors.scheduler import Patience
-from tests.scheduler.bench import PATIENCE, Bench, RawWorker
+from tests.scheduler.bench import PATIENCE, Bench, RawWorker, Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
-
-Steps = Any
 
 
 def do_work(_: task.ActivityContext, number: int) -> int:
     return number
 
 
-def one(context: task.OrchestrationContext, number: int) -> Iterator[Steps]:
+def one(context: task.OrchestrationContext, number: int) -> Steps:
     return (yield context.call_activity(do_work, input=number))
 
 
@@ -258,7 +256,7 @@ async def test_a_thousand_waiting_clients(bench: Bench) -> None:
     def do_wait(_: task.ActivityContext, __: object) -> None:
         go.wait(PATIENCE)
 
-    def gate(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def gate(context: task.OrchestrationContext, _: object) -> Steps:
         yield context.call_activity(do_wait)
 
     await bench.worker(gate, do_wait, other)
@@ -273,7 +271,7 @@ async def test_a_thousand_waiting_clients(bench: Bench) -> None:
         for _ in range(1_000):
             tasks.start_soon(wait)
         while hub.waiting_clients < 1_000:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         assert (await bench.run(other)).serialized_output == '"other"'
         go.set()
     assert ended == ["COMPLETED"] * 1_000

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import grpc.aio
@@ -19,16 +19,13 @@ from durabletask.entities import EntityInstanceId
 
 from dafx_actors.scheduler import EmbeddedScheduler
 from tests.scheduler import kills
-from tests.scheduler.bench import Bench, make_worker
+from tests.scheduler.bench import Bench, Steps, make_worker
 from tests.scheduler.test_entities import Counter, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
-
-Steps = Any
 
 
 async def test_random_kills() -> None:
@@ -38,7 +35,7 @@ async def test_random_kills() -> None:
     assert report.acknowledged["starts"] > 0
 
 
-def naps(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+def naps(context: task.OrchestrationContext, _: object) -> Steps:
     yield context.create_timer(timedelta(milliseconds=600))
     return (yield context.wait_for_external_event("go"))
 
@@ -75,7 +72,7 @@ def serve(db: Path, *options: str, limit: int | None = None) -> tuple[subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=bound,  # noqa: PLW1509 - nothing else runs in the child
+        preexec_fn=bound,
     )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
@@ -95,14 +92,10 @@ async def test_signals_close_it_cleanly(tmp_path: Path, number: signal.Signals) 
         async with AsyncTaskHubGrpcClient(host_address=endpoint, logger=QUIET) as client:
             instance_id = await client.schedule_new_orchestration(naps)
             await client.wait_for_orchestration_start(instance_id, timeout=30)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(anyio.to_thread.run_sync, process.send_signal, number)
-                    try:
-                        await client.wait_for_orchestration_completion(instance_id, timeout=30)
-                    except grpc.aio.AioRpcError as error:
-                        failure = error
-                raise failure
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.to_thread.run_sync, process.send_signal, number)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await client.wait_for_orchestration_completion(instance_id, timeout=30)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         _, errors = await anyio.to_thread.run_sync(process.communicate)
         assert process.returncode == 0, errors

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -110,7 +110,7 @@ async def test_tls(tmp_path: Path) -> None:
         credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
         address = f"localhost:{scheduler.port}"
         async with grpc.aio.secure_channel(address, credentials) as channel:
-            stub = stubs.TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
+            stub: Any = stubs.TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
             request = pb.GetInstanceRequest(instanceId="any")
             reply = await stub.GetInstance(request, metadata=[("authorization", "Bearer secret")])
             assert not reply.exists
@@ -171,7 +171,7 @@ async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[100:4000] = b"\xff" * 3_900
     path.write_bytes(content)
-    with pytest.raises(SchedulerDatabaseError, match="damaged|malformed"):
+    with pytest.raises(SchedulerDatabaseError, match=r"damaged|malformed"):
         await open_and_close(path)
 
 
