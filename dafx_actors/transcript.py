@@ -15,7 +15,7 @@ fields that it does not know in `extra`, and writes them back unchanged.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
@@ -173,14 +173,16 @@ Content: TypeAlias = (
 )
 
 
+def _contents(given: str | Iterable[Content]) -> tuple[Content, ...]:
+    return (TextContent(given),) if isinstance(given, str) else tuple(given)
+
+
 @attrs.frozen
 class ChatMessage:
     """One message. `ChatMessage("user", "Hello")` is short for a single text content."""
 
     role: Role
-    contents: tuple[Content, ...] = attrs.field(
-        default=(), converter=lambda given: (TextContent(given),) if isinstance(given, str) else tuple(given)
-    )
+    contents: tuple[Content, ...] = attrs.field(default=(), converter=_contents)
     author_name: str | None = None
     created_at: datetime | None = None
     extra: Mapping[str, Json] = _extra()
