@@ -16,6 +16,7 @@
         ├── CorrelationConflict     the correlation id was used for another request
         ├── ThreadBusy              the thread works on another turn and cannot wait for it
         ├── TurnTimeout             no answer in time; the turn may still be running
+        ├── TurnSuperseded          the thread was reset or deleted, or the turn was taken for dead
         ├── TurnTerminated          somebody ended the turn before it had an answer
         ├── TurnFailed              the agent's own code raised
         ├── StaleTranscript         a step kept reading less of the thread than was recorded
@@ -225,6 +226,21 @@ class TurnTimeout(TurnError, TimeoutError):
 
 
 @_error
+class TurnSuperseded(TurnError):
+    """The thread no longer works on this turn."""
+
+    thread_id: str
+    correlation_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"Thread {self.thread_id} no longer works on turn {self.correlation_id}: the thread was reset or deleted "
+            "meanwhile, or the turn was taken for dead. Its answer was not recorded. Send the request again under a "
+            "new correlation id."
+        )
+
+
+@_error
 class TurnTerminated(TurnError):
     """The turn was ended from outside before it had an answer."""
 
@@ -297,7 +313,7 @@ class ModelError(TurnError):
     """Seconds that the provider asked to wait, where it did."""
     attempts: int = 1
     """How often the call was made."""
-    data: dict[str, Any] = attrs.field(factory=dict)
+    data: dict[str, Any] = attrs.field(factory=dict[str, Any])
     """What else the provider said, as JSON values."""
 
     @property

@@ -28,7 +28,7 @@ Json: TypeAlias = Any
 
 def _extra() -> Any:
     """JSON fields that this version does not know. They survive a round trip, and do not clutter a repr."""
-    return attrs.field(factory=dict, kw_only=True, repr=False)
+    return attrs.field(factory=dict[str, Json], kw_only=True, repr=False)
 
 
 @attrs.frozen
@@ -105,7 +105,7 @@ class FunctionCallContent:
     call_id: str
     """Pairs the call with its result."""
     name: str
-    arguments: Mapping[str, Json] = attrs.field(factory=dict)
+    arguments: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     extra: Mapping[str, Json] = _extra()
 
 
@@ -198,7 +198,7 @@ class Request:
     """What was sent to the agent."""
 
     correlation_id: str | None
-    messages: tuple[ChatMessage, ...] = attrs.field(converter=tuple)
+    messages: tuple[ChatMessage, ...]
     created_at: datetime | None = None
     orchestration_id: str | None = None
     """The orchestration that sent it, if one did."""
@@ -214,7 +214,7 @@ class Response:
     """What the agent answered, or the error that its turn ended with."""
 
     correlation_id: str | None
-    messages: tuple[ChatMessage, ...] = attrs.field(converter=tuple)
+    messages: tuple[ChatMessage, ...]
     created_at: datetime | None = None
     usage: UsageStats | None = None
     extra: Mapping[str, Json] = _extra()
@@ -245,49 +245,20 @@ Entry: TypeAlias = Request | Response | OpaqueEntry
 
 
 @attrs.frozen(kw_only=True)
-class Waiting:
-    """A request that waits for the turn before it."""
-
-    request: Request
-    digest: str
-    """A hash of the request, to tell the same request sent twice from another one under the same id."""
-
-
-@attrs.frozen(kw_only=True)
-class Turns:
-    """The turns of a thread that have not ended; stored under `data.dafx`."""
-
-    active: str | None = None
-    """The correlation id of the turn that is running."""
-    digest: str | None = None
-    """The active turn's hash of its request."""
-    draft: tuple[ChatMessage, ...] = attrs.field(default=(), converter=tuple)
-    """What the active turn has recorded; its `Response` begins with it."""
-    waiting: tuple[Waiting, ...] = attrs.field(default=(), converter=tuple)
-    """In the order in which they arrived."""
-    extra: Mapping[str, Json] = _extra()
-
-
-@attrs.frozen(kw_only=True)
 class Transcript:
     """Everything that a thread remembers. Iterating gives its messages, oldest first."""
 
-    entries: tuple[Entry, ...] = attrs.field(default=(), converter=tuple)
-    turns: Turns = attrs.field(factory=Turns)
+    entries: tuple[Entry, ...] = ()
+    """The turns that have begun, in their order."""
+    draft: tuple[ChatMessage, ...] = ()
+    """What the turn that is running has recorded so far; its `Response` will begin with it."""
     schema_version: str = "1.1.0"
-    extra: Mapping[str, Json] = _extra()
-    """Unknown fields of the document."""
-    data_extra: Mapping[str, Json] = _extra()
-    """Unknown fields under `data`."""
 
     def __iter__(self) -> Iterator[ChatMessage]:
         for entry in self.entries:
             if not isinstance(entry, OpaqueEntry):
                 yield from entry.messages
-        yield from self.turns.draft
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+        yield from self.draft
 
     def request(self, correlation_id: str) -> Request | None:
         """The request of a turn that has begun, or None."""
@@ -295,5 +266,4 @@ class Transcript:
 
     def response(self, correlation_id: str) -> Response | None:
         """The response of a turn that has ended, or None."""
-        found = (e for e in reversed(self.entries) if isinstance(e, Response) and e.correlation_id == correlation_id)
-        return next(found, None)
+        return next((e for e in self.entries if isinstance(e, Response) and e.correlation_id == correlation_id), None)

@@ -35,14 +35,14 @@ class ToolDefinition:
 class ModelRequest:
     """One model call."""
 
-    messages: tuple[ChatMessage, ...] = attrs.field(converter=tuple)
+    messages: tuple[ChatMessage, ...]
     """The instructions as a `system` message first, then the conversation, oldest first."""
-    tools: tuple[ToolDefinition, ...] = attrs.field(default=(), converter=tuple)
+    tools: tuple[ToolDefinition, ...] = ()
     tool_choice: str | None = None
     """`auto`, `none`, `required`, or a tool's name; None leaves it to the provider."""
     response_schema: Mapping[str, Json] | None = None
     """A JSON schema that the answer must fit."""
-    options: Mapping[str, Json] = attrs.field(factory=dict)
+    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """The provider's own parameters by its own names, such as `temperature` or `max_tokens`."""
 
 
