@@ -13,14 +13,21 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import attrs
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from dafx_actors import errors
-from dafx_actors.errors import InvalidThreadId, TurnError, TurnFailed, UnsupportedTranscript
+from dafx_actors.errors import (
+    ConfigurationError,
+    DafxError,
+    InvalidThreadId,
+    ModelNotConfigured,
+    TurnError,
+    TurnFailed,
+    UnsupportedTranscript,
+)
 from dafx_actors.exchange import AgentRunResponse, RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import (
@@ -385,13 +392,13 @@ def _turn_errors(root: type[TurnError] = TurnError) -> dict[str, type[TurnError]
     return found
 
 
-_CROSSING: dict[str, type[Exception]] = {
+_CROSSING: dict[str, type[DafxError]] = {
     **_turn_errors(),
-    **{cls.__name__: cls for cls in (UnsupportedTranscript, InvalidThreadId, errors.ConfigurationError)},
+    **{cls.__name__: cls for cls in (UnsupportedTranscript, InvalidThreadId, ConfigurationError, ModelNotConfigured)},
 }
 
 
-def dump_error(error: Exception) -> dict[str, Json]:
+def dump_error(error: DafxError) -> dict[str, Json]:
     """A typed error as JSON, with its sentence for whoever reads it without us.
 
     Raises:
@@ -401,7 +408,7 @@ def dump_error(error: Exception) -> dict[str, Json]:
     return {"message": str(error), "type": type(error).__name__, "fields": attrs.asdict(error)}  # type: ignore[arg-type]
 
 
-def load_error(raw: Json) -> Exception | None:
+def load_error(raw: Json) -> DafxError | None:
     """Rebuild a typed error from JSON or its text, or give None where it is something else.
 
     Fields that this version does not know are left out, so that an older client understands a newer worker.
@@ -415,18 +422,18 @@ def load_error(raw: Json) -> Exception | None:
         return None
 
 
-def crosses(error: BaseException) -> bool:
+def crosses(error: BaseException) -> TypeGuard[DafxError]:
     """Whether `error` can be sent to another process and rebuilt there."""
     return type(error) in _CROSSING.values()
 
 
-def error_content(error: Exception) -> ErrorContent:
+def error_content(error: DafxError) -> ErrorContent:
     """An error as a transcript keeps it."""
     document = dump_error(error)
     return ErrorContent(document["message"], document["type"], document["fields"])
 
 
-def error_of(content: ErrorContent, thread: AgentThread, correlation_id: str) -> Exception:
+def error_of(content: ErrorContent, thread: AgentThread, correlation_id: str) -> DafxError:
     """The error that a transcript kept; one stored by somebody else becomes a `TurnFailed`."""
     kept = load_error({"type": content.error_code, "fields": content.details})
     return kept or TurnFailed(

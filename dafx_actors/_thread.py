@@ -25,7 +25,7 @@ from typing import TypeAlias
 import attrs
 
 from dafx_actors import _codec
-from dafx_actors.errors import CorrelationConflict, ThreadBusy, TurnError, TurnSuperseded
+from dafx_actors.errors import CorrelationConflict, DafxError, TurnError, TurnSuperseded
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Json, Request, Response, UsageStats
@@ -170,7 +170,7 @@ def commit(
 
 
 def abort(
-    state: ThreadState, thread: AgentThread, turn: str, error: TurnError, now: datetime
+    state: ThreadState, thread: AgentThread, turn: str, error: DafxError, now: datetime
 ) -> tuple[ThreadState, Outcome]:
     """A turn ends without an answer. The error stands in its place, and the next in line becomes active.
 
@@ -182,11 +182,6 @@ def abort(
         history = (*state.history, _codec.dump_entry(_entry(request, now)), response)
         return attrs.evolve(state, waiting=others, history=history), Ended(response)
     return _end(state, thread, turn, (_error_message(error),), None, now)
-
-
-def busy(state: ThreadState, thread: AgentThread) -> ThreadBusy | None:
-    """The error for a caller that cannot wait for the active turn, or None where there is none."""
-    return None if state.active is None else ThreadBusy(thread.agent, thread.thread_id, state.active)
 
 
 def reset(state: ThreadState) -> ThreadState:
@@ -259,5 +254,5 @@ def _response(turn: str, messages: tuple[ChatMessage, ...], usage: UsageStats | 
     return _codec.dump_entry(Response(correlation_id=turn, messages=messages, created_at=now, usage=usage))
 
 
-def _error_message(error: TurnError) -> ChatMessage:
+def _error_message(error: DafxError) -> ChatMessage:
     return ChatMessage("assistant", (_codec.error_content(error),))

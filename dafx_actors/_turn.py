@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import attrs
 
-from dafx_actors.errors import ModelError
+from dafx_actors.errors import DafxError, ModelError
 from dafx_actors.models import ModelReply
 from dafx_actors.transcript import (
     ChatMessage,
@@ -34,7 +34,7 @@ class Finish:
 class Fail:
     """The turn cannot go on."""
 
-    error: ModelError
+    error: DafxError
 
 
 Step: TypeAlias = Finish | Fail

@@ -25,7 +25,7 @@ from dafx_actors import _codec
 from dafx_actors._coroutines import DurableTask, Loop, as_durable_task, when_all, when_any
 from dafx_actors._values import ValueMismatch, dump_value, json_schema, load_value, parameters_of, returned_by
 from dafx_actors.agents import agent_name
-from dafx_actors.errors import ConfigurationError, InvalidAnswer, NotDurableError
+from dafx_actors.errors import ConfigurationError, DafxError, InvalidAnswer, NotDurableError
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
 from dafx_actors.ids import AgentThread, turn_name
 from dafx_actors.transcript import Json
@@ -53,7 +53,7 @@ _module_logger = logging.getLogger(__name__)
 class CrossingError(Exception):
     """Carries a typed error out of an orchestration: its text is the error as JSON (durabletask keeps a text only)."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: DafxError) -> None:
         super().__init__(json.dumps(_codec.dump_error(error)))
 
 
@@ -466,7 +466,7 @@ def _mistakes(function: Callable[..., Any]) -> list[str]:
         mistakes.append(f"{name} cannot be an orchestration: write `async def`, or a function that yields tasks")
     elif len(parameters_of(function)) not in (1, 2):
         mistakes.append(f"{name} must take the context, and at most one input after it")
-    if not getattr(function, "__name__", "<").isidentifier():
+    if name.endswith("<lambda>"):
         mistakes.append(f"{name} needs a name: it cannot be a lambda")
     return mistakes
 
