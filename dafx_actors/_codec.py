@@ -8,6 +8,7 @@ or whose major version is newer, is refused.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -73,6 +74,7 @@ _CONTENTS: dict[str, type[Any]] = {
     "unknown": UnknownContent,
 }
 _ENTRIES: dict[str, type[Any]] = {"request": Request, "response": Response}
+_STORED: tuple[type[Any], ...] = (UsageStats, *_CONTENTS.values(), ChatMessage, *_ENTRIES.values())
 _KIND_OF = {cls: kind for kinds in (_CONTENTS, _ENTRIES) for kind, cls in kinds.items()}
 _RENAMED = {
     UsageStats: {
@@ -131,9 +133,9 @@ def _object(value: Json, _: Any = None) -> Mapping[str, Json]:
     return cast("Mapping[str, Json]", value)
 
 
-def _structure_of(cls: type[Any]) -> Callable[[Json, Any], Any]:
+def _structure_of(cls: type[Any], converter: Converter) -> Callable[[Json, Any], Any]:
     """Read `cls` from an object; what no field takes goes to `extra`, and a null counts as absent."""
-    generated = make_dict_structure_fn(cls, _converter, **_overrides(cls))
+    generated = make_dict_structure_fn(cls, converter, **_overrides(cls))
     known = {*_wire_names(cls).values(), "$type"}
 
     def structure(value: Json, _: Any) -> Any:
@@ -145,8 +147,8 @@ def _structure_of(cls: type[Any]) -> Callable[[Json, Any], Any]:
     return structure
 
 
-def _unstructure_of(cls: type[Any]) -> Callable[[Any], dict[str, Json]]:
-    generated = make_dict_unstructure_fn(cls, _converter, _cattrs_omit_if_default=True, **_overrides(cls))
+def _unstructure_of(cls: type[Any], converter: Converter) -> Callable[[Any], dict[str, Json]]:
+    generated = make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, **_overrides(cls))
     kind = _KIND_OF.get(cls)
 
     def unstructure(value: Any) -> dict[str, Json]:
@@ -172,13 +174,15 @@ def _load_content(value: Json, _: Any = None) -> Content:
     if cls is None:
         return OpaqueContent(raw)
     try:
-        return cast("Content", _converter.structure(raw, cls))
+        return cast("Content", _converter().structure(raw, cls))
     except (ValueError, KeyError, TypeError):
         # Stored by somebody else, and broken: kept as it is rather than losing the thread over it.
         return OpaqueContent(raw)
 
 
-def _make_converter() -> Converter:
+@functools.cache
+def _converter() -> Converter:
+    """Made when it is first needed, for it costs a program's start as much as all our modules together."""
     made = Converter(detailed_validation=False)
     for kind in (str, int, bool):
         made.register_structure_hook(kind, _exactly(kind))
@@ -192,20 +196,12 @@ def _make_converter() -> Converter:
     return made
 
 
-_converter = _make_converter()
-# Leaves first: a class's functions are made with those of the classes inside it.
-_STORED: tuple[type[Any], ...] = (UsageStats, *_CONTENTS.values(), ChatMessage, Request, Response)
-for _cls in _STORED:
-    _converter.register_structure_hook(_cls, _structure_of(_cls))
-    _converter.register_unstructure_hook(_cls, _unstructure_of(_cls))
-
-
 # --- Messages and entries -----------------------------------------------------------------------------------------
 
 
 def dump_message(message: ChatMessage) -> dict[str, Json]:
     """A message as it is stored."""
-    return cast("dict[str, Json]", _converter.unstructure(message))
+    return cast("dict[str, Json]", _converter().unstructure(message))
 
 
 def load_message(raw: Json) -> ChatMessage:
@@ -215,7 +211,7 @@ def load_message(raw: Json) -> ChatMessage:
         ValueError: It is none: no role, or contents that are not a list of objects.
     """
     try:
-        return _converter.structure(raw, ChatMessage)
+        return _converter().structure(raw, ChatMessage)
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a message: {error!r}") from error
 
@@ -233,7 +229,7 @@ def load_messages(raw: Json) -> tuple[ChatMessage, ...]:
 
 def dump_usage(usage: UsageStats) -> dict[str, Json]:
     """Token counts as they are stored."""
-    return cast("dict[str, Json]", _converter.unstructure(usage))
+    return cast("dict[str, Json]", _converter().unstructure(usage))
 
 
 def load_usage(raw: Json) -> UsageStats:
@@ -242,12 +238,14 @@ def load_usage(raw: Json) -> UsageStats:
     Raises:
         ValueError: It is something else.
     """
-    return _converter.structure(raw or {}, UsageStats)
+    return _converter().structure(raw or {}, UsageStats)
 
 
 def dump_entry(entry: Entry) -> dict[str, Json]:
     """An entry as it is stored."""
-    return dict(entry.raw) if isinstance(entry, OpaqueEntry) else cast("dict[str, Json]", _converter.unstructure(entry))
+    return (
+        dict(entry.raw) if isinstance(entry, OpaqueEntry) else cast("dict[str, Json]", _converter().unstructure(entry))
+    )
 
 
 def load_entry(raw: Json) -> Entry:
@@ -257,7 +255,7 @@ def load_entry(raw: Json) -> Entry:
     if cls is None:
         return OpaqueEntry(document)
     try:
-        return cast("Entry", _converter.structure({"correlationId": None, "messages": [], **document}, cls))
+        return cast("Entry", _converter().structure({"correlationId": None, "messages": [], **document}, cls))
     except (ValueError, KeyError, TypeError):
         return OpaqueEntry(document)
 

@@ -49,7 +49,7 @@ ModelFailure = Literal[
 ]
 """Why a model call failed. The first four, and `bad_response`, may go better when tried again."""
 
-_error = attrs.define(eq=False)
+_error = attrs.define(eq=False, slots=False)
 
 
 class DafxError(Exception):
