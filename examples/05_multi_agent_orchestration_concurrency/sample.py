@@ -1,0 +1,31 @@
+"""The worker and the client of this sample in one program.
+
+python sample.py [PROMPT]               both
+python sample.py worker                 only the worker
+python sample.py client [PROMPT]        only the client
+"""
+
+import logging
+import sys
+
+import anyio
+import client
+import worker
+
+from dafx_actors.scheduler import scheduler_if_needed
+
+
+async def main(*arguments: str) -> None:
+    match arguments:
+        case ["worker"]:
+            await worker.main()
+        case ["client", *prompt]:
+            await client.main(*prompt)
+        case prompt:
+            async with scheduler_if_needed(), worker.create_worker():
+                await client.main(*prompt)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    anyio.run(main, *sys.argv[1:])
