@@ -35,9 +35,10 @@ processes as those fields (see `_codec.py`), so they hold JSON values only.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import attrs
+from typing_extensions import dataclass_transform
 
 ModelFailure = Literal[
     "rate_limit",
@@ -54,7 +55,13 @@ ModelFailure = Literal[
 ]
 """Why a model call failed. The first four, and `bad_response`, may go better when tried again."""
 
-_error = attrs.define(eq=False, slots=False)
+_E = TypeVar("_E", bound=Exception)
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(attrs.field,))
+def _error(cls: type[_E]) -> type[_E]:
+    """`attrs.define` for exceptions, which are equal only to themselves; type checkers cannot see through an alias."""
+    return attrs.define(eq=False, slots=False)(cls)
 
 
 class DafxError(Exception):
