@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -12,16 +11,20 @@ import anyio
 
 from dafx_actors.scheduler.embedded import EmbeddedScheduler
 
-logger = logging.getLogger(__name__)
-
 _ENDPOINT = "http://localhost:8080"
 
 
 @asynccontextmanager
-async def scheduler_if_needed(db: str | os.PathLike[str] = "dafx.db") -> AsyncGenerator[str]:
+async def scheduler_if_needed(
+    db: str | os.PathLike[str] = "dafx.db", *, say: Callable[[str], object] = print
+) -> AsyncGenerator[str]:
     """Start the embedded scheduler at `http://localhost:8080`, unless ENDPOINT is set or something listens there.
 
     Gives the endpoint to use. What runs here ends with the `async with`; what it stored in `db` is there next time.
+
+    Args:
+        db: The database file, made if it is missing.
+        say: Told in a line when a scheduler is started.
 
     Raises:
         SchedulerError: It cannot be started.
@@ -31,7 +34,7 @@ async def scheduler_if_needed(db: str | os.PathLike[str] = "dafx.db") -> AsyncGe
         yield endpoint or _ENDPOINT
         return
     async with EmbeddedScheduler(db=db, port=urlsplit(_ENDPOINT).port or 0):
-        logger.info("Nothing listens at %s: the embedded scheduler runs in this process, on %s.", _ENDPOINT, db)
+        say(f"Nothing listens at {_ENDPOINT}: the embedded scheduler runs in this process, with its state in {db}.")
         yield _ENDPOINT
 
 

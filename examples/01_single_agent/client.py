@@ -52,5 +52,6 @@ async def main(thread_id: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig()
+    logger.setLevel(logging.INFO)
     anyio.run(main, *sys.argv[1:2])

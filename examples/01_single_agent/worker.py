@@ -41,12 +41,13 @@ def create_worker() -> DurableAIAgentWorker:
 
 async def main() -> None:
     logger.info("Starting Durable Task Agent Worker...")
-    async with scheduler_if_needed(), create_worker() as worker:
+    async with scheduler_if_needed(say=logger.info), create_worker() as worker:
         logger.info("Worker is ready and listening for requests...")
         logger.info("Press Ctrl+C to stop.")
         await worker.serve()
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig()
+    logger.setLevel(logging.INFO)
     anyio.run(main)

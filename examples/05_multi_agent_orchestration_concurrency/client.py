@@ -44,5 +44,6 @@ async def main(prompt: str = PROMPT) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig()
+    logger.setLevel(logging.INFO)
     anyio.run(main, *sys.argv[1:2])

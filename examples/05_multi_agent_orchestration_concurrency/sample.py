@@ -14,6 +14,8 @@ import worker
 
 from dafx_actors.scheduler import scheduler_if_needed
 
+logger = logging.getLogger("__main__")
+
 
 async def main(*arguments: str) -> None:
     match arguments:
@@ -22,10 +24,11 @@ async def main(*arguments: str) -> None:
         case ["client", *prompt]:
             await client.main(*prompt)
         case prompt:
-            async with scheduler_if_needed(), worker.create_worker():
+            async with scheduler_if_needed(say=logger.info), worker.create_worker():
                 await client.main(*prompt)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig()
+    logger.setLevel(logging.INFO)
     anyio.run(main, *sys.argv[1:])
