@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 from durabletask.testing import create_test_backend
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker
+from dafx_actors.scheduler import EmbeddedScheduler
 from tests.conftest import free_port
 
 
-@pytest.fixture
-def endpoint() -> Generator[str]:
-    """durabletask's own in-memory backend: what the rest of the world takes for a scheduler."""
+@pytest.fixture(params=["embedded", "durabletask"])
+def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
+    """Our scheduler, and durabletask's own in-memory backend: the same program runs on both."""
+    if request.param == "embedded":
+        with EmbeddedScheduler(db=tmp_path / "dafx.db").on_a_thread() as scheduler:
+            yield scheduler.endpoint
+        return
     port = free_port()
     backend = create_test_backend(port=port)
     yield f"http://127.0.0.1:{port}"
