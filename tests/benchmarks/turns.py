@@ -1,8 +1,8 @@
 """How a worker bears many turns: `python tests/benchmarks/turns.py [--json FILE] [--turns N ...]`.
 
-Everything is real but the model, which sleeps: a scheduler process on disk, one worker wrapped with default settings, a
-client, over sockets. Printed are, per number of turns at once, the most that were in flight, the wall time over the ideal
-(the model's own time), and what an orchestration without agents took meanwhile, over what it takes when idle.
+Everything is real but the model, which sleeps: a scheduler process on disk, one worker wrapped with default settings,
+a client, over sockets. Printed are, per number of turns at once, the most that were in flight, the wall time over the
+ideal (the model's own time), and what an orchestration without agents took meanwhile, over what it takes when idle.
 """
 
 from __future__ import annotations

@@ -174,12 +174,21 @@ async def test_a_timeout_says_how_to_pick_the_answer_up(hosting: Hosting) -> Non
     assert repr(caught.value.correlation_id) in str(caught.value)
 
 
-async def test_an_agent_that_nobody_hosts_is_an_error_and_nothing_is_left_pending(endpoint: str) -> None:
-    async with DurableAIAgentClient.connect(endpoint, start_timeout=0.2) as client:
+async def test_an_agent_that_nobody_hosts_is_an_error_that_lists_what_is_hosted(
+    hosting: Hosting, endpoint: str, request: pytest.FixtureRequest
+) -> None:
+    async with (
+        hosting(agent_with(ScriptedModel(echo))) as hosts,
+        DurableAIAgentClient.connect(endpoint, start_timeout=1.5) as client,
+    ):
+        await hosts.get_agent("Joker").run("Hello")
         with pytest.raises(AgentNotHosted) as caught:
             await client.get_agent("Nobody").run("Hello")
-    assert caught.value.agent == "Nobody"
-    assert endpoint in str(caught.value)
+    assert (caught.value.agent, caught.value.task_hub) == ("Nobody", "default")
+    # Only the embedded scheduler can tell, and then nobody has to wait for the whole `start_timeout`.
+    embedded = "embedded" in request.node.name
+    assert caught.value.hosted == (("Joker",) if embedded else None)
+    assert caught.value.seconds == (1.0 if embedded else 1.5)
 
 
 async def test_no_scheduler_is_an_error_that_says_how_to_start_one() -> None:
