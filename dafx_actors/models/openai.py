@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ class _ChatCompletionsModel(ABC):
     model: str
     """The model's name; with Azure, the deployment's."""
     timeout: float = attrs.field(default=600.0, kw_only=True)
-    """Seconds to wait for a connection, or for the next bytes of an answer."""
+    """Seconds to wait for the next bytes of an answer; for a connection, ten at most."""
     options: Mapping[str, Json] = attrs.field(factory=dict[str, Json], kw_only=True)
     """Parameters of every call, by the provider's names, such as `temperature`; a request's own come over them."""
     trust_env: bool = attrs.field(default=True, kw_only=True)
@@ -129,16 +130,17 @@ class _ChatCompletionsModel(ABC):
         """
         if self._client.get() is None:
             await to_thread.run_sync(importlib.import_module, "openai")
-            from httpx2 import Limits
+            from httpx2 import Limits, Timeout
             from openai import DefaultAsyncHttpxClient, OpenAIError
 
             # Another task may have been here during the import. From here to `set` nothing else runs on this loop.
             if self._client.get() is None:
                 # As many connections at once as there are calls: what bounds those is the worker.
                 limits = Limits(max_connections=None, max_keepalive_connections=100 if self.keep_alive else 0)
-                http = DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=self.timeout, limits=limits)
+                timeout = Timeout(self.timeout, connect=min(self.timeout, 10.0))
+                http = DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=timeout, limits=limits)
                 try:
-                    client = self._make_client(timeout=self.timeout, max_retries=0, http_client=http)
+                    client = self._make_client(timeout=timeout, max_retries=0, http_client=http)
                 except (OpenAIError, ValueError) as error:
                     await http.aclose()
                     raise ConfigurationError((f"The model {self.model!r} cannot be used: {error}",)) from error
@@ -225,6 +227,7 @@ class _AzureIdentity:
 
     _credential: DefaultAzureCredential | None = None
     _provider: Callable[[], str] | None = None
+    _mutex: threading.Lock = attrs.field(factory=threading.Lock)
 
     async def token(self) -> str:
         """A token that is valid now.
@@ -242,9 +245,10 @@ class _AzureIdentity:
         from azure.identity import DefaultAzureCredential, get_bearer_token_provider
 
         try:
-            if self._provider is None:
-                self._credential = DefaultAzureCredential()
-                self._provider = get_bearer_token_provider(self._credential, _AZURE_SCOPE)
+            with self._mutex:
+                if self._provider is None:
+                    self._credential = DefaultAzureCredential()
+                    self._provider = get_bearer_token_provider(self._credential, _AZURE_SCOPE)
             return self._provider()
         except ValueError as error:
             raise ConfigurationError((f"azure-identity cannot be used as it is set up: {error}",)) from error
