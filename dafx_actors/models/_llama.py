@@ -54,6 +54,10 @@ def _serve(settings: dict[str, Any]) -> Any:
     params.hostnames = ["127.0.0.1"]
     params.port = 0
     params.n_gpu_layers = 0
+    # Asleep, not spinning, while there is nothing to compute.
+    for cpu in (params.cpuparams, params.cpuparams_batch):
+        cpu.n_threads = settings["threads"]
+        cpu.poll = 0
     # The context is divided among the slots, each of which makes one answer at a time.
     params.n_ctx = settings["context"] * settings["slots"]
     params.n_parallel = settings["slots"]

@@ -36,6 +36,8 @@ class Settings:
     """Tokens of one conversation, question and answer together."""
     slots: int
     """Answers made at the same time; further requests wait."""
+    threads: int
+    """Threads that compute."""
 
 
 @attrs.define(eq=False)

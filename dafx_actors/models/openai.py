@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
@@ -54,11 +55,14 @@ class _ChatCompletionsModel(ABC):
     model: str
     """The model's name; with Azure, the deployment's."""
     timeout: float = attrs.field(default=600.0, kw_only=True)
-    """Seconds to wait for a connection, or for the next bytes of an answer."""
+    """Seconds to wait for the next bytes of an answer; for a connection, ten at most."""
     options: Mapping[str, Json] = attrs.field(factory=dict[str, Json], kw_only=True)
     """Parameters of every call, by the provider's names, such as `temperature`; a request's own come over them."""
     trust_env: bool = attrs.field(default=True, kw_only=True)
     """Whether HTTP_PROXY, SSL_CERT_FILE and the like count."""
+    keep_alive: bool = attrs.field(default=True, kw_only=True)
+    """Whether connections are kept for the next call. A server may close one just as it is used again, which is an
+    error of kind `connection`; beside a server on this machine a new one costs nothing."""
     # A client's connections belong to the event loop that opened them, so each loop that uses the model has its own.
     _client: RunVar[AsyncOpenAI | None] = attrs.field(
         init=False, repr=False, factory=lambda: RunVar["AsyncOpenAI | None"]("dafx_actors.models.openai", None)
@@ -84,7 +88,7 @@ class _ChatCompletionsModel(ABC):
         # Not the package's `parse()`: it takes anything for a completion, and fails later on whoever reads it.
         return _chat.reply(_read_json(response.content))
 
-    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelDelta | ModelReply]:
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelDelta | ModelReply, None]:
         """Make one call, once; gives pieces of text as they come, and last the whole reply.
 
         Whoever stops listening early closes the iterator (`contextlib.aclosing`), which ends the call.
@@ -126,13 +130,17 @@ class _ChatCompletionsModel(ABC):
         """
         if self._client.get() is None:
             await to_thread.run_sync(importlib.import_module, "openai")
+            from httpx2 import Limits, Timeout
             from openai import DefaultAsyncHttpxClient, OpenAIError
 
             # Another task may have been here during the import. From here to `set` nothing else runs on this loop.
             if self._client.get() is None:
-                http = DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=self.timeout)
+                # As many connections at once as there are calls: what bounds those is the worker.
+                limits = Limits(max_connections=None, max_keepalive_connections=100 if self.keep_alive else 0)
+                timeout = Timeout(self.timeout, connect=min(self.timeout, 10.0))
+                http = DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=timeout, limits=limits)
                 try:
-                    client = self._make_client(timeout=self.timeout, max_retries=0, http_client=http)
+                    client = self._make_client(timeout=timeout, max_retries=0, http_client=http)
                 except (OpenAIError, ValueError) as error:
                     await http.aclose()
                     raise ConfigurationError((f"The model {self.model!r} cannot be used: {error}",)) from error
@@ -219,6 +227,7 @@ class _AzureIdentity:
 
     _credential: DefaultAzureCredential | None = None
     _provider: Callable[[], str] | None = None
+    _mutex: threading.Lock = attrs.field(factory=threading.Lock)
 
     async def token(self) -> str:
         """A token that is valid now.
@@ -236,9 +245,10 @@ class _AzureIdentity:
         from azure.identity import DefaultAzureCredential, get_bearer_token_provider
 
         try:
-            if self._provider is None:
-                self._credential = DefaultAzureCredential()
-                self._provider = get_bearer_token_provider(self._credential, _AZURE_SCOPE)
+            with self._mutex:
+                if self._provider is None:
+                    self._credential = DefaultAzureCredential()
+                    self._provider = get_bearer_token_provider(self._credential, _AZURE_SCOPE)
             return self._provider()
         except ValueError as error:
             raise ConfigurationError((f"azure-identity cannot be used as it is set up: {error}",)) from error
