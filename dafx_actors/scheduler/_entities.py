@@ -184,7 +184,7 @@ class Entities:
         if entity.mailbox and done:
             entity.mailbox = deque(operation for operation in entity.mailbox if operation.id not in done)
         for row in done:
-            tables.delete_operation(changes, row)
+            tables.delete_operation(changes, entity.id, row)
         entity.state, entity.modified = verdict.state, now
         for answer in verdict.answers:
             operation = answer.operation

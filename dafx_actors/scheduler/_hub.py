@@ -1,8 +1,8 @@
 """A task hub: its orchestrations, entities, workers and waiting clients.
 
 All of it lives on the event loop's thread. A request is decided and carried out in memory without an `await` in
-between, and adds what has to be stored to one `Changes`; whoever asked is answered when those are on disk, and
-work that they make ready is handed out then. If they cannot be written, memory is thrown away and read again from
+between, and adds what has to be stored to one `Changes`; whoever asked is answered when those are on disk.
+Activities and entity batches that they make ready are handed out then, turns at once (see `Orchestrations.touch`). If they cannot be written, memory is thrown away and read again from
 the store, which then is the truth.
 """
 

@@ -91,13 +91,15 @@ class Orchestrations:
         if it.dirty != changes.seq:
             it.dirty = changes.seq
             self._idle.take(it.id)
+            # Its turn need not wait for the disk: to take one has no effect but the answer, which is written after
+            # this, or refused if this cannot be written. So the worker replays while the disk works.
+            changes.at_once(lambda: self.offer(it))
             changes.then(lambda: self._committed(it, changes.seq))
 
     def _committed(self, it: Orchestration, seq: int) -> None:
         if it.dirty == seq:
             # Else a later change is not on disk yet, and nobody may be told of it.
             self._hub.notify(it)
-        self.offer(it)
         if it.dirty > seq or not it.idle:
             return
         if it.gone or it.ended:
@@ -365,7 +367,7 @@ class Orchestrations:
         if it is None or activity.id not in it.activities:
             return
         it.activities.discard(activity.id)
-        tables.delete_activity(changes, activity.id)
+        tables.delete_activity(changes, activity)
         now = self._hub.clock.now()
         if answer.HasField("failureDetails"):
             event = _events.task_failed(now, activity.task_id, answer.failureDetails)

@@ -1,9 +1,11 @@
 """Group commit: changes that come together share one transaction and one wait for the disk.
 
-The event loop's thread executes the statements, which costs microseconds and never waits for the disk; a thread
-of its own executes the COMMIT, which does. (A thread that executed the statements as well would have to take
-Python's global lock again after each of them, and wait up to 5 ms for it every time that the loop is busy.) While
-a commit is under way changes pile up, and form the next group.
+The event loop's thread executes the statements, which costs microseconds and never waits for the disk. (A thread
+that executed them would have to take Python's global lock again after each one, and wait up to 5 ms for it every
+time that the loop is busy.) COMMIT does wait for the disk. As long as the disk answers within a millisecond the
+loop waits for it as well, since to hand over to a thread and back takes as long again; a slower disk is left to a
+thread of its own, and so is the copying of the log into the database. Meanwhile changes pile up, and form the next
+group.
 """
 
 from __future__ import annotations
@@ -30,16 +32,26 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_AT = 16 * 2**20
 """Bytes in the write-ahead log after which it is copied into the database."""
 
+_COMMITS_BETWEEN_LOOKS = 64
+"""How often the size of the log is looked at."""
+
+_QUICK = 0.001
+"""Seconds; the loop itself waits for a disk that usually takes less."""
+
+_WEIGHT = 0.1
+"""Of the last commit in what is usual."""
+
 
 class Changes:
     """What one request changes: statements for the store, and what is done once they are on disk."""
 
-    __slots__ = ("_after", "_done", "_outcome", "seq", "writes")
+    __slots__ = ("_after", "_done", "_first", "_outcome", "seq", "writes")
 
     def __init__(self, seq: int) -> None:
         self.seq = seq
         """Where these changes stand in the order of all."""
         self.writes: list[tuple[str, Row]] = []
+        self._first: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
         self._done: asyncio.Future[None] | None = None
         self._outcome: SchedulerWriteFailed | bool = False
@@ -47,6 +59,15 @@ class Changes:
     def write(self, sql: str, *values: object) -> None:
         """Add a statement."""
         self.writes.append((sql, values))
+
+    def at_once(self, action: Callable[[], None]) -> None:
+        """Do this as soon as the changes are complete, without waiting for the disk."""
+        self._first.append(action)
+
+    def complete(self) -> None:
+        """Nothing more is added: do what need not wait."""
+        for action in self._first:
+            action()
 
     def then(self, action: Callable[[], None]) -> None:
         """Do this once the changes are on disk; never, if they cannot be written."""
@@ -105,8 +126,10 @@ class Committer:
         self._group: list[Changes] | None = None
         self._scheduled = False
         self._idle: asyncio.Future[None] | None = None
-        self._commits: SimpleQueue[bool] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], sqlite3.Error | None] | None] = SimpleQueue()
         self._thread: Thread | None = None
+        self._usual = 0.0
+        """Seconds that a commit usually takes."""
         self.seq = 0
         self.committed = 0
         """All changes up to this one are on disk."""
@@ -121,6 +144,7 @@ class Committer:
 
     def submit(self, changes: Changes) -> None:
         """Have the changes written with the next group."""
+        changes.complete()
         self._waiting.append(changes)
         # Not at once: whatever else is ready to run on the loop joins the group.
         if self._group is None and not self._scheduled:
@@ -149,7 +173,7 @@ class Committer:
         """Write what is left and end the thread. The connection stays open."""
         await self.drained()
         if self._thread is not None:
-            self._commits.put(False)
+            self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
             self._thread = None
 
@@ -169,17 +193,21 @@ class Committer:
         except sqlite3.Error as error:
             self._finish(error)
             return
-        if self._location.in_memory:
+        if self._usual < _QUICK:
             self._finish(self._commit())
-            return
+        else:
+            self._hand_over(self._commit)
+
+    def _hand_over(self, job: Callable[[], sqlite3.Error | None]) -> None:
+        """Have the thread do this; `_finish` is called on the loop after that."""
         if self._thread is None:
             self._thread = Thread(target=self._run, name="dafx-scheduler-commit", daemon=True)
             self._thread.start()
-        self._commits.put(True)
+        self._jobs.put(job)
 
     def _run(self) -> None:
-        while self._commits.get():
-            error = self._commit()
+        while (job := self._jobs.get()) is not None:
+            error = job()
             with suppress(RuntimeError):  # The loop was closed under us; nobody waits for the answer.
                 self._loop.call_soon_threadsafe(self._finish, error)
 
@@ -187,34 +215,38 @@ class Committer:
         started = time.perf_counter()
         try:
             self._connection.execute("COMMIT")
-            self._checkpoint()
         except sqlite3.Error as error:
             return error
-        self.slowest = max(self.slowest, time.perf_counter() - started)
+        taken = time.perf_counter() - started
+        self._usual += (taken - self._usual) * _WEIGHT
+        self.slowest = max(self.slowest, taken)
         return None
 
-    def _checkpoint(self) -> None:
-        if self._location.log_size() > CHECKPOINT_AT:
-            try:
-                self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            except sqlite3.Error as error:
-                # The changes are safe in the log; it only grows until a checkpoint succeeds.
-                logger.warning("The write-ahead log could not be copied into the database: %s", error)
+    def _checkpoint(self) -> sqlite3.Error | None:
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        except sqlite3.Error as error:
+            # The changes are safe in the log; it only grows until a checkpoint succeeds.
+            logger.warning("The write-ahead log could not be copied into the database: %s", error)
+        return None
 
     def _finish(self, error: sqlite3.Error | None) -> None:
-        group = self._group or []
-        self._group = None
-        if error is None:
+        """The group is on disk, or is not going to be; or the log was copied, and there is no group."""
+        group, self._group = self._group, None
+        if error is not None:
+            self._give_up(group or [], error)
+        elif group:
             self.committed = group[-1].seq
             self.commits += 1
             for changes in group:
                 changes.settle(None)
-        else:
-            self._give_up(group, error)
+            if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > CHECKPOINT_AT:
+                self._group = []
+                self._hand_over(self._checkpoint)
+                return
         if self._waiting:
             self._scheduled = True
-            # At once: while this group was written others have waited.
-            self._flush()
+            self._loop.call_soon(self._flush)
         else:
             self._rest()
 

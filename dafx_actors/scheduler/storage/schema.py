@@ -45,7 +45,7 @@ CREATE TABLE orchestrations (
 );
 CREATE INDEX orchestrations_created ON orchestrations (hub, created, id);
 CREATE INDEX orchestrations_completed ON orchestrations (hub, completed, id) WHERE completed IS NOT NULL;
-CREATE INDEX orchestrations_active ON orchestrations (hub, status) WHERE completed IS NULL;
+CREATE INDEX orchestrations_active ON orchestrations (hub) WHERE completed IS NULL;
 CREATE INDEX orchestrations_parent ON orchestrations (parent) WHERE parent IS NOT NULL;
 
 CREATE TABLE payloads (
@@ -58,31 +58,34 @@ CREATE TABLE payloads (
     scheduled INTEGER
 );
 
+-- What belongs to one orchestration or entity lies together: no index beside the table that every write would have
+-- to change as well, and one look finds all.
+
 -- One row for each turn: the events that it added, framed as they are sent (see _proto.py).
 CREATE TABLE histories (
-    id INTEGER PRIMARY KEY,
     orchestration INTEGER NOT NULL,
-    events BLOB NOT NULL
-);
-CREATE INDEX histories_orchestration ON histories (orchestration, id);
+    id INTEGER NOT NULL,
+    events BLOB NOT NULL,
+    PRIMARY KEY (orchestration, id)
+) WITHOUT ROWID;
 
 CREATE TABLE inbox (
-    id INTEGER PRIMARY KEY,
     orchestration INTEGER NOT NULL,
+    id INTEGER NOT NULL,
     kind INTEGER NOT NULL,
-    event BLOB NOT NULL
-);
-CREATE INDEX inbox_orchestration ON inbox (orchestration, id);
+    event BLOB NOT NULL,
+    PRIMARY KEY (orchestration, id)
+) WITHOUT ROWID;
 
 CREATE TABLE activities (
-    id INTEGER PRIMARY KEY,
     orchestration INTEGER NOT NULL,
+    id INTEGER NOT NULL,
     task INTEGER NOT NULL,
     name TEXT NOT NULL,
     version TEXT,
-    request BLOB NOT NULL
-);
-CREATE INDEX activities_orchestration ON activities (orchestration);
+    request BLOB NOT NULL,
+    PRIMARY KEY (orchestration, id)
+) WITHOUT ROWID;
 
 -- kind 0: an orchestration's timer; 1: its scheduled start; 2: a delayed operation for `entity`.
 CREATE TABLE timers (
@@ -114,15 +117,15 @@ CREATE TABLE entities (
 CREATE INDEX entities_locked ON entities (holder) WHERE holder IS NOT NULL;
 
 CREATE TABLE operations (
-    id INTEGER PRIMARY KEY,
     entity INTEGER NOT NULL,
+    id INTEGER NOT NULL,
     event BLOB NOT NULL,
     request TEXT NOT NULL,
     caller INTEGER,
     caller_instance TEXT,
-    caller_execution TEXT
-);
-CREATE INDEX operations_entity ON operations (entity, id);
+    caller_execution TEXT,
+    PRIMARY KEY (entity, id)
+) WITHOUT ROWID;
 
 CREATE TABLE lock_requests (
     id INTEGER PRIMARY KEY,

@@ -159,9 +159,9 @@ def insert_activity(changes: Changes, activity: Activity) -> None:
     )
 
 
-def delete_activity(changes: Changes, row: int) -> None:
+def delete_activity(changes: Changes, activity: Activity) -> None:
     """It was answered."""
-    changes.write("DELETE FROM activities WHERE id = ?", row)
+    changes.write("DELETE FROM activities WHERE orchestration = ? AND id = ?", activity.orchestration, activity.id)
 
 
 def insert_timer(changes: Changes, row: int, hub: int, due: int, orchestration: int, event: bytes) -> None:
@@ -225,9 +225,9 @@ def insert_operation(changes: Changes, entity: int, operation: Operation) -> Non
     )  # fmt: skip
 
 
-def delete_operation(changes: Changes, row: int) -> None:
+def delete_operation(changes: Changes, entity: int, row: int) -> None:
     """It was carried out."""
-    changes.write("DELETE FROM operations WHERE id = ?", row)
+    changes.write("DELETE FROM operations WHERE entity = ? AND id = ?", entity, row)
 
 
 def insert_lock_request(changes: Changes, hub: int, request: LockRequest) -> None:
