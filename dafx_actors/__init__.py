@@ -1,1 +1,56 @@
-"""Durable AI agents: conversations that survive crashes, on any Durable Task scheduler."""
+"""Durable AI agents: conversations that survive crashes, on any Durable Task scheduler.
+
+The front door: everything public that a program needs, and nothing else. Errors are in `dafx_actors.errors`, models in
+`dafx_actors.models`, help for tests in `dafx_actors.testing`.
+"""
+
+from dafx_actors.agents import AgentDefinition, Turn, durable_agent
+from dafx_actors.client import DurableAIAgent, DurableAIAgentClient, OrchestrationHandle
+from dafx_actors.errors import DafxError
+from dafx_actors.exchange import AgentRunResponse
+from dafx_actors.ids import AgentThread
+from dafx_actors.models import Model, ModelReply, ModelRequest
+from dafx_actors.orchestration import (
+    DurableAgentTask,
+    DurableAIAgentOrchestrationContext,
+    DurableTask,
+    OrchestrationAgent,
+    OrchestrationAgentExecutor,
+    OrchestrationContext,
+    orchestrator,
+    when_all,
+    when_any,
+)
+from dafx_actors.transcript import ChatMessage, DataContent, TextContent, Transcript, UriContent, UsageStats
+from dafx_actors.worker import DurableAIAgentWorker
+
+__all__ = [
+    "AgentDefinition",
+    "AgentRunResponse",
+    "AgentThread",
+    "ChatMessage",
+    "DafxError",
+    "DataContent",
+    "DurableAIAgent",
+    "DurableAIAgentClient",
+    "DurableAIAgentOrchestrationContext",
+    "DurableAIAgentWorker",
+    "DurableAgentTask",
+    "DurableTask",
+    "Model",
+    "ModelReply",
+    "ModelRequest",
+    "OrchestrationAgent",
+    "OrchestrationAgentExecutor",
+    "OrchestrationContext",
+    "OrchestrationHandle",
+    "TextContent",
+    "Transcript",
+    "Turn",
+    "UriContent",
+    "UsageStats",
+    "durable_agent",
+    "orchestrator",
+    "when_all",
+    "when_any",
+]

@@ -21,6 +21,7 @@
         ├── CorrelationConflict     the correlation id was used for another request
         ├── ThreadBusy              the thread works on another turn and cannot wait for it
         ├── TurnTimeout             no answer in time; the turn may still be running
+        ├── TurnSuperseded          the thread was reset or deleted, or the turn was taken for dead
         ├── TurnTerminated          somebody ended the turn before it had an answer
         ├── TurnFailed              the agent's own code raised
         ├── StaleTranscript         a step kept reading less of the thread than was recorded
@@ -34,9 +35,10 @@ processes as those fields (see `_codec.py`), so they hold JSON values only.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import attrs
+from typing_extensions import dataclass_transform
 
 ModelFailure = Literal[
     "rate_limit",
@@ -53,7 +55,13 @@ ModelFailure = Literal[
 ]
 """Why a model call failed. The first four, and `bad_response`, may go better when tried again."""
 
-_error = attrs.define(eq=False)
+_E = TypeVar("_E", bound=Exception)
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(attrs.field,))
+def _error(cls: type[_E]) -> type[_E]:
+    """`attrs.define` for exceptions, which are equal only to themselves; type checkers cannot see through an alias."""
+    return attrs.define(eq=False, slots=False)(cls)
 
 
 class DafxError(Exception):
@@ -303,6 +311,21 @@ class TurnTimeout(TurnError, TimeoutError):
 
 
 @_error
+class TurnSuperseded(TurnError):
+    """The thread no longer works on this turn."""
+
+    thread_id: str
+    correlation_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"Thread {self.thread_id} no longer works on turn {self.correlation_id}: the thread was reset or deleted "
+            "meanwhile, or the turn was taken for dead. Its answer was not recorded. Send the request again under a "
+            "new correlation id."
+        )
+
+
+@_error
 class TurnTerminated(TurnError):
     """The turn was ended from outside before it had an answer."""
 
@@ -375,7 +398,7 @@ class ModelError(TurnError):
     """Seconds that the provider asked to wait, where it did."""
     attempts: int = 1
     """How often the call was made."""
-    data: dict[str, Any] = attrs.field(factory=dict)
+    data: dict[str, Any] = attrs.field(factory=dict[str, Any])
     """What else the provider said, as JSON values."""
 
     @property

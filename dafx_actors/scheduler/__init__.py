@@ -8,5 +8,6 @@ hosted scheduler, by changing its endpoint.
 from dafx_actors.scheduler._clock import Alarm, Clock, SystemClock
 from dafx_actors.scheduler._engine import Patience, Retention
 from dafx_actors.scheduler.embedded import EmbeddedScheduler, Tls
+from dafx_actors.scheduler.if_needed import scheduler_if_needed
 
-__all__ = ["Alarm", "Clock", "EmbeddedScheduler", "Patience", "Retention", "SystemClock", "Tls"]
+__all__ = ["Alarm", "Clock", "EmbeddedScheduler", "Patience", "Retention", "SystemClock", "Tls", "scheduler_if_needed"]

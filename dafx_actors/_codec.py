@@ -1,0 +1,447 @@
+"""The one place where our types become JSON values and come back.
+
+The stored shapes are those of `durable-agent-entity-state.json`; the shapes of a request are the peer's, with our
+own fields beside them. Fields that a type does not know are kept in its `extra`; contents and entries of an
+unknown or broken kind are kept whole, as `OpaqueContent` and `OpaqueEntry`. A document that is not a transcript,
+or whose major version is newer, is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timezone
+from typing import Any, TypeGuard, TypeVar, cast
+
+import attrs
+from cattrs import Converter
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+from dafx_actors.errors import (
+    ConfigurationError,
+    DafxError,
+    InvalidThreadId,
+    ModelNotConfigured,
+    TurnError,
+    TurnFailed,
+    UnsupportedTranscript,
+)
+from dafx_actors.exchange import AgentRunResponse, RunRequest
+from dafx_actors.ids import AgentThread
+from dafx_actors.transcript import (
+    ChatMessage,
+    Content,
+    DataContent,
+    Entry,
+    ErrorContent,
+    FunctionCallContent,
+    FunctionResultContent,
+    HostedFileContent,
+    HostedVectorStoreContent,
+    Json,
+    OpaqueContent,
+    OpaqueEntry,
+    Request,
+    Response,
+    TextContent,
+    TextReasoningContent,
+    Transcript,
+    UnknownContent,
+    UriContent,
+    UsageContent,
+    UsageStats,
+)
+
+SCHEMA_VERSION = "1.1.0"
+"""The version of the stored form that is written, and the newest that is understood in full."""
+
+T = TypeVar("T")
+
+_CONTENTS: dict[str, type[Any]] = {
+    "text": TextContent,
+    "reasoning": TextReasoningContent,
+    "data": DataContent,
+    "uri": UriContent,
+    "error": ErrorContent,
+    "functionCall": FunctionCallContent,
+    "functionResult": FunctionResultContent,
+    "hostedFile": HostedFileContent,
+    "hostedVectorStore": HostedVectorStoreContent,
+    "usage": UsageContent,
+    "unknown": UnknownContent,
+}
+_ENTRIES: dict[str, type[Any]] = {"request": Request, "response": Response}
+_STORED: tuple[type[Any], ...] = (UsageStats, *_CONTENTS.values(), ChatMessage, *_ENTRIES.values())
+_KIND_OF = {cls: kind for kinds in (_CONTENTS, _ENTRIES) for kind, cls in kinds.items()}
+_RENAMED = {
+    UsageStats: {
+        "input_tokens": "inputTokenCount",
+        "output_tokens": "outputTokenCount",
+        "total_tokens": "totalTokenCount",
+    }
+}
+
+
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(part.title() for part in tail)
+
+
+# --- Times: RFC 3339, as .NET, Python and JavaScript write it -----------------------------------------------------
+
+_FRACTION = re.compile(r"\.(\d+)")
+
+
+def dump_time(moment: datetime) -> str:
+    """RFC 3339 in UTC."""
+    return moment.astimezone(timezone.utc).isoformat()
+
+
+def load_time(text: Json) -> datetime:
+    """Read RFC 3339; a time without a zone is UTC, and digits beyond the microsecond are cut off (.NET writes 7).
+
+    Raises:
+        ValueError: It is no such time.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"not a time: {text!r}")  # noqa: TRY004 - bad data, not a bad program
+    micros = _FRACTION.sub(lambda found: "." + found.group(1)[:6].ljust(6, "0"), text, count=1)
+    moment = datetime.fromisoformat(micros[:-1] + "+00:00" if micros[-1:] in {"Z", "z"} else micros)
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+# --- The converter: attrs classes by their fields -----------------------------------------------------------------
+
+
+def _exactly(kind: type[T]) -> Callable[[Json, Any], T]:
+    """Structure nothing but `kind`: cattrs would make "5" of 5, and 0 of False."""
+
+    def structure(value: Json, _: Any) -> T:
+        if type(value) is not kind:
+            raise ValueError(f"expected {kind.__name__}, found {value!r}")
+        return value
+
+    return structure
+
+
+def _object(value: Json, _: Any = None) -> Mapping[str, Json]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected an object, found {value!r}")  # noqa: TRY004 - likewise
+    return cast("Mapping[str, Json]", value)
+
+
+def _structure_of(cls: type[Any], converter: Converter) -> Callable[[Json, Any], Any]:
+    """Read `cls` from an object; what no field takes goes to `extra`, and a null counts as absent."""
+    generated = make_dict_structure_fn(cls, converter, **_overrides(cls))
+    known = {*_wire_names(cls).values(), "$type"}
+
+    def structure(value: Json, _: Any) -> Any:
+        raw = _object(value)
+        made = generated({key: item for key, item in raw.items() if item is not None}, cls)
+        unknown = {key: item for key, item in raw.items() if key not in known}
+        return attrs.evolve(made, extra=unknown) if unknown else made
+
+    return structure
+
+
+def _unstructure_of(cls: type[Any], converter: Converter) -> Callable[[Any], dict[str, Json]]:
+    generated = make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, **_overrides(cls))
+    kind = _KIND_OF.get(cls)
+
+    def unstructure(value: Any) -> dict[str, Json]:
+        tagged = {"$type": kind} if kind else {}
+        return {**tagged, **generated(value), **value.extra}
+
+    return unstructure
+
+
+def _wire_names(cls: type[Any]) -> dict[str, str]:
+    renamed = _RENAMED.get(cls, {})
+    return {field.name: renamed.get(field.name, _camel(field.name)) for field in attrs.fields(cls)}
+
+
+def _overrides(cls: type[Any]) -> dict[str, Any]:
+    names = _wire_names(cls)
+    return {name: override(omit=True) if name == "extra" else override(rename=names[name]) for name in names}
+
+
+def _load_content(value: Json, _: Any = None) -> Content:
+    raw = _object(value)
+    cls = _CONTENTS.get(raw.get("$type", ""))
+    if cls is None:
+        return OpaqueContent(raw)
+    try:
+        return cast("Content", _converter().structure(raw, cls))
+    except (ValueError, KeyError, TypeError):
+        # Stored by somebody else, and broken: kept as it is rather than losing the thread over it.
+        return OpaqueContent(raw)
+
+
+@functools.cache
+def _converter() -> Converter:
+    """Made when it is first needed, for it costs a program's start as much as all our modules together."""
+    made = Converter(detailed_validation=False)
+    for kind in (str, int, bool):
+        made.register_structure_hook(kind, _exactly(kind))
+    made.register_structure_hook(datetime, lambda value, _: load_time(value))
+    made.register_unstructure_hook(datetime, dump_time)
+    made.register_structure_hook_func(lambda cls: cls == Mapping[str, Json], _object)
+    made.register_unstructure_hook_func(lambda cls: cls == Mapping[str, Json], lambda value: dict(value))
+    made.register_structure_hook_func(lambda cls: cls == Content, _load_content)
+    made.register_unstructure_hook(OpaqueContent, lambda value: dict(value.raw))
+    made.register_unstructure_hook_func(lambda cls: cls == Content, lambda value: made.unstructure(value, type(value)))
+    # Leaves first: a class's functions are made with those of the classes inside it.
+    for cls in _STORED:
+        made.register_structure_hook(cls, _structure_of(cls, made))
+        made.register_unstructure_hook(cls, _unstructure_of(cls, made))
+    return made
+
+
+# --- Messages and entries -----------------------------------------------------------------------------------------
+
+
+def dump_message(message: ChatMessage) -> dict[str, Json]:
+    """A message as it is stored."""
+    return cast("dict[str, Json]", _converter().unstructure(message))
+
+
+def load_message(raw: Json) -> ChatMessage:
+    """Read a stored message.
+
+    Raises:
+        ValueError: It is none: no role, or contents that are not a list of objects.
+    """
+    try:
+        return _converter().structure(raw, ChatMessage)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a message: {error!r}") from error
+
+
+def load_messages(raw: Json) -> tuple[ChatMessage, ...]:
+    """Read a list of stored messages.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(raw, list):
+        raise ValueError(f"expected a list of messages, found {raw!r}")  # noqa: TRY004 - likewise
+    return tuple(load_message(item) for item in cast("list[Json]", raw))
+
+
+def dump_usage(usage: UsageStats) -> dict[str, Json]:
+    """Token counts as they are stored."""
+    return cast("dict[str, Json]", _converter().unstructure(usage))
+
+
+def load_usage(raw: Json) -> UsageStats:
+    """Read stored token counts; none at all count as zero.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    return _converter().structure(raw or {}, UsageStats)
+
+
+def dump_entry(entry: Entry) -> dict[str, Json]:
+    """An entry as it is stored."""
+    return (
+        dict(entry.raw) if isinstance(entry, OpaqueEntry) else cast("dict[str, Json]", _converter().unstructure(entry))
+    )
+
+
+def load_entry(raw: Json) -> Entry:
+    """Read a stored entry; one of an unknown or broken kind is kept whole."""
+    document = _object(raw)
+    cls = _ENTRIES.get(document.get("$type", ""))
+    if cls is None:
+        return OpaqueEntry(document)
+    try:
+        return cast("Entry", _converter().structure({"correlationId": None, "messages": [], **document}, cls))
+    except (ValueError, KeyError, TypeError):
+        return OpaqueEntry(document)
+
+
+# --- The whole document -------------------------------------------------------------------------------------------
+
+
+def check_document(document: Json) -> Mapping[str, Json]:
+    """The `data` of a stored thread, after its version was checked; `{}` where there is no thread yet.
+
+    Raises:
+        UnsupportedTranscript: A newer major version, or not a thread at all.
+    """
+    if document is None:
+        return {}
+    version = _object(document).get("schemaVersion") if isinstance(document, Mapping) else None
+    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise UnsupportedTranscript(f"schemaVersion is {version!r}", SCHEMA_VERSION)
+    if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
+        raise UnsupportedTranscript(f"schemaVersion {version}", SCHEMA_VERSION)
+    data: Json = _object(document).get("data")
+    history: Json = _object(data).get("conversationHistory", []) if isinstance(data, Mapping) else None
+    if not isinstance(history, list) or not all(isinstance(entry, Mapping) for entry in cast("list[Json]", history)):
+        raise UnsupportedTranscript("`data.conversationHistory` is not a list of objects", SCHEMA_VERSION)
+    return _object(data)
+
+
+def load_transcript(document: Json) -> Transcript:
+    """Read a stored thread; None is an empty one.
+
+    Raises:
+        UnsupportedTranscript: A newer major version, or not a thread at all.
+    """
+    data = check_document(document)
+    ours = _object(data.get("dafx") or {})
+    return Transcript(
+        entries=tuple(load_entry(raw) for raw in data.get("conversationHistory", [])),
+        draft=load_messages(ours.get("draft", [])),
+        schema_version=document["schemaVersion"] if document else SCHEMA_VERSION,
+    )
+
+
+# --- Requests and responses ---------------------------------------------------------------------------------------
+
+
+def digest(messages: Iterable[ChatMessage], response_schema: Json) -> str:
+    """A hash of what is asked, to tell the same request sent again from another one under the same id."""
+    asked = [{**dump_message(message), "createdAt": None} for message in messages]
+    return hashlib.sha256(json.dumps([asked, response_schema], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def dump_request(request: RunRequest) -> dict[str, Json]:
+    """A request as it travels: the peer's `RunRequest`, with whole messages and the schema beside its own fields."""
+    first = request.messages[0]
+    return _without_none(
+        {
+            "message": first.text,
+            "role": first.role,
+            "correlationId": request.correlation_id,
+            "request_response_format": "json" if request.response_schema else "text",
+            "created_at": dump_time(request.created_at) if request.created_at else None,
+            "orchestrationId": request.orchestration_id,
+            "options": dict(request.options) or None,
+            "messages": [dump_message(message) for message in request.messages],
+            "responseSchema": request.response_schema,
+        }
+    )
+
+
+def load_request(raw: Json) -> RunRequest:
+    """Read a request, of ours or of the peer's (which has one text in `message`).
+
+    Raises:
+        ValueError: It is none. A class that it names is not imported: only its JSON schema would count.
+    """
+    document = _object(json.loads(raw) if isinstance(raw, str) else raw)
+    correlation_id = document.get("correlationId")
+    if not isinstance(correlation_id, str) or not correlation_id:
+        raise ValueError("a request needs a `correlationId`")
+    messages = document.get("messages")
+    if messages is None:
+        messages = [
+            {
+                "role": str(document.get("role") or "user").strip().lower(),
+                "contents": [{"$type": "text", "text": document.get("message", "")}],
+            }
+        ]
+    created = document.get("created_at")
+    return RunRequest(
+        correlation_id=correlation_id,
+        messages=load_messages(messages),
+        response_schema=_object(document["responseSchema"]) if document.get("responseSchema") else None,
+        options=_object(document.get("options") or {}),
+        created_at=load_time(created) if created else None,
+        orchestration_id=document.get("orchestrationId"),
+    )
+
+
+def dump_response(response: Response) -> dict[str, Json]:
+    """A response as a turn gives it to its caller: as it is stored."""
+    return dump_entry(response)
+
+
+def load_response(raw: Json, thread: AgentThread) -> AgentRunResponse[Any]:
+    """Read what a turn of `thread` gave.
+
+    Raises:
+        ValueError: It is no response.
+        TurnError: It is one that holds an error.
+    """
+    entry = load_entry(raw)
+    if not isinstance(entry, Response) or entry.correlation_id is None:
+        raise ValueError(f"not a response: {raw!r}")
+    if entry.error is not None:
+        raise error_of(entry.error, thread, entry.correlation_id)
+    return AgentRunResponse(
+        messages=entry.messages,
+        usage=entry.usage or UsageStats(),
+        correlation_id=entry.correlation_id,
+        thread=thread,
+        created_at=entry.created_at or datetime.now(timezone.utc),
+    )
+
+
+# --- Errors -------------------------------------------------------------------------------------------------------
+
+
+def _turn_errors(root: type[TurnError] = TurnError) -> dict[str, type[TurnError]]:
+    found = {root.__name__: root}
+    for cls in root.__subclasses__():
+        found |= _turn_errors(cls)
+    return found
+
+
+_CROSSING: dict[str, type[DafxError]] = {
+    **_turn_errors(),
+    **{cls.__name__: cls for cls in (UnsupportedTranscript, InvalidThreadId, ConfigurationError, ModelNotConfigured)},
+}
+
+
+def dump_error(error: DafxError) -> dict[str, Json]:
+    """A typed error as JSON, with its sentence for whoever reads it without us.
+
+    Raises:
+        KeyError: It is not one of those that cross processes.
+    """
+    _CROSSING[type(error).__name__]
+    return {"message": str(error), "type": type(error).__name__, "fields": attrs.asdict(error)}  # type: ignore[arg-type]
+
+
+def load_error(raw: Json) -> DafxError | None:
+    """Rebuild a typed error from JSON or its text, or give None where it is something else.
+
+    Fields that this version does not know are left out, so that an older client understands a newer worker.
+    """
+    try:
+        document = _object(json.loads(raw) if isinstance(raw, str) else raw)
+        cls = _CROSSING[document["type"]]
+        known = {field.name for field in attrs.fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: value for name, value in _object(document["fields"]).items() if name in known})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def crosses(error: BaseException) -> TypeGuard[DafxError]:
+    """Whether `error` can be sent to another process and rebuilt there."""
+    return type(error) in _CROSSING.values()
+
+
+def error_content(error: DafxError) -> ErrorContent:
+    """An error as a transcript keeps it."""
+    document = dump_error(error)
+    return ErrorContent(document["message"], document["type"], document["fields"])
+
+
+def error_of(content: ErrorContent, thread: AgentThread, correlation_id: str) -> DafxError:
+    """The error that a transcript kept; one stored by somebody else becomes a `TurnFailed`."""
+    kept = load_error({"type": content.error_code, "fields": content.details})
+    return kept or TurnFailed(
+        thread.agent, correlation_id, content.error_code or "an error", content.message or str(content.details)
+    )
+
+
+def _without_none(document: dict[str, Json]) -> dict[str, Json]:
+    return {key: value for key, value in document.items() if value is not None}

@@ -1,0 +1,272 @@
+"""Between this process and a scheduler: addresses, credentials, clients and workers of durabletask.
+
+The only place that knows which of durabletask's classes to make and how, that a client may be a sync or an async
+one, and what gRPC's status codes mean to us. `reader_of` is the only one that reads private names of a worker.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import anyio
+import anyio.to_thread
+import attrs
+import grpc
+import grpc.aio
+from durabletask.client import AsyncTaskHubGrpcClient, OrchestrationState, TaskHubGrpcClient
+from durabletask.entities import EntityInstanceId
+from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
+from durabletask.worker import TaskHubGrpcWorker
+
+from dafx_actors.errors import ConfigurationError, SchedulerUnreachable
+from dafx_actors.transcript import Json
+
+if TYPE_CHECKING:
+    from dafx_actors.scheduler.hosted import Hosted
+
+T = TypeVar("T")
+DurableTaskClient: TypeAlias = TaskHubGrpcClient | AsyncTaskHubGrpcClient
+
+DEFAULT_ENDPOINT = "http://localhost:8080"
+DEFAULT_TASK_HUB = "default"
+_MAX_MESSAGE_BYTES = 128 * 1024 * 1024
+"""A thread is read whole; gRPC's own limit of 4 MiB is a long conversation with a few pictures."""
+
+_sdk_logger = logging.getLogger("dafx_actors.durabletask")
+_sdk_logger.setLevel(logging.WARNING)  # durabletask tells of every call at INFO
+# Every orderly stop ends the stream of work items, which it tells as a warning.
+_sdk_logger.addFilter(lambda record: "Locally cancelled by application" not in record.getMessage())
+
+
+@attrs.frozen
+class Address:
+    """Where a scheduler is, and which of its task hubs is meant."""
+
+    endpoint: str
+    task_hub: str
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether the endpoint wants TLS and a credential."""
+        return self.endpoint.lower().startswith(("https://", "grpcs://"))
+
+
+def address(
+    endpoint: str | None = None, task_hub: str | None = None, environ: Mapping[str, str] = os.environ
+) -> Address:
+    """What was given, else ENDPOINT and TASKHUB of the environment, else the emulator's defaults.
+
+    Raises:
+        ConfigurationError: The endpoint has no scheme: it decides about TLS and is not guessed.
+    """
+    found = Address(
+        (endpoint or environ.get("ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"),
+        task_hub or environ.get("TASKHUB") or DEFAULT_TASK_HUB,
+    )
+    if not found.endpoint.lower().startswith(("http://", "https://", "grpc://", "grpcs://")):
+        raise ConfigurationError(
+            f"ENDPOINT {found.endpoint!r} has no scheme: write http:// for a scheduler without TLS (the emulator, the "
+            "embedded one), or https:// for a deployed one"
+        )
+    return found
+
+
+def make_client(where: Address, credential: Any = None) -> AsyncTaskHubGrpcClient:
+    """An async client. A secure endpoint gets `credential`, or Azure's default one."""
+    from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
+
+    if where.is_secure and credential is None:
+        from azure.identity.aio import DefaultAzureCredential
+
+        credential = DefaultAzureCredential()
+    return AsyncDurableTaskSchedulerClient(
+        host_address=where.endpoint,
+        taskhub=where.task_hub,
+        token_credential=credential,
+        secure_channel=where.is_secure,
+        channel_options=_channel_options(),
+        logger=_sdk_logger,
+    )
+
+
+def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
+    """A worker. A secure endpoint gets `credential`, or Azure's default one."""
+    from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
+
+    if where.is_secure and credential is None:
+        from azure.identity import DefaultAzureCredential
+
+        credential = DefaultAzureCredential()
+    return DurableTaskSchedulerWorker(
+        host_address=where.endpoint,
+        taskhub=where.task_hub,
+        token_credential=credential,
+        secure_channel=where.is_secure,
+        channel_options=_channel_options(),
+        resiliency_options=GrpcWorkerResiliencyOptions(
+            reconnect_backoff_base_seconds=0.2, reconnect_backoff_cap_seconds=5.0
+        ),
+        logger=_sdk_logger,
+    )
+
+
+def _channel_options() -> GrpcChannelOptions:
+    return GrpcChannelOptions(max_receive_message_length=_MAX_MESSAGE_BYTES, max_send_message_length=_MAX_MESSAGE_BYTES)
+
+
+def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
+    """A client with the settings of `worker`, to read threads with.
+
+    durabletask has no public way to ask a worker for them; `tests/test_private_names.py` says so when they change.
+    """
+    private: Any = worker
+    return TaskHubGrpcClient(
+        host_address=private._host_address,  # noqa: SLF001 - see above
+        secure_channel=private._secure_channel,  # noqa: SLF001
+        interceptors=private._interceptors,  # noqa: SLF001
+        channel=None if private._owns_channel else private._channel,  # noqa: SLF001
+        channel_options=private._channel_options or _channel_options(),  # noqa: SLF001
+        payload_store=private._payload_store,  # noqa: SLF001
+        data_converter=private._data_converter,  # noqa: SLF001
+        logger=_sdk_logger,
+    )
+
+
+# --- Calls, and what becomes of them ------------------------------------------------------------------------------
+
+_LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED}
+"""The transport's own failures: the call may or may not have arrived, and may be made again."""
+
+
+def code_of(error: BaseException) -> grpc.StatusCode | None:
+    """The status of a failed call, or None if `error` is something else."""
+    call: Any = error
+    return call.code() if isinstance(error, grpc.RpcError) and hasattr(error, "code") else None
+
+
+class Backend:
+    """A scheduler as a client needs it: async, patient, and with errors that say something."""
+
+    def __init__(self, client: DurableTaskClient, where: Address) -> None:
+        self.where = where
+        self._client: Any = client
+        self._is_async = isinstance(client, AsyncTaskHubGrpcClient)
+        # A sync client's calls hold a thread each while they wait; gRPC ends them, so they cannot pile up for ever.
+        self._threads = anyio.CapacityLimiter(2048)
+        self._longest_wait = 60.0 if self._is_async else 10.0
+        self._telling: grpc.aio.Channel | None = None
+
+    async def close(self) -> None:
+        """Close the client's channel, and our own."""
+        if self._telling is not None:
+            await self._telling.close()
+        closing = self._client.close()
+        if self._is_async:
+            await closing
+
+    async def hosted(self) -> Hosted | None:
+        """What the connected workers take, where the scheduler can tell: the embedded one, at an address known to us.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered for 5 s.
+        """
+        if not self.where.endpoint.lower().startswith(("http://", "grpc://")):
+            return None
+        # A service of the embedded scheduler alone: programs that never ask need not import any of it.
+        from dafx_actors.scheduler.hosted import hosted_async
+
+        if self._telling is None:
+            self._telling = grpc.aio.insecure_channel(self.where.endpoint.split("://", 1)[1])
+        asking = functools.partial(hosted_async, self._telling, [("taskhub", self.where.task_hub)])
+        return await self._patiently(asking, 5.0)
+
+    async def start(self, name: str, instance_id: str, input: Json) -> bool:
+        """Start an orchestration; False where the id exists already. Sent again, with the same id, when it got lost.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered for 5 s.
+        """
+        starting = functools.partial(
+            self._call, "schedule_new_orchestration", name, input=input, instance_id=instance_id
+        )
+        try:
+            await self._patiently(starting, 5.0)
+        except grpc.RpcError as error:
+            if code_of(error) is not grpc.StatusCode.ALREADY_EXISTS:
+                raise
+            return False
+        return True
+
+    async def wait(self, instance_id: str, seconds: float) -> OrchestrationState | None:
+        """Wait for an orchestration to end, one long poll long; None where it has not ended by then.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered for 60 s.
+        """
+        poll = min(seconds, self._longest_wait)
+        waiting = functools.partial(self._call, "wait_for_orchestration_completion", instance_id, timeout=poll)
+        try:
+            return await self._patiently(waiting, 60.0)
+        except TimeoutError:
+            return None
+
+    async def state(self, instance_id: str) -> OrchestrationState | None:
+        """An orchestration with its input and output, or None where there is none.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered for 5 s.
+        """
+        return await self._patiently(functools.partial(self._call, "get_orchestration_state", instance_id), 5.0)
+
+    async def terminate(self, instance_id: str, reason: str) -> None:
+        """End an orchestration, wherever it stands.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered for 5 s.
+        """
+        ending = functools.partial(self._call, "terminate_orchestration", instance_id, output=reason)
+        await self._patiently(ending, 5.0)
+
+    async def raise_event(self, instance_id: str, name: str, data: Json) -> None:
+        """Raise an event for an orchestration. Not repeated when it got lost: it might arrive twice.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered; the event may have arrived.
+        """
+        raising = functools.partial(self._call, "raise_orchestration_event", instance_id, name, data=data)
+        await self._patiently(raising, 0.0)
+
+    async def thread(self, entity_id: EntityInstanceId) -> Json:
+        """The stored document of a thread, or None where there is none.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered for 5 s.
+        """
+        found = await self._patiently(functools.partial(self._call, "get_entity", entity_id), 5.0)
+        return None if found is None else found.get_typed_state()
+
+    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(getattr(self._client, method), *args, **kwargs)
+        if self._is_async:
+            return await call()
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]], seconds: float) -> T:
+        """Make a call again, at growing intervals, while the transport loses it, for `seconds` at most."""
+        give_up, pause = time.monotonic() + seconds, 0.05
+        while True:
+            try:
+                return await call()
+            except grpc.RpcError as error:
+                if code_of(error) not in _LOST:
+                    raise
+                if time.monotonic() + pause > give_up:
+                    details: Any = getattr(error, "details", str)
+                    raise SchedulerUnreachable(self.where.endpoint, details() or "") from error
+            await anyio.sleep(pause)
+            pause = min(pause * 2, 2.0)

@@ -1,0 +1,314 @@
+"""Coroutines inside an orchestration.
+
+durabletask drives generators that yield its tasks. Here a small loop, inside one such generator, runs any number of
+coroutines side by side: each owns a task that completes when it returns, and goes on when what it awaits
+completes. Nothing here looks at a clock, so a replay takes the same steps in the same order.
+
+Three things about durabletask decide the shape:
+
+- it completes tasks in the middle of handling an event, and goes on with its own books after that; so a completion
+  only makes a coroutine *ready*, and the generator is woken (`_wakeup`) where durabletask resumes it;
+- it never resumes a generator whose first yielded task is complete already; so such a task is not yielded;
+- it builds the coroutines anew for each work item and abandons them; left to the garbage collector, their `finally`
+  blocks would run at any time on any thread. `work_item()` closes them when the item ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from contextlib import contextmanager
+from types import CoroutineType
+from typing import Any, TypeVar, cast
+
+from durabletask import task
+
+from dafx_actors.errors import NotDurableError
+
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
+
+
+class DurableTask(task.CompletableTask[T]):
+    """Something that an orchestration awaits: an activity, an agent's turn, a timer, an event, a coroutine.
+
+    It is a durabletask `Task` as well: it can be yielded, and given to durabletask's own `when_all` and `when_any`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._error: Exception | None = None
+        self._child: task.Task[Any] | None = None
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if not self.is_complete:
+            yield self
+        return self.get_result()
+
+    def get_result(self) -> T:
+        """The result.
+
+        Raises:
+            Exception: What the task failed with; ValueError if it has not completed.
+        """
+        if self._error is not None:
+            raise self._error
+        return super().get_result()
+
+    def get_exception(self) -> Any:
+        """The error that the task failed with."""
+        return self._error or super().get_exception()
+
+    def fail_with(self, error: Exception) -> None:
+        """Complete with an error, which is raised as it is where the task is awaited."""
+        self._error = error
+        self.fail(str(error), error)
+
+    def cancel(self) -> bool:
+        """Stop waiting for a timer or an event; False where that is not possible or it has completed."""
+        return isinstance(self._child, task.CancellableTask) and self._child.cancel()
+
+    def follow(
+        self, child: task.Task[Any], convert: Callable[[Any], T], explain: Callable[[Exception], Exception]
+    ) -> None:
+        """Complete when `child` does, with its result converted; an error while converting is this task's failure."""
+        self._child = child
+        _Listener(child, lambda: self._take_over(child, convert, explain))
+
+    def _take_over(
+        self, child: task.Task[Any], convert: Callable[[Any], T], explain: Callable[[Exception], Exception]
+    ) -> None:
+        try:
+            result = convert(child.get_result())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where the task is awaited
+            self.fail_with(explain(error) if child.is_failed else error)
+        else:
+            self.complete(result)
+
+
+class _Listener(task.CompositeTask[None]):
+    """durabletask tells only composite tasks of a completion; this one hands it on, at once if it has happened."""
+
+    def __init__(self, child: task.Task[Any], callback: Callable[[], None]) -> None:
+        self._callback = callback
+        super().__init__([child])
+
+    def on_child_completed(self, task: task.Task[Any]) -> None:
+        self._callback()
+
+
+class CoroutineTask(DurableTask[T]):
+    """A coroutine on its way."""
+
+    def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, T]) -> None:
+        super().__init__()
+        assert isinstance(coroutine, CoroutineType)  # has a name and frames, to say what went wrong where
+        self._loop = loop
+        self._coroutine = coroutine
+        # Its own: `set` in one coroutine is not seen by those beside it, as under asyncio.
+        self._variables = contextvars.copy_context()
+        self._variables.run(_running.set, loop)
+
+    def step(self) -> None:
+        """Go on until the coroutine awaits something incomplete, or ends."""
+        awaited: Any = None
+        mistake: NotDurableError | None = None
+        while True:
+            try:
+                if mistake is None:
+                    awaited = self._variables.run(self._coroutine.send, None)
+                else:
+                    awaited = self._variables.run(self._coroutine.throw, mistake)
+            except StopIteration as stop:
+                self.complete(stop.value)
+            except asyncio.CancelledError as error:
+                self.fail_with(task.TaskCancelledError(str(error) or "the orchestration's code cancelled itself"))
+            except Exception as error:  # noqa: BLE001 - it is raised where the coroutine is awaited
+                self.fail_with(_without_event_loop(error, self._coroutine) or error)
+            if self.is_complete:
+                break
+            if isinstance(awaited, DurableTask):
+                _Listener(cast("DurableTask[Any]", awaited), lambda: self._loop.make_ready(self))
+                break
+            mistake = _not_durable(self._coroutine)
+
+    def close(self) -> None:
+        """End the coroutine where it stands; whatever its `finally` blocks raise is of no interest any more."""
+        try:
+            self._variables.run(self._coroutine.close)
+        except Exception:
+            _logger.debug("A coroutine of an orchestration did not end quietly.", exc_info=True)
+
+
+class Loop:
+    """The coroutines of one orchestration during one work item."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._tasks: list[CoroutineTask[Any]] = []
+        self._ready: deque[CoroutineTask[Any]] = deque()
+        self._wakeup: task.CompletableTask[None] | None = None
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> CoroutineTask[T]:
+        """Let a coroutine run beside the others."""
+        spawned = CoroutineTask(self, coroutine)
+        self._tasks.append(spawned)
+        self.make_ready(spawned)
+        return spawned
+
+    def make_ready(self, ready: CoroutineTask[Any]) -> None:
+        """Let `ready` go on at the next chance, after those that were ready before it."""
+        self._ready.append(ready)
+        if self._wakeup is not None and not self._wakeup.is_complete:
+            self._wakeup.complete(None)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> Generator[task.Task[Any], Any, T]:
+        """The generator that durabletask drives; it returns what `coroutine` returns."""
+        _opened_in_this_work_item().append(self)
+        try:
+            root = self.spawn(coroutine)
+            while True:
+                while self._ready and not root.is_complete:
+                    self._ready.popleft().step()
+                if root.is_complete:
+                    return root.get_result()
+                self._wakeup = task.CompletableTask[None]()
+                yield self._wakeup
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close every coroutine that has not ended. The context of the orchestration refuses calls from here on."""
+        self.closed = True
+        while self._tasks:
+            self._tasks.pop().close()
+
+
+_running: contextvars.ContextVar[Loop] = contextvars.ContextVar("dafx_actors_orchestration")
+_thread = threading.local()
+
+
+def _opened_in_this_work_item() -> list[Loop]:
+    """The loops to close when this thread's work item ends; a list of no consequence outside `work_item()`."""
+    opened: list[Loop] | None = getattr(_thread, "opened", None)
+    return [] if opened is None else opened
+
+
+@contextmanager
+def work_item() -> Generator[None]:
+    """Close the coroutines of orchestrations that this thread executes inside the `with` block."""
+    _thread.opened = opened = list[Loop]()
+    try:
+        yield
+    finally:
+        _thread.opened = None
+        for loop in opened:
+            loop.close()
+
+
+# --- What orchestrations await ------------------------------------------------------------------------------------
+
+
+def as_durable_task(awaited: task.Task[T] | Coroutine[Any, Any, T]) -> DurableTask[T]:
+    """A task that can be awaited, of a durabletask `Task` or of a coroutine, which starts to run with it.
+
+    Raises:
+        NotDurableError: It is neither, or a coroutine outside an orchestration.
+    """
+    if isinstance(awaited, DurableTask):
+        return awaited
+    if isinstance(awaited, task.Task):
+        durable = DurableTask[T]()
+        durable.follow(awaited, lambda result: cast("T", result), lambda error: error)
+        return durable
+    if isinstance(awaited, CoroutineType):
+        loop = _running.get(None)
+        if loop is None or loop.closed:
+            awaited.close()
+            raise NotDurableError(
+                f"`{awaited.__qualname__}`", "Coroutines run side by side only inside `@orchestrator`."
+            )
+        return loop.spawn(awaited)
+    raise NotDurableError(_kind(awaited), "Give it tasks of the context, agents' runs, or coroutines made of those.")
+
+
+def when_all(tasks: Iterable[Awaitable[T] | task.Task[T]]) -> DurableTask[list[T]]:
+    """Wait for all: results in the order given. If some fail, the first failure is raised after all have ended.
+
+    Args:
+        tasks: Agents' runs, activities, timers, events, coroutines, in any mix. None at all is complete at once.
+
+    Raises:
+        NotDurableError: One of them is something else.
+    """
+    return as_durable_task(task.when_all([as_durable_task(cast("task.Task[T]", each)) for each in tasks]))
+
+
+def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[DurableTask[Any]]:
+    """Wait for the first to complete or fail, and give that *task*: `await` it for its result.
+
+    The others go on; stop a timer or an event that lost with its `cancel()`.
+
+    Raises:
+        NotDurableError: One of them is nothing that can be replayed.
+        ValueError: There are none, which would wait for ever.
+    """
+    durable = [as_durable_task(cast("task.Task[Any]", each)) for each in tasks]
+    if not durable:
+        raise ValueError("when_any() of nothing would wait for ever")
+    return cast("DurableTask[DurableTask[Any]]", as_durable_task(task.when_any(durable)))
+
+
+# --- Mistakes, named ----------------------------------------------------------------------------------------------
+
+_INSTEAD = {
+    "sleep": "Use `await context.sleep(seconds)`.",
+    "wait_for": "Use `await when_any([task, context.sleep(seconds)])`.",
+    "gather": "Use `await when_all([...])`.",
+    "TaskGroup": "Use `await when_all([...])`.",
+}
+_ELSE = "Do it in an activity, and `await context.call_activity(...)`."
+
+
+def _not_durable(coroutine: CoroutineType[Any, Any, Any]) -> NotDurableError:
+    """What `coroutine` is awaiting, by the names of the innermost function that does."""
+    inner: Any = coroutine
+    while (below := getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)) is not None:
+        if not (hasattr(below, "cr_frame") or hasattr(below, "gi_frame")):
+            break
+        inner = below
+    frame: Any = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None)
+    if inner is coroutine or frame is None:
+        return NotDurableError(f"what `{coroutine.__qualname__}` awaits", _ELSE)
+    return NotDurableError(f"`{frame.f_globals.get('__name__', '?')}.{inner.__qualname__}`", _instead(inner.__name__))
+
+
+def _without_event_loop(error: Exception, coroutine: CoroutineType[Any, Any, Any]) -> NotDurableError | None:
+    """The same mistake where it shows itself earlier: asyncio and anyio ask for a running event loop first."""
+    text = str(error)
+    if not (
+        (isinstance(error, RuntimeError) and "no running event loop" in text)
+        or type(error).__name__ in {"AsyncLibraryNotFoundError", "NoEventLoopError"}
+    ):
+        return None
+    frame = error.__traceback__
+    name, module = coroutine.__qualname__, ""
+    while frame is not None:
+        if frame.tb_frame.f_globals.get("__name__", "").split(".")[0] in {"asyncio", "anyio"} and not module:
+            name, module = frame.tb_frame.f_code.co_name, frame.tb_frame.f_globals["__name__"]
+        frame = frame.tb_next
+    mistake = NotDurableError(f"`{module}.{name}`" if module else f"what `{name}` awaits", _instead(name))
+    mistake.__cause__ = error
+    return mistake
+
+
+def _instead(name: str) -> str:
+    return _INSTEAD.get(name, _ELSE)
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__qualname__}"

@@ -1,0 +1,146 @@
+"""The one seam between durabletask's threads and the event loop where agents run.
+
+durabletask runs orchestrators, entities and activities as plain functions on one pool of threads; agents are async.
+
+- `AgentLoop` is the event loop, on the caller's or on a thread of its own.
+- `Gate` lets steps in and counts them. When the worker stops, steps that have not begun are given back, and those that
+  do not end within the bound are ended by `HandedBack`: durabletask then sends no answer, so the scheduler hands
+  them out again. (An ordinary exception, also a cancellation by the loop, would be recorded as their result.)
+- `Pool` replaces durabletask's pool of CPUs + 4 threads, and closes the coroutines of orchestrations after each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import anyio
+import anyio.from_thread
+
+from dafx_actors._coroutines import work_item
+
+T = TypeVar("T")
+
+
+class HandedBack(asyncio.CancelledError):
+    """Leaves a work item unanswered. A cancellation, for it passes durabletask's `except Exception` without noise."""
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads for work items."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `fn` as a work item; threads are made as they are needed."""
+
+        def run() -> T:
+            with work_item():
+                return fn(*args, **kwargs)
+
+        return super().submit(run)
+
+
+class Gate:
+    """Lets steps in until it is closed."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside: set[object] = set()
+        self._futures: set[Future[Any]] = set()
+        self._closed = False
+
+    @contextmanager
+    def pass_through(self) -> Generator[None]:
+        """Count what runs in the `with` block.
+
+        Raises:
+            HandedBack: The gate is closed.
+        """
+        token = object()
+        with self._changed:
+            if self._closed:
+                raise HandedBack
+            self._inside.add(token)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside.discard(token)
+                self._changed.notify_all()
+
+    def wait_for(self, started: Future[T]) -> T:
+        """The result of a step that runs on the loop; ended when the gate is closed and the bound is over.
+
+        Raises:
+            HandedBack: It was ended, whoever did it: a cancellation is never a step's result.
+        """
+        with self._changed:
+            self._futures.add(started)
+        try:
+            return started.result()
+        except (CancelledError, asyncio.CancelledError):
+            raise HandedBack from None
+        finally:
+            with self._changed:
+                self._futures.discard(started)
+
+    def open(self) -> None:
+        """Let steps in, again."""
+        with self._changed:
+            self._closed = False
+
+    def close(self, seconds: float) -> int:
+        """Let no more in, wait `seconds` for those inside, and end the others; how many were ended.
+
+        A plain function that blocks cannot be ended: it is only waited for, by durabletask, for as long as it takes.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._inside, seconds)
+            left = list(self._futures)
+        return sum(future.cancel() for future in left)
+
+
+class AgentLoop:
+    """An event loop that other threads run coroutines on."""
+
+    def __init__(self) -> None:
+        self._portal: anyio.from_thread.BlockingPortal | None = None
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def use(self, portal: anyio.from_thread.BlockingPortal | None) -> None:
+        """Run on the loop of `portal` from now on; None: on no loop until one is needed."""
+        self._portal = portal
+
+    def call(self, function: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Start a coroutine function on the loop, which is started on a thread of its own if there is none yet."""
+        with self._starting:
+            portal = self._portal or self._start()
+        return portal.start_task_soon(function)
+
+    def stop(self) -> None:
+        """End the loop, if it has a thread of its own; what runs on it is cancelled."""
+        with self._starting:
+            thread, portal = self._thread, self._portal
+            if thread is not None and portal is not None:
+                portal.call(portal.stop, True)
+                thread.join()
+                self._thread = self._portal = None
+
+    def _start(self) -> anyio.from_thread.BlockingPortal:
+        ready: Future[anyio.from_thread.BlockingPortal] = Future()
+
+        async def serve() -> None:
+            async with anyio.from_thread.BlockingPortal() as portal:
+                ready.set_result(portal)
+                await portal.sleep_until_stopped()
+
+        # A daemon: where a program stops only the durabletask worker that it wrapped, it must still be able to end.
+        self._thread = threading.Thread(target=anyio.run, args=(serve,), name="dafx-agents", daemon=True)
+        self._thread.start()
+        self._portal = ready.result()
+        return self._portal

@@ -1,0 +1,283 @@
+"""Agents: declared with `@durable_agent`, listed in a registry.
+
+The decorator attaches a frozen definition to the class and hands the class back; importing a module registers
+nothing. A worker's registry makes agents of classes and instances, and reports all mistakes at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
+
+import attrs
+
+from dafx_actors.errors import ConfigurationError
+from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import AgentThread, agent_name_mistake
+from dafx_actors.models import Model, ModelReply, ModelRequest
+from dafx_actors.transcript import ChatMessage, Json, Transcript
+
+C = TypeVar("C", bound=type)
+
+Durability: TypeAlias = Literal["step", "turn"]
+_DEFINITION = "__dafx_agent__"
+
+
+@attrs.frozen(kw_only=True)
+class AgentDefinition:
+    """What `@durable_agent` was told."""
+
+    name: str
+    description: str = ""
+    model: Model | Callable[[], Model] | str | None = None
+    """A model, a function that makes one, the name of one for the environment's provider, or None for its default."""
+    durability: Durability = "step"
+    """`step`: each model and tool call is recorded. `turn`: the whole turn is one operation, which a crash repeats."""
+    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """Parameters for every model call, by the provider's names."""
+
+
+@attrs.frozen(kw_only=True)
+class Turn:
+    """One request to an agent, as its code sees it."""
+
+    thread: AgentThread
+    request: RunRequest
+    transcript: Transcript
+    """All that the thread remembers, this request included."""
+    messages: tuple[ChatMessage, ...]
+    """What a model would be sent: the instructions, and the conversation up to this request."""
+    _complete: Callable[[ModelRequest], Awaitable[ModelReply]] = attrs.field(repr=False, alias="complete")
+
+    @property
+    def correlation_id(self) -> str:
+        """Names this turn."""
+        return self.request.correlation_id
+
+    @property
+    def text(self) -> str:
+        """The text of the request."""
+        return "\n".join(message.text for message in self.request.messages)
+
+    async def ask_model(self, messages: tuple[ChatMessage, ...] | None = None, **options: Json) -> ModelReply:
+        """Call the agent's model, with this turn's messages unless others are given.
+
+        Args:
+            messages: Instead of `self.messages`.
+            **options: Parameters of the model, by the provider's names; they win over the agent's.
+
+        Raises:
+            ModelError: The call failed.
+        """
+        request = ModelRequest(
+            messages=messages or self.messages,
+            response_schema=self.request.response_schema,
+            options={**self.request.options, **options},
+        )
+        return await self._complete(request)
+
+
+@overload
+def durable_agent(cls: C, /) -> C: ...
+
+
+@overload
+def durable_agent(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    model: Model | Callable[[], Model] | str | None = None,
+    durability: Durability = "step",
+    options: Mapping[str, Json] | None = None,
+) -> Callable[[C], C]: ...
+
+
+def durable_agent(
+    cls: C | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    model: Model | Callable[[], Model] | str | None = None,
+    durability: Durability = "step",
+    options: Mapping[str, Json] | None = None,
+) -> C | Callable[[C], C]:
+    """Declare an agent. Bare, it is called as its class and described by the class's docstring.
+
+    The class has `instructions`, a string or a method (of the `Turn`, sync or async) that makes one per turn. It may
+    instead answer with its own code: `async def respond(self, turn)`, which returns a string, a `ChatMessage` or a
+    `ModelReply`.
+
+    Args:
+        cls: The class, where the decorator stands bare.
+        name: Letters, digits, `_` and `-`. Names on one task hub must differ in more than upper and lower case.
+        description: What it is for; the docstring by default.
+        model: See `AgentDefinition.model`.
+        durability: See `AgentDefinition.durability`.
+        options: Parameters for every model call, by the provider's names, such as `temperature`.
+
+    Raises:
+        ConfigurationError: Lists all that is wrong with the declaration.
+    """
+
+    def decorate(decorated: C) -> C:
+        definition = AgentDefinition(
+            name=decorated.__name__ if name is None else name,
+            description=description if description is not None else inspect.cleandoc(decorated.__doc__ or ""),
+            model=model,
+            durability=durability,
+            options=options or {},
+        )
+        if mistakes := _class_mistakes(decorated, definition):
+            raise ConfigurationError(mistakes)
+        setattr(decorated, _DEFINITION, definition)
+        return decorated
+
+    return decorate if cls is None else decorate(cls)
+
+
+def definition_of(agent: object) -> AgentDefinition | None:
+    """The definition of an agent's class or instance, or None where it is none."""
+    return getattr(agent, _DEFINITION, None)
+
+
+def agent_name(agent: str | type | object) -> str:
+    """The name of an agent, given by name, class or instance.
+
+    Raises:
+        ConfigurationError: It is no agent, or cannot be the name of one.
+    """
+    if isinstance(agent, str):
+        if mistake := agent_name_mistake(agent):
+            raise ConfigurationError(mistake)
+        return agent
+    definition = definition_of(agent)
+    if definition is None:
+        raise ConfigurationError(f"{agent!r} is not an agent; was its class decorated with `@durable_agent`?")
+    return definition.name
+
+
+@attrs.frozen
+class Agent:
+    """An agent that a worker hosts: its definition, and the object whose methods run."""
+
+    definition: AgentDefinition
+    instance: Any
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return self.definition.name
+
+    @property
+    def responds(self) -> bool:
+        """Whether the agent answers with its own code."""
+        return _overrides_respond(self.instance)
+
+    async def instructions(self, turn: Turn) -> str:
+        """The instructions for a turn; empty where the agent's own code needs none."""
+        given: Any = getattr(self.instance, "instructions", "")
+        made = given(turn) if callable(given) else given
+        return cast("str", await made if inspect.isawaitable(made) else made)
+
+    async def respond(self, turn: Turn) -> ModelReply:
+        """The reply of the agent's own code, or of its model.
+
+        Raises:
+            TypeError: The agent's code returned something else.
+        """
+        if not self.responds:
+            return await turn.ask_model()
+        given: Any = await self.instance.respond(turn)
+        if isinstance(given, ModelReply):
+            return given
+        if isinstance(given, ChatMessage):
+            return ModelReply(message=given)
+        if isinstance(given, str):
+            return ModelReply(message=ChatMessage("assistant", given))
+        raise TypeError(f"`respond` of {self.name} returned {given!r}; return a str, a ChatMessage or a ModelReply")
+
+
+class AgentRegistry:
+    """The agents of one worker."""
+
+    def __init__(self) -> None:
+        self._agents: dict[str, Agent] = {}
+
+    def __iter__(self) -> Iterator[Agent]:
+        return iter(self._agents.values())
+
+    @property
+    def names(self) -> list[str]:
+        """The names, in the order in which they were added."""
+        return [agent.name for agent in self]
+
+    def add(self, *agents: object) -> list[Agent]:
+        """Add classes or instances; all of them, or none if anything is wrong.
+
+        Raises:
+            ConfigurationError: Lists everything that is wrong with any of them.
+        """
+        mistakes: list[str] = []
+        added: dict[str, Agent] = {}
+        for given in agents:
+            agent, found = _host(given)
+            mistakes += found
+            if agent is None:
+                continue
+            # Schedulers lower-case the names of entities.
+            known = self._agents.get(agent.name.lower()) or added.get(agent.name.lower())
+            if known is not None:
+                mistakes.append(
+                    f"{_shown(given)}: there is an agent {known.name!r} already; upper and lower case count as the same"
+                )
+            added[agent.name.lower()] = agent
+        if mistakes:
+            raise ConfigurationError(mistakes)
+        self._agents |= added
+        return list(added.values())
+
+
+def _host(given: object) -> tuple[Agent | None, list[str]]:
+    definition = definition_of(given)
+    if definition is None:
+        return None, [f"{_shown(given)} is not an agent; was its class decorated with `@durable_agent`?"]
+    instance = given
+    if isinstance(given, type):
+        try:
+            inspect.signature(given).bind()
+        except TypeError as error:
+            return None, [f"{given.__name__} needs arguments ({error}); add an instance of it"]
+        instance = given()
+    mistake = _instructions_mistake(definition, instance)
+    return Agent(definition, instance), [mistake] if mistake else []
+
+
+def _class_mistakes(cls: type, definition: AgentDefinition) -> list[str]:
+    """What can be told from the class; instructions that `__init__` sets are looked for when an agent is added."""
+    mistakes = [f"{cls.__qualname__}: {mistake}" for mistake in [agent_name_mistake(definition.name)] if mistake]
+    if definition.durability not in ("step", "turn"):
+        mistakes.append(f"{cls.__qualname__}: durability is 'step' or 'turn', not {definition.durability!r}")
+    if _overrides_respond(cls) and not inspect.iscoroutinefunction(cls.respond):  # type: ignore[attr-defined]
+        mistakes.append(f"{cls.__qualname__}: `respond` must be `async def`")
+    if cls.__init__ is object.__init__ and (mistake := _instructions_mistake(definition, cls)):  # type: ignore[misc]
+        mistakes.append(mistake)
+    return mistakes
+
+
+def _instructions_mistake(definition: AgentDefinition, agent: object) -> str | None:
+    given = getattr(agent, "instructions", None)
+    if given is None and not _overrides_respond(agent):
+        return f"{definition.name}: `instructions` are missing; set a string, or write `async def respond(self, turn)`"
+    if given is not None and not isinstance(given, str) and not callable(given) and not isinstance(given, property):
+        return f"{definition.name}: `instructions` must be a string or a method, not {_shown(given)}"
+    return None
+
+
+def _overrides_respond(agent: object) -> bool:
+    return callable(getattr(agent, "respond", None))
+
+
+def _shown(value: object) -> str:
+    return value.__qualname__ if isinstance(value, type) else repr(value)

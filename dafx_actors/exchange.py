@@ -1,0 +1,89 @@
+"""What is sent to an agent, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Generic, TypeAlias, TypeVar
+
+import attrs
+
+from dafx_actors.ids import AgentThread
+from dafx_actors.transcript import ChatMessage, Content, Json, UsageStats
+
+T_co = TypeVar("T_co", covariant=True)
+
+Messages: TypeAlias = "str | Content | ChatMessage | Iterable[str | Content | ChatMessage]"
+"""What `run()` takes: a text, a content such as an image, a message, or several of them."""
+
+
+def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
+    """Make messages of what a caller gave; texts and contents that stand together are one message of the user.
+
+    Raises:
+        TypeError: Something in it is none of these.
+        ValueError: There is nothing in it.
+    """
+    items = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    messages: list[ChatMessage] = []
+    loose: list[Content] = []
+
+    def close() -> None:
+        if loose:
+            messages.append(ChatMessage("user", tuple(loose)))
+            loose.clear()
+
+    for item in items:
+        if isinstance(item, ChatMessage):
+            close()
+            messages.append(item)
+        elif isinstance(item, str):
+            loose.extend(ChatMessage("user", item).contents)
+        elif isinstance(item, Content):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not type-check
+            loose.append(item)
+        else:
+            raise TypeError(f"a message is a str, a content or a ChatMessage, not {type(item).__name__}: {item!r}")
+    close()
+    if not messages:
+        raise ValueError("there is no message to send")
+    return tuple(messages)
+
+
+@attrs.frozen(kw_only=True)
+class RunRequest:
+    """One request to a thread."""
+
+    correlation_id: str
+    """Names the turn, from the request to its answer; also the instance id of its orchestration."""
+    messages: tuple[ChatMessage, ...]
+    response_schema: Mapping[str, Json] | None = None
+    """The JSON schema that the answer must fit."""
+    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """Parameters for the model, by the provider's names; they win over the agent's own."""
+    created_at: datetime | None = None
+    orchestration_id: str | None = None
+    """The orchestration that sends it, if one does."""
+
+
+@attrs.frozen(kw_only=True)
+class AgentRunResponse(Generic[T_co]):
+    """An agent's answer."""
+
+    messages: tuple[ChatMessage, ...]
+    """All that the turn recorded; the answer is the last of them."""
+    usage: UsageStats = attrs.field(factory=UsageStats)
+    """The tokens of all model calls of the turn."""
+    correlation_id: str
+    thread: AgentThread
+    created_at: datetime
+    """When the turn was committed, with its time zone."""
+    value: T_co | None = None
+    """The answer as `response_format`, where one was asked for; else None."""
+
+    @property
+    def text(self) -> str:
+        """The answer's text."""
+        return self.messages[-1].text if self.messages else ""
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,105 @@
+"""Names and ids: how agents, threads and turns are called on the wire.
+
+The only place that spells `dafx-`, the prefix that the peer gave to its entities. A Durable Task entity
+id is `@name@key`; schedulers lower-case the name and refuse ids of more than 100 characters.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import attrs
+from durabletask.entities import EntityInstanceId
+
+from dafx_actors.errors import InvalidThreadId
+
+_PREFIX = "dafx-"
+_MAX_INSTANCE_ID = 100
+_AGENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_FORBIDDEN_IN_KEYS = re.compile(r"[@/\\#?\x00-\x20\x7f]")
+
+
+def agent_name_mistake(name: object) -> str | None:
+    """Say what is wrong with `name` as an agent's name, or None. At most 57 characters leave room for a UUID."""
+    longest = _MAX_INSTANCE_ID - len("@" + _PREFIX + "@") - len(str(uuid.UUID(int=0)))
+    if not isinstance(name, str) or not name:
+        return "an agent needs a name"
+    if not _AGENT_NAME.fullmatch(name):
+        return f"{name!r} cannot be an agent's name: use letters, digits, _ and -, and begin with a letter"
+    if len(name) > longest:
+        return f"{name!r} cannot be an agent's name: it is longer than {longest} characters"
+    return None
+
+
+def entity_name(agent: str) -> str:
+    """The entity that holds the threads of `agent`, as it is registered and printed."""
+    return f"{_PREFIX}{agent}"
+
+
+def turn_name(agent: str) -> str:
+    """The orchestration that runs a turn of `agent`."""
+    return f"{_PREFIX}{agent}.turn"
+
+
+def model_step_name(agent: str) -> str:
+    """The activity that makes a model call of `agent`."""
+    return f"{_PREFIX}{agent}.model"
+
+
+def probe_name(agent: str) -> str:
+    """The activity that asks the scheduler what became of another turn of `agent`."""
+    return f"{_PREFIX}{agent}.probe"
+
+
+def agent_of_turn(orchestration: str) -> str | None:
+    """The agent whose turns `orchestration` runs, or None if it runs no turns."""
+    if orchestration.startswith(_PREFIX) and orchestration.endswith(".turn"):
+        return orchestration[len(_PREFIX) : -len(".turn")]
+    return None
+
+
+def new_id() -> str:
+    """A new id for a thread or a turn: a UUID in its usual form."""
+    return str(uuid.uuid4())
+
+
+def instance_id_mistake(value: str) -> str | None:
+    """Say what is wrong with `value` as the id of a turn (an orchestration instance), or None."""
+    if not value:
+        return "it is empty"
+    if found := _FORBIDDEN_IN_KEYS.search(value):
+        return f"{found.group()!r} is not allowed in it"
+    if len(value) > _MAX_INSTANCE_ID:
+        return f"it is longer than {_MAX_INSTANCE_ID} characters"
+    return None
+
+
+@attrs.frozen
+class AgentThread:
+    """One conversation with one agent. `str(thread)` is its id, which another process can take up again."""
+
+    agent: str
+    """The agent's name."""
+    thread_id: str
+    """Unique among the threads of that agent; at most about 90 characters."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what could not be stored.
+
+        Raises:
+            InvalidThreadId: The id is empty, too long, or has characters that an entity key cannot hold.
+        """
+        reason = instance_id_mistake(self.thread_id)
+        if reason is None and (too_long := len(str(self.entity_id)) - _MAX_INSTANCE_ID) > 0:
+            reason = f"it is {too_long} characters too long for agent {self.agent!r}"
+        if reason is not None:
+            raise InvalidThreadId(self.thread_id, reason)
+
+    def __str__(self) -> str:
+        return self.thread_id
+
+    @property
+    def entity_id(self) -> EntityInstanceId:
+        """The Durable Task entity that is this thread."""
+        return EntityInstanceId(entity_name(self.agent), self.thread_id)

@@ -1,0 +1,304 @@
+"""Hosting agents: from a registry to a running durabletask worker, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+from durabletask import task
+from durabletask.client import TaskHubGrpcClient
+from durabletask.worker import TaskHubGrpcWorker
+
+from dafx_actors import _codec
+from dafx_actors._connect import Address, address, make_worker, reader_of
+from dafx_actors._runtime import HostedAgent
+from dafx_actors._seam import AgentLoop, Gate, Pool
+from dafx_actors._values import dump_value, load_value, parameters_of
+from dafx_actors.agents import Agent, AgentRegistry
+from dafx_actors.errors import ConfigurationError, DafxError
+from dafx_actors.ids import entity_name
+from dafx_actors.models import Model
+from dafx_actors.models.environment import model_from_environment
+from dafx_actors.orchestration import CrossingError, is_orchestrator, orchestrator
+from dafx_actors.transcript import Json
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_logger = logging.getLogger(__name__)
+_SPARE_THREADS = 64
+"""More threads than steps are admitted, so that an orchestration never waits for one (11 ms rather than 187)."""
+
+
+class DurableAIAgentWorker:
+    """Hosts agents, orchestrations and activities on a durabletask worker.
+
+    ::
+
+        agent_worker = DurableAIAgentWorker(worker)          # any durabletask worker, not yet started
+        agent_worker.add_agent(Joker)
+        agent_worker.start()                                 # or `worker.start()`
+        ...
+        agent_worker.stop()
+
+        async with DurableAIAgentWorker.connect() as agent_worker:  # by ENDPOINT and TASKHUB, on this event loop
+            ...
+            await agent_worker.serve()                       # until Ctrl+C or SIGTERM
+    """
+
+    def __init__(
+        self,
+        worker: TaskHubGrpcWorker,
+        *,
+        max_concurrent_steps: int = 2048,
+        stop_timeout: float = 20.0,
+    ) -> None:
+        """Wrap `worker`, which takes only work that is registered from now on: other workers can share its task hub.
+
+        Args:
+            worker: A `DurableTaskSchedulerWorker` or a `TaskHubGrpcWorker` that has not been started.
+            max_concurrent_steps: How many model calls and other activities run at once; each holds a thread. It takes
+                effect unless the worker was given a limit of its own.
+            stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
+        """
+        self.stop_timeout = stop_timeout
+        self._worker = worker
+        self._registry = AgentRegistry()
+        self._loop = AgentLoop()
+        self._gate = Gate()
+        self._models: dict[Any, Model] = {}
+        self._made: list[Model] = []
+        self._reader: TaskHubGrpcClient | None = None
+        self._stack: AsyncExitStack | None = None
+        options = worker.concurrency_options
+        if options.maximum_concurrent_activity_work_items == 100 * (os.cpu_count() or 1):  # durabletask's default
+            options.maximum_concurrent_activity_work_items = max_concurrent_steps
+        worker.use_work_item_filters()
+        self._size_pool()
+
+    @classmethod
+    def connect(
+        cls,
+        endpoint: str | None = None,
+        taskhub: str | None = None,
+        *,
+        credential: Any = None,
+        max_concurrent_steps: int = 2048,
+        stop_timeout: float = 20.0,
+    ) -> DurableAIAgentWorker:
+        """Make a worker for what is given, else for ENDPOINT and TASKHUB of the environment.
+
+        Args:
+            endpoint: `http://host:port`, or `https://...` for a deployed scheduler.
+            taskhub: The task hub.
+            credential: For `https` only: an Azure credential; by default `DefaultAzureCredential`.
+            max_concurrent_steps: See `__init__`.
+            stop_timeout: See `__init__`.
+
+        Raises:
+            ConfigurationError: The endpoint has no scheme.
+        """
+        worker = make_worker(address(endpoint, taskhub), credential)
+        return cls(worker, max_concurrent_steps=max_concurrent_steps, stop_timeout=stop_timeout)
+
+    # --- What is hosted -------------------------------------------------------------------------------------------
+
+    @property
+    def registered_agent_names(self) -> list[str]:
+        """The agents, in the order in which they were added."""
+        return self._registry.names
+
+    def add_agent(self, *agents: object) -> None:
+        """Host agents: classes, or instances of those that needed arguments.
+
+        Raises:
+            ConfigurationError: Lists all that is wrong with any of them; none is hosted then.
+            RuntimeError: The worker is running.
+        """
+        for agent in self._registry.add(*agents):
+            hosted = HostedAgent(agent, self)
+            self._worker.add_entity(hosted.entity, entity_name(agent.name))
+            self._worker.add_orchestrator(hosted.turn())
+            for name, function in hosted.functions.items():
+                self._worker.add_activity(_named(function, name))
+        self._size_pool()
+
+    def add_orchestrator(self, function: Callable[..., Any]) -> str:
+        """Host an orchestration: decorated with `@orchestrator`, or what that could decorate. Gives its name.
+
+        Raises:
+            ConfigurationError: It cannot be one.
+        """
+        return self._worker.add_orchestrator(function if is_orchestrator(function) else orchestrator(function))
+
+    def add_activity(self, function: Callable[..., Any]) -> str:
+        """Host an activity, sync (on a thread) or async (on the agents' loop). Gives its name.
+
+        It takes nothing, its input, or durabletask's `ActivityContext` and its input; the input is converted by its
+        annotation, as is the result.
+
+        Raises:
+            ConfigurationError: It takes something else.
+        """
+        takes = len(parameters_of(function))
+        if takes > 2:
+            raise ConfigurationError(f"activity {function.__qualname__} takes an input, or a context and an input")
+
+        def run(context: task.ActivityContext, raw: Json) -> Json:
+            arguments = [load_value(raw, annotation) for _, annotation in parameters_of(function)[-1:]]
+            call = functools.partial(function, *([context] if takes == 2 else []), *arguments)
+            try:
+                return dump_value(self._call(call))
+            except DafxError as error:
+                if _codec.crosses(error):
+                    raise CrossingError(error) from error
+                raise
+
+        return self._worker.add_activity(_named(run, function.__name__))
+
+    # --- Lifecycle ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start to take work, on threads of the worker's own; agents run on an event loop of their own.
+
+        Raises:
+            RuntimeError: The worker is running.
+        """
+        self._gate.open()
+        self._size_pool()
+        self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
+
+    def stop(self) -> None:
+        """Finish what is running, for `stop_timeout` seconds at most; the rest is handed out again. Nothing is lost."""
+        self._drain()
+        self._loop.call(self._close_models).result()
+        self._loop.stop()
+
+    async def __aenter__(self) -> DurableAIAgentWorker:
+        async with AsyncExitStack() as stack:
+            self._loop.use(await stack.enter_async_context(anyio.from_thread.BlockingPortal()))
+            stack.callback(self._loop.use, None)
+            stack.push_async_callback(self._shielded, self._close_models)
+            # Not on this loop: the steps that are waited for run on it.
+            stack.push_async_callback(self._shielded, functools.partial(anyio.to_thread.run_sync, self._drain))
+            self.start()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Not `__aexit__` of the stack: the portal's task group would wrap the caller's error in a group.
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            await stack.aclose()
+
+    async def serve(self) -> None:
+        """Work until SIGINT (Ctrl+C) or SIGTERM; then stop, here or at the end of the `async with` around it."""
+        if self._stack is None:
+            async with self:
+                await self.serve()
+            return
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for received in signals:
+                _logger.info("Stopping after %s.", signal.Signals(received).name)
+                return
+
+    # --- What the agents need (`_runtime.Host`) -------------------------------------------------------------------
+
+    @property
+    def reader(self) -> TaskHubGrpcClient:
+        """A client to read threads and turns with, from any thread."""
+        if self._reader is None:
+            self._reader = reader_of(self._worker)
+        return self._reader
+
+    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Run a coroutine function on the agents' loop, and wait for it on this thread.
+
+        Raises:
+            HandedBack: The worker is stopping.
+        """
+        with self._gate.pass_through():
+            return self._gate.wait_for(self._loop.call(step))
+
+    def model_of(self, agent: Agent) -> Model:
+        """The model of an agent, made when it is first asked for.
+
+        Raises:
+            ConfigurationError: None is configured.
+        """
+        given = agent.definition.model
+        if isinstance(given, Model):
+            return given
+        if given not in self._models:
+            self._models[given] = made = given() if callable(given) else model_from_environment(os.environ, given)
+            self._made.append(made)
+        return self._models[given]
+
+    # --- Inside ---------------------------------------------------------------------------------------------------
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        function: Any = call
+        if inspect.iscoroutinefunction(function.func):
+            return self.run_step(call)
+        with self._gate.pass_through():
+            return call()
+
+    def _size_pool(self) -> None:
+        """Give durabletask a pool that has a thread for every step; in `turn` mode an entity is a step, too.
+
+        The only private names of durabletask that are written; `tests/test_private_names.py` says so when they change.
+        """
+        options = self._worker.concurrency_options
+        by_turn = any(agent.definition.durability == "turn" for agent in self._registry)
+        entities = options.maximum_concurrent_entity_work_items if by_turn else 0
+        threads = options.maximum_concurrent_activity_work_items + entities + _SPARE_THREADS
+        manager: Any = self._worker._async_worker_manager  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        manager.thread_pool.shutdown(wait=False)
+        manager.thread_pool = Pool(threads, thread_name_prefix="dafx-work")
+
+    def _drain(self) -> None:
+        # With the stream still open: durabletask's own `stop` closes it first, and all that is in flight would be
+        # handed out a second time.
+        ended = self._gate.close(self.stop_timeout)
+        if ended:
+            _logger.warning("%d steps did not end within %g s; they are handed out again.", ended, self.stop_timeout)
+        self._worker.stop()  # type: ignore[no-untyped-call]  # likewise
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    @staticmethod
+    async def _shielded(clean_up: Callable[[], Awaitable[None]]) -> None:
+        """Clean up also when the task is being cancelled: what is in flight must not be lost for that."""
+        with anyio.CancelScope(shield=True):
+            await clean_up()
+
+    async def _close_models(self) -> None:
+        while self._made:
+            await self._made.pop().aclose()
+        self._models.clear()
+
+
+def _named(function: Callable[..., T], name: str) -> Callable[..., T]:
+    """`function` under another name: durabletask registers by `__name__`, and would convert by annotations."""
+
+    def named(context: Any, raw: Json = None) -> T:
+        return function(context, raw)
+
+    named.__name__ = named.__qualname__ = name
+    return named
+
+
+__all__ = ["Address", "DurableAIAgentWorker"]
