@@ -2,8 +2,8 @@
 
 All of it lives on the event loop's thread. A request is decided and carried out in memory without an `await` in
 between, and adds what has to be stored to one `Changes`; whoever asked is answered when those are on disk.
-Activities and entity batches that they make ready are handed out then, turns at once (see `Orchestrations.touch`). If they cannot be written, memory is thrown away and read again from
-the store, which then is the truth.
+Activities and entity batches that they make ready are handed out then, turns at once (`Orchestrations.touch` says
+why). If the changes cannot be written, memory is thrown away and read again from the store, which then is the truth.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dafx_actors.scheduler._turns import InvalidAnswer
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from dafx_actors.scheduler._clock import Clock
     from dafx_actors.scheduler._dispatch import Work, Worker
@@ -90,7 +90,7 @@ class TaskHub:
     # --- changes -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def changing(self) -> Iterator[Changes]:
+    def changing(self) -> Generator[Changes]:
         """Decide within this; what was added to the changes is written when it ends.
 
         A `Refused` or `InvalidAnswer` must come before anything is changed; then nothing is written. Any other

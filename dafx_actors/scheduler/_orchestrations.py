@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -33,7 +33,8 @@ class Orchestrations:
         self._by_name: dict[str, Orchestration] = {}
         self._by_id: dict[int, Orchestration] = {}
         self._idle: IdleCache[int] = IdleCache(self._evict, most=_MOST_IDLE, heaviest=_HEAVIEST_IDLE)
-        self._effects: dict[type, Callable[[Changes, Orchestration, _turns.Effect], None]] = {
+        # Each function takes its own kind of effect, which the key says.
+        self._effects: dict[type, Callable[[Changes, Orchestration, Any], None]] = {
             _turns.RunActivity: self._run_activity,
             _turns.StartTimer: self._start_timer,
             _turns.StartChild: self._start_child,
@@ -42,7 +43,7 @@ class Orchestrations:
             _turns.TellEntity: hub.tell_entity,
             _turns.RequestLock: hub.request_lock,
             _turns.ReleaseLock: hub.release_lock,
-        }  # type: ignore[dict-item]  # each takes its own kind of effect, which the key says
+        }
 
     # --- finding -------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,7 @@ import hmac
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
-import grpc  # type: ignore[import-untyped]  # no stubs are published with it
-import grpc.aio  # type: ignore[import-untyped]
+import grpc
 
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler import _admin, _pages, _requests
@@ -36,7 +35,7 @@ PING_EVERY = 30.0
 """Seconds; workers give up a stream that was silent for 120."""
 
 Context = Any
-"""`grpc.aio.ServicerContext`, for which there are no stubs."""
+"""`grpc.aio.ServicerContext`, whose stubs ask for the types of every request and reply."""
 
 
 class Service:
@@ -59,7 +58,7 @@ class Service:
 
     def handlers(self) -> tuple[Any, ...]:
         """What to register with a server."""
-        tasks = {name: self._unary(cls, handler) for name, (cls, handler) in _requests.UNARY.items()}
+        tasks: dict[str, Any] = {name: self._unary(cls, handler) for name, (cls, handler) in _requests.UNARY.items()}
         tasks.update({name: self._unary(cls, handler) for name, (cls, handler) in _pages.UNARY.items()})
         tasks["Hello"] = grpc.unary_unary_rpc_method_handler(self._hello)
         tasks["GetWorkItems"] = grpc.unary_stream_rpc_method_handler(
@@ -70,7 +69,7 @@ class Service:
             request_deserializer=pb.StreamInstanceHistoryRequest.FromString,
             response_serializer=serialize,
         )
-        admin = {
+        admin: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(self._administer(handler))
             for name, handler in _admin.METHODS.items()
         }
@@ -175,7 +174,7 @@ class Service:
 
 
 def _worker_name(request: pb.GetWorkItemsRequest, context: Context) -> str:
-    metadata = dict(context.invocation_metadata() or ())
+    metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
     return request.worker_instance_id or str(metadata.get("workerid", "")) or str(context.peer())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc.aio
 from anyio import to_thread
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Steps: TypeAlias = "Generator[Any, Any, Any]"
 """What an orchestrator returns that yields tasks."""
 
-QUIET = logging.Logger("quiet", logging.CRITICAL)
+QUIET = logging.getLogger("tests.quiet")
+QUIET.setLevel(logging.CRITICAL)
 PATIENCE = 30.0
 """Seconds that a test waits for what should happen at once."""
 
@@ -50,8 +51,8 @@ class Bench:
 
     async def worker(self, *functions: Callable[..., Any], **options: Any) -> TaskHubGrpcWorker:
         """Start a worker that stops with the bench. Activities are those functions whose name starts with `do_`."""
-        worker = make_worker(self.scheduler.endpoint, *functions, **options)
-        worker.start()
+        worker: TaskHubGrpcWorker = make_worker(self.scheduler.endpoint, *functions, **options)
+        cast("Any", worker).start()
         self._stack.push_async_callback(to_thread.run_sync, worker.stop)
         return worker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import signal
@@ -15,11 +16,14 @@ import anyio
 import grpc.aio
 import pytest
 from durabletask import task
+from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
+from durabletask.internal import orchestrator_service_pb2 as pb
 
 from dafx_actors.scheduler import EmbeddedScheduler
+from dafx_actors.scheduler.hosted import stats_async
 from tests.scheduler import kills
-from tests.scheduler.bench import Bench, Steps, make_worker
+from tests.scheduler.bench import QUIET, Bench, Steps, make_worker
 from tests.scheduler.test_entities import Counter, state_of
 
 if TYPE_CHECKING:
@@ -85,17 +89,23 @@ async def test_signals_close_it_cleanly(tmp_path: Path, number: signal.Signals) 
     worker = make_worker(endpoint, naps)
     worker.start()
     try:
-        from durabletask.client import AsyncTaskHubGrpcClient
-
-        from tests.scheduler.bench import QUIET
-
         async with AsyncTaskHubGrpcClient(host_address=endpoint, logger=QUIET) as client:
             instance_id = await client.schedule_new_orchestration(naps)
             await client.wait_for_orchestration_start(instance_id, timeout=30)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(anyio.to_thread.run_sync, process.send_signal, number)
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await client.wait_for_orchestration_completion(instance_id, timeout=30)
+
+            async def terminate() -> None:
+                async with grpc.aio.insecure_channel(endpoint[7:]) as channel:
+                    while True:
+                        figures = await stats_async(channel)
+                        assert figures is not None
+                        if figures["task_hubs"]["default"]["waiting_clients"]:
+                            break
+                process.send_signal(number)
+
+            ending = asyncio.create_task(terminate())
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.wait_for_orchestration_completion(instance_id, timeout=30)
+            await ending
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         _, errors = await anyio.to_thread.run_sync(process.communicate)
         assert process.returncode == 0, errors
@@ -110,15 +120,15 @@ async def test_a_full_disk(tmp_path: Path) -> None:
     """A clear error for who writes, answers for who reads, work goes on when there is room; nothing is lost."""
     process, endpoint = await anyio.to_thread.run_sync(lambda: serve(tmp_path / "dafx.db", limit=600_000))
     try:
-        from durabletask.client import AsyncTaskHubGrpcClient
-
-        from tests.scheduler.bench import QUIET
-
         async with AsyncTaskHubGrpcClient(host_address=endpoint, logger=QUIET) as client:
             kept: list[str] = []
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
+
+            async def fill() -> None:
                 while True:
                     kept.append(await client.schedule_new_orchestration("any", input="x" * 20_000))
+
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await fill()
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "nothing that was acknowledged before is lost" in (caught.value.details() or "")
             assert kept
@@ -137,8 +147,6 @@ async def test_a_full_disk(tmp_path: Path) -> None:
 
 async def test_work_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None:
     """The failed request changed nothing, and what was under way is handed out again."""
-    from durabletask.internal import orchestrator_service_pb2 as pb
-
     async with Bench(tmp_path / "dafx.db") as bench:
         store = bench.scheduler.engine.store
         stub = await bench.stub()
@@ -160,9 +168,6 @@ async def test_work_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None
 
 async def test_a_scheduler_on_a_thread_of_its_own(tmp_path: Path) -> None:
     """For programs without an event loop."""
-    from durabletask.client import TaskHubGrpcClient
-
-    from tests.scheduler.bench import QUIET
 
     def program() -> str | None:
         with EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread() as scheduler:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import grpc
 import grpc.aio
 import pytest
@@ -44,16 +44,12 @@ async def test_one_process_per_file(tmp_path: Path) -> None:
         with pytest.raises(SchedulerInUse, match=f"process {os.getpid()}") as caught:
             await open_and_close(tmp_path / "dafx.db")
         assert caught.value.pid == os.getpid()
-        other = subprocess.run(
-            [sys.executable, "-m", "dafx_actors.cli", "scheduler", "--port", "0", "--db", str(tmp_path / "dafx.db")],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        command = [sys.executable, "-m", "dafx_actors.cli", "scheduler", "--port", "0", "--db", f"{tmp_path}/dafx.db"]
+        other = await anyio.run_process(command, check=False)
+        errors = other.stderr.decode()
         assert other.returncode == 1
-        assert "is in use by process" in other.stderr
-        assert "Traceback" not in other.stderr
+        assert "is in use by process" in errors
+        assert "Traceback" not in errors
     await open_and_close(tmp_path / "dafx.db")
 
 
@@ -68,9 +64,10 @@ async def test_two_schedulers_on_one_port(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
 def test_other_machines_need_tls_and_a_token(host: str, tmp_path: Path) -> None:
     tls = Tls(certificate=tmp_path / "c.pem", key=tmp_path / "k.pem")
-    for options in ({}, {"token": "secret"}, {"tls": tls}):
+    every: list[dict[str, Any]] = [{}, {"token": "secret"}, {"tls": tls}]
+    for options in every:
         with pytest.raises(SchedulerNotSecured):
-            EmbeddedScheduler(host=host, **options)  # type: ignore[arg-type]
+            EmbeddedScheduler(host=host, **options)
     EmbeddedScheduler(host=host, token="secret", tls=tls)
 
 

@@ -35,7 +35,8 @@ def answer(*actions: pb.OrchestratorAction, **fields: Any) -> pb.OrchestratorRes
 
 
 def read(event: bytes) -> pb.HistoryEvent:
-    return pb.HistoryEvent.FromString(event)
+    parsed: pb.HistoryEvent = pb.HistoryEvent.FromString(event)
+    return parsed
 
 
 def complete(status: int, **fields: Any) -> pb.OrchestratorAction:

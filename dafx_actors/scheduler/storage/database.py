@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -74,7 +75,7 @@ def _read_pid(file: int) -> int | None:
     return None
 
 
-if os.name == "nt":  # pragma: no cover - the tests run on Unix
+if sys.platform == "win32":  # pragma: no cover - the tests run on Unix
     import msvcrt
 
     def _lock(file: int) -> None:
@@ -180,24 +181,21 @@ def statements(script: str) -> Sequence[str]:
     return [text for text in found if text.strip(" \n;")]
 
 
-_MEANINGS = (
-    {
-        sqlite3.SQLITE_FULL: "the disk is full",
-        sqlite3.SQLITE_READONLY: "the file, or its disk, is read-only",
-        sqlite3.SQLITE_IOERR: "the disk reports an error",
-        sqlite3.SQLITE_CORRUPT: "the file is damaged",
-        sqlite3.SQLITE_NOTADB: "the file is not a database, or is damaged",
-        sqlite3.SQLITE_CANTOPEN: "the file cannot be opened",
-        sqlite3.SQLITE_PERM: "the file may not be opened",
-        sqlite3.SQLITE_BUSY: "another program has locked the file",
-    }
-    if hasattr(sqlite3, "SQLITE_FULL")
-    else {}
-)  # Python 3.10 does not name them
+# SQLite's primary result codes. (Python names them from 3.11 on.)
+_MEANINGS = {
+    3: "the file may not be opened",
+    5: "another program has locked the file",
+    8: "the file, or its disk, is read-only",
+    10: "the disk reports an error",
+    11: "the file is damaged",
+    13: "the disk is full",
+    14: "the file cannot be opened",
+    26: "the file is not a database, or is damaged",
+}
 
 
 def _why(error: sqlite3.Error) -> str:
-    code = getattr(error, "sqlite_errorcode", None)
+    code: object = getattr(error, "sqlite_errorcode", None)
     meaning = _MEANINGS.get(code & 0xFF) if isinstance(code, int) else None
     return f"{meaning} ({error})" if meaning else str(error)
 
