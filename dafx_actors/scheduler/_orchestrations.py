@@ -9,7 +9,7 @@ import attrs
 from dafx_actors.scheduler import _events, _turns
 from dafx_actors.scheduler._filters import Lane
 from dafx_actors.scheduler._idle import IdleCache
-from dafx_actors.scheduler._proto import Status, frame_past, orchestrator_item, pb, stamp
+from dafx_actors.scheduler._proto import Status, frame_past, orchestrator_item, pb, serialize, stamp
 from dafx_actors.scheduler._records import Activity, Message, Orchestration, Parent
 from dafx_actors.scheduler.storage import tables
 
@@ -216,6 +216,11 @@ class Orchestrations:
         self._hub.release_locks_of(changes, it)
         self.touch(changes, it)
         self.report(changes, it)
+
+    def fail(self, changes: Changes, it: Orchestration, failure: pb.TaskFailureDetails) -> None:
+        """End it, because nobody can go on with it."""
+        at = max(self._hub.clock.now(), it.updated)
+        self.finish(changes, it, _turns.Ended(status=Status.FAILED, output=None, failure=serialize(failure)), at)
 
     def report(self, changes: Changes, it: Orchestration) -> None:
         """Tell its parent how it ended."""

@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
+import grpc.aio
 
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler import _admin, _pages, _requests
@@ -150,6 +151,9 @@ class Service:
             self._ping()
         try:
             await stream.run(context)
+        except grpc.aio.InternalError:
+            # The worker has gone while something was sent to it.
+            logger.debug("The stream of worker %s broke off", stream.worker.name)
         finally:
             self._streams.discard(stream)
             hub.disconnect(stream.worker)
@@ -214,7 +218,8 @@ class _WorkStream:
         An item is made from what is known at the moment when it is sent, and counts as held from then on; whatever
         ends this coroutine, the caller has it handed out again.
         """
-        logger.info("Worker %s has connected to task hub %s", self.worker.name, self._hub.name)
+        about = {"task_hub": self._hub.name, "worker": self.worker.name}
+        logger.info("Worker %s has connected to task hub %s", self.worker.name, self._hub.name, extra=about)
         self._hub.delivery.queue.connect(self.worker)
         try:
             while not self._ended:
@@ -227,4 +232,4 @@ class _WorkStream:
                 if not self.worker.outbox and not self._pings and not self._ended:
                     await self._awake.wait()
         finally:
-            logger.info("Worker %s has left task hub %s", self.worker.name, self._hub.name)
+            logger.info("Worker %s has left task hub %s", self.worker.name, self._hub.name, extra=about)
