@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dafx_actors.scheduler import _events, _states
@@ -266,9 +267,11 @@ async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.Com
 
 
 def _abandon(hub: TaskHub, token: str) -> None:
-    work = _held(hub, token)
-    if work is not None:
-        hub.again(work)
+    # A worker that stops gives back what it has left, also what was handed out again since: then all is well.
+    with suppress(Superseded):
+        work = hub.answered(token)
+        if work is not None:
+            hub.again(work)
 
 
 async def abandon_orchestrator(

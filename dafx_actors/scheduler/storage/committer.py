@@ -38,12 +38,6 @@ _COMMITS_BETWEEN_LOOKS = 64
 _QUICK = 0.001
 """Seconds; the loop itself waits for a disk that usually takes less."""
 
-_INSTANT = 0.000_15
-"""Seconds; a disk that is faster than a turn of the event loop is not kept waiting for company, if none is usual."""
-
-_ALONE = 1.2
-"""Changes that usually come in one turn of the loop, up to which none waits for another."""
-
 _WEIGHT = 0.1
 """Of the last one in what is usual."""
 
@@ -145,9 +139,6 @@ class Committer:
         self._thread: Thread | None = None
         self._usual = 0.0
         """Seconds that a commit usually takes."""
-        self._came = 0
-        self._company = 1.0
-        """How many changes usually come in one turn of the loop."""
         self.seq = 0
         self.committed = 0
         """All changes up to this one are on disk."""
@@ -164,20 +155,13 @@ class Committer:
         """Have the changes written with the next group."""
         changes.complete()
         self._waiting.append(changes)
-        self._came += 1
+        # Not at once: whatever else is ready to run on the loop joins the group.
+        self._soon()
+
+    def _soon(self) -> None:
         if self._group is None and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
-            if self._usual < _INSTANT and self._company < _ALONE:
-                self._flush()
-
-    def _turn(self) -> None:
-        """Whatever was ready to run on the loop has run, and its changes form the group."""
-        self._scheduled = False
-        self._company += (self._came - self._company) * _WEIGHT
-        self._came = 0
-        if self._group is None:
-            self._flush()
+            self._loop.call_soon(self._flush)
 
     async def reached(self, seq: int) -> None:
         """Wait until these changes, and all before them, are on disk.
@@ -206,6 +190,7 @@ class Committer:
             self._thread = None
 
     def _flush(self) -> None:
+        self._scheduled = False
         group, self._waiting = self._waiting, []
         if not group:
             self._rest()
@@ -272,9 +257,7 @@ class Committer:
                 self._hand_over(self._checkpoint)
                 return
         if self._waiting:
-            if not self._scheduled:
-                self._scheduled = True
-                self._loop.call_soon(self._turn)
+            self._soon()
         else:
             self._rest()
 
