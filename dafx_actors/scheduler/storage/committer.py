@@ -35,7 +35,7 @@ CHECKPOINT_AT = 16 * 2**20
 _COMMITS_BETWEEN_LOOKS = 64
 """How often the size of the log is looked at."""
 
-_QUICK = 0.001
+QUICK = 0.001
 """Seconds; the loop itself waits for a disk that usually takes less."""
 
 _WEIGHT = 0.1
@@ -118,7 +118,13 @@ class Committer:
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, location: Location, failed: Callable[[SchedulerWriteFailed], None]
+        self,
+        connection: sqlite3.Connection,
+        location: Location,
+        failed: Callable[[SchedulerWriteFailed], None],
+        *,
+        quick: float = QUICK,
+        checkpoint_at: int = CHECKPOINT_AT,
     ) -> None:
         """Start writing.
 
@@ -126,6 +132,8 @@ class Committer:
             connection: nobody else may use it until `close`.
             location: of the file, for its size and for messages.
             failed: called when a group could not be written; its changes are settled after that.
+            quick: seconds that the loop itself waits for the disk; a disk that usually takes longer is a thread's.
+            checkpoint_at: bytes in the write-ahead log after which it is copied into the database.
         """
         self._connection = connection
         self._location = location
@@ -137,6 +145,8 @@ class Committer:
         self._idle: asyncio.Future[None] | None = None
         self._jobs: SimpleQueue[Callable[[], sqlite3.Error | None] | None] = SimpleQueue()
         self._thread: Thread | None = None
+        self._quick = quick
+        self._checkpoint_at = checkpoint_at
         self._usual = 0.0
         """Seconds that a commit usually takes."""
         self.seq = 0
@@ -205,7 +215,7 @@ class Committer:
         except sqlite3.Error as error:
             self._finish(error)
             return
-        if self._usual < _QUICK:
+        if self._usual < self._quick:
             self._finish(self._commit())
         else:
             self._hand_over(self._commit)
@@ -252,7 +262,7 @@ class Committer:
             self.commits += 1
             for changes in group:
                 changes.settle(None)
-            if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > CHECKPOINT_AT:
+            if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > self._checkpoint_at:
                 self._group = []
                 self._hand_over(self._checkpoint)
                 return
