@@ -47,6 +47,7 @@ def _position(token: str) -> tuple[int, int] | None:
 async def query_instances(hub: TaskHub, request: pb.QueryInstancesRequest) -> pb.QueryInstancesResponse:
     """QueryInstances."""
     query = request.query
+    position = _position(query.continuationToken.value)
     wanted = queries.InstanceFilter(
         statuses=tuple(int(status) for status in query.runtimeStatus),
         created_from=_time(query, "createdTimeFrom"),
@@ -57,7 +58,7 @@ async def query_instances(hub: TaskHub, request: pb.QueryInstancesRequest) -> pb
         hub.store,
         hub.id,
         wanted,
-        after=_position(query.continuationToken.value),
+        after=0 if position is None else position[1],
         size=_size(query.maxInstanceCount),
         payloads=query.fetchInputsAndOutputs,
     )

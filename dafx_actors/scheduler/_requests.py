@@ -38,7 +38,9 @@ def _existing(hub: TaskHub, instance_id: str) -> Orchestration:
 
 def _make_room(hub: TaskHub, changes: Changes, request: pb.CreateInstanceRequest, instance_id: str) -> None:
     """Remove the instance that has this id, if the caller's policy allows that."""
-    replaceable = {int(status) for status in request.orchestrationIdReusePolicy.replaceableStatus}
+    replaceable: set[int] = set()
+    if request.HasField("orchestrationIdReusePolicy"):
+        replaceable = {int(status) for status in request.orchestrationIdReusePolicy.replaceableStatus}
     if replaceable & _LIVE and Status.TERMINATED not in replaceable:
         raise Refused(
             "INVALID_ARGUMENT",
