@@ -193,6 +193,10 @@ def _converter() -> Converter:
     made.register_structure_hook_func(lambda cls: cls == Content, _load_content)
     made.register_unstructure_hook(OpaqueContent, lambda value: dict(value.raw))
     made.register_unstructure_hook_func(lambda cls: cls == Content, lambda value: made.unstructure(value, type(value)))
+    # Leaves first: a class's functions are made with those of the classes inside it.
+    for cls in _STORED:
+        made.register_structure_hook(cls, _structure_of(cls, made))
+        made.register_unstructure_hook(cls, _unstructure_of(cls, made))
     return made
 
 
