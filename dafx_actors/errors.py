@@ -30,6 +30,7 @@ processes as those fields (see `_codec.py`), so they hold JSON values only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import attrs
@@ -49,18 +50,24 @@ ModelFailure = Literal[
 ]
 """Why a model call failed. The first four, and `bad_response`, may go better when tried again."""
 
-_error = attrs.define(eq=False, slots=False)
+
+def _sentences(mistakes: str | Iterable[str]) -> tuple[str, ...]:
+    return (mistakes,) if isinstance(mistakes, str) else tuple(mistakes)
+
+
+def _names(names: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)
 
 
 class DafxError(Exception):
     """The root: catch this to catch everything that this package raises on purpose."""
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class ConfigurationError(DafxError):
     """A declaration or the environment is wrong."""
 
-    mistakes: tuple[str, ...] = attrs.field(converter=lambda m: (m,) if isinstance(m, str) else tuple(m))
+    mistakes: tuple[str, ...] = attrs.field(converter=_sentences)
     """Every mistake that was found, a sentence each."""
 
     def __str__(self) -> str:
@@ -73,7 +80,7 @@ class ModelNotConfigured(ConfigurationError):
     """No model was named and none could be found in the environment."""
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class InvalidThreadId(DafxError, ValueError):
     """A thread id that an entity key cannot hold."""
 
@@ -87,7 +94,7 @@ class InvalidThreadId(DafxError, ValueError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class UnsupportedTranscript(DafxError):
     """The stored state of a thread cannot be read. It was left as it is."""
 
@@ -103,7 +110,7 @@ class UnsupportedTranscript(DafxError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class NotDurableError(DafxError):
     """An orchestration awaited, or did, something that cannot be replayed."""
 
@@ -118,7 +125,7 @@ class SchedulerError(DafxError):
     """Something between this process and the scheduler."""
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class SchedulerUnreachable(SchedulerError, ConnectionError):
     """Nothing answers at the endpoint."""
 
@@ -133,7 +140,7 @@ class SchedulerUnreachable(SchedulerError, ConnectionError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class OrchestrationFailed(DafxError):
     """An orchestration that a client awaited did not complete."""
 
@@ -152,7 +159,7 @@ class TurnError(DafxError):
     """What can become of a request to an agent, other than an answer."""
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class AgentNotHosted(TurnError):
     """No worker on the task hub takes this agent."""
 
@@ -161,9 +168,7 @@ class AgentNotHosted(TurnError):
     task_hub: str
     seconds: float
     """How long the turn waited for a worker."""
-    hosted: tuple[str, ...] | None = attrs.field(
-        default=None, converter=lambda names: None if names is None else tuple(names)
-    )
+    hosted: tuple[str, ...] | None = attrs.field(default=None, converter=_names)
     """The agents that connected workers take, or None where the scheduler cannot tell."""
 
     def __str__(self) -> str:
@@ -178,7 +183,7 @@ class AgentNotHosted(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class CorrelationConflict(TurnError):
     """The correlation id was used before, for another request."""
 
@@ -193,7 +198,7 @@ class CorrelationConflict(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class ThreadBusy(TurnError):
     """The thread works on another turn, and this request cannot wait for it."""
 
@@ -209,7 +214,7 @@ class ThreadBusy(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class TurnTimeout(TurnError, TimeoutError):
     """No answer came in time; the turn may still be running."""
 
@@ -225,7 +230,7 @@ class TurnTimeout(TurnError, TimeoutError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class TurnSuperseded(TurnError):
     """The thread no longer works on this turn."""
 
@@ -240,7 +245,7 @@ class TurnSuperseded(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class TurnTerminated(TurnError):
     """The turn was ended from outside before it had an answer."""
 
@@ -256,7 +261,7 @@ class TurnTerminated(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class TurnFailed(TurnError):
     """The agent's own code, or the worker around it, raised."""
 
@@ -272,7 +277,7 @@ class TurnFailed(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class StaleTranscript(TurnError):
     """A step kept reading less of the thread than the turn had recorded."""
 
@@ -288,7 +293,7 @@ class StaleTranscript(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class InvalidAnswer(TurnError, ValueError):
     """The answer does not fit `response_format`."""
 
@@ -300,7 +305,7 @@ class InvalidAnswer(TurnError, ValueError):
         return f"The answer does not fit `response_format`: {self.reason}. It is in `.text`."
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class ModelError(TurnError):
     """The model's call failed."""
 
