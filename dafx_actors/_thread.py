@@ -95,15 +95,14 @@ def load(document: Json) -> ThreadState:
 
     Raises:
         UnsupportedTranscript: A newer major version, or not a thread at all.
-        ValueError: `data.dafx`, which only this package writes, is broken.
     """
     data = _codec.check_document(document)
-    ours: Mapping[str, Json] = data.get("dafx") or {}
+    ours = _codec.load_unfinished(data)
     return ThreadState(
         history=tuple(data.get("conversationHistory", ())),
-        active=ours.get("active"),
-        draft=_codec.load_messages(ours.get("draft", [])),
-        waiting=tuple(_codec.load_request(raw) for raw in ours.get("waiting", ())),
+        active=ours.active,
+        draft=ours.draft,
+        waiting=ours.waiting,
         document=document or {},
     )
 
@@ -116,7 +115,8 @@ def dump(state: ThreadState) -> dict[str, Json]:
         "draft": [_codec.dump_message(message) for message in state.draft],
         "waiting": [_codec.dump_request(request) for request in state.waiting],
     }
-    ours = {**data.get("dafx", {}), **known}
+    stored: Mapping[str, Json] = data.get("dafx") or {}
+    ours: dict[str, Json] = {**stored, **known}
     kept = {key: value for key, value in ours.items() if value or key not in known}
     rest = {key: value for key, value in data.items() if key != "dafx"}
     return {
@@ -245,7 +245,7 @@ def _entry(request: RunRequest, now: datetime) -> Request:
         messages=request.messages,
         created_at=request.created_at or now,
         orchestration_id=request.orchestration_id,
-        response_type="json" if request.response_schema else "text",
+        response_type="text" if request.response_schema is None else "json",
         response_schema=request.response_schema,
     )
 
