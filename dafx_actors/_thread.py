@@ -48,8 +48,16 @@ class ThreadState:
 
     @property
     def length(self) -> int:
-        """Entries and draft messages: grows with everything recorded, so a reader knows when it reads old state."""
-        return len(self.history) + len(self.draft)
+        """Entries up to the active turn's request, and its draft: grows with all that this turn records.
+
+        So a reader that knows the turn can tell old state. What others add behind the request meanwhile (turns that
+        gave up waiting) does not count: the turn does not know of it, and would take its next `record` for a repeat.
+        """
+        behind = 0
+        if self.active is not None:
+            own = (n for n, raw in enumerate(reversed(self.history)) if _is(raw, "request", self.active))
+            behind = next(own, 0)
+        return len(self.history) - behind + len(self.draft)
 
 
 @attrs.frozen
@@ -57,7 +65,7 @@ class Granted:
     """The turn is active."""
 
     length: int
-    """Of the thread, with the turn's request."""
+    """Of the thread, up to the turn's request and with its draft; see `ThreadState.length`."""
 
 
 @attrs.frozen
@@ -226,9 +234,13 @@ def _activate(state: ThreadState, request: RunRequest, now: datetime) -> ThreadS
 def _find(state: ThreadState, kind: str, turn: str) -> Json | None:
     """The stored entry of a turn, sought from the end: it is nearly always the latest."""
     for raw in reversed(state.history):
-        if raw.get("correlationId") == turn and raw.get("$type") == kind:
+        if _is(raw, kind, turn):
             return raw
     return None
+
+
+def _is(raw: Json, kind: str, turn: str) -> bool:
+    return raw.get("correlationId") == turn and raw.get("$type") == kind
 
 
 def _waiting(state: ThreadState, turn: str) -> RunRequest | None:
