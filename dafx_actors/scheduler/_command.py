@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _scheduler(arguments: argparse.Namespace) -> EmbeddedScheduler:
     if bool(arguments.tls_certificate) != bool(arguments.tls_key):
-        raise ConfigurationError("--tls-certificate and --tls-key belong together; give both or neither.")
+        raise ConfigurationError(("--tls-certificate and --tls-key belong together; give both or neither.",))
     tls = Tls(certificate=arguments.tls_certificate, key=arguments.tls_key) if arguments.tls_certificate else None
     return EmbeddedScheduler(
         None if arguments.in_memory else arguments.db,
@@ -59,9 +59,9 @@ def _token(path: str | None) -> str | None:
     try:
         token = Path(path).read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ConfigurationError(f"The token cannot be read: {error}") from error
+        raise ConfigurationError((f"The token cannot be read: {error}",)) from error
     if not token:
-        raise ConfigurationError(f"The token file {path} is empty.")
+        raise ConfigurationError((f"The token file {path} is empty.",))
     return token
 
 

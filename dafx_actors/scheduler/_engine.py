@@ -195,7 +195,8 @@ class Engine:
                         "entity": now - int(self._patience.entity * SECOND),
                     }
                 ):
-                    logger.warning("%s was held for too long; it is handed out again", work.lane)
+                    about = {"task_hub": hub.name, "kind": work.kind, "work": work.lane.name}
+                    logger.warning("%s was held for too long and is handed out again", work.lane, extra=about)
                     hub.again(work)
 
     async def _retain(self) -> None:

@@ -2,19 +2,20 @@
 
 All of it lives on the event loop's thread. A request is decided and carried out in memory without an `await` in
 between, and adds what has to be stored to one `Changes`; whoever asked is answered when those are on disk.
-Activities and entity batches that they make ready are handed out then, turns at once (see `Orchestrations.touch`). If they cannot be written, memory is thrown away and read again from
-the store, which then is the truth.
+Activities and entity batches that they make ready are handed out then, turns at once (`Orchestrations.touch` says
+why). If the changes cannot be written, memory is thrown away and read again from the store, which then is the truth.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import attrs
 
+from dafx_actors.errors import SchedulerWriteFailed
 from dafx_actors.scheduler._batches import problem_with
 from dafx_actors.scheduler._delivery import Delivery
 from dafx_actors.scheduler._entities import Entities
@@ -26,7 +27,7 @@ from dafx_actors.scheduler._turns import InvalidAnswer
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from dafx_actors.scheduler._clock import Clock
     from dafx_actors.scheduler._dispatch import Work, Worker
@@ -90,7 +91,7 @@ class TaskHub:
     # --- changes -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def changing(self) -> Iterator[Changes]:
+    def changing(self) -> Generator[Changes]:
         """Decide within this; what was added to the changes is written when it ends.
 
         A `Refused` or `InvalidAnswer` must come before anything is changed; then nothing is written. Any other
@@ -306,18 +307,52 @@ def _reached(it: Orchestration, *, ended: bool) -> bool:
 
 
 def _render_turn(hub: TaskHub, work: Work, token: str) -> bytes | None:
-    assert isinstance(work.subject, Orchestration), "by its lane"
-    return hub.orchestrations.render(work.subject, token)
+    it = work.subject
+    assert isinstance(it, Orchestration), "by its lane"
+    item = hub.orchestrations.render(it, token)
+    if item is None or not _indigestible(item, work):
+        return item
+    with suppress(SchedulerWriteFailed), hub.changing() as changes:
+        hub.orchestrations.fail(changes, it, _too_large(item, "history", "Keep it short with continue_as_new."))
+    return None
 
 
-def _render_activity(_: TaskHub, work: Work, token: str) -> bytes | None:
-    assert isinstance(work.subject, Activity), "by its lane"
-    return activity_item(token=token, request=work.subject.request)
+def _render_activity(hub: TaskHub, work: Work, token: str) -> bytes | None:
+    activity = work.subject
+    assert isinstance(activity, Activity), "by its lane"
+    item = activity_item(token=token, request=activity.request)
+    if not _indigestible(item, work):
+        return item
+    failure = _too_large(item, "input", "Pass a reference to what is large.")
+    with suppress(SchedulerWriteFailed), hub.changing() as changes:
+        hub.orchestrations.activity_answered(changes, activity, pb.ActivityResponse(failureDetails=failure))
+    return None
 
 
 def _render_batch(hub: TaskHub, work: Work, token: str) -> bytes | None:
     assert isinstance(work.subject, Entity), "by its lane"
     return hub.entities.render(work.subject, token)
+
+
+_USUAL_LIMIT = 4 * 2**20
+"""Bytes that a gRPC client receives in one message, unless it is told otherwise."""
+
+_TRIES = 3
+"""How many workers may lose their connection over a message that is larger."""
+
+
+def _indigestible(item: bytes, work: Work) -> bool:
+    """Whether this is what ends the streams of workers: each would lose its connection over it, for ever."""
+    return len(item) > _USUAL_LIMIT and work.attempts >= _TRIES
+
+
+def _too_large(item: bytes, what: str, instead: str) -> pb.TaskFailureDetails:
+    message = (
+        f"With its {what} this is a message of {len(item):,} bytes, over which {_TRIES} workers in a row have lost "
+        f"their connection; by default they receive {_USUAL_LIMIT:,}. {instead} Or let workers receive more: "
+        "GrpcChannelOptions(max_receive_message_length=...)."
+    )
+    return pb.TaskFailureDetails(errorType="MessageTooLarge", errorMessage=message, isNonRetriable=True)
 
 
 _RENDER = {"orchestration": _render_turn, "activity": _render_activity, "entity": _render_batch}

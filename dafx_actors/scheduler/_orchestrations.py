@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from dafx_actors.scheduler import _events, _turns
 from dafx_actors.scheduler._filters import Lane
 from dafx_actors.scheduler._idle import IdleCache
-from dafx_actors.scheduler._proto import Status, frame_past, orchestrator_item, pb, stamp
+from dafx_actors.scheduler._proto import Status, frame_past, orchestrator_item, pb, serialize, stamp
 from dafx_actors.scheduler._records import Activity, Message, Orchestration, Parent
 from dafx_actors.scheduler.storage import tables
 
@@ -33,7 +33,8 @@ class Orchestrations:
         self._by_name: dict[str, Orchestration] = {}
         self._by_id: dict[int, Orchestration] = {}
         self._idle: IdleCache[int] = IdleCache(self._evict, most=_MOST_IDLE, heaviest=_HEAVIEST_IDLE)
-        self._effects: dict[type, Callable[[Changes, Orchestration, _turns.Effect], None]] = {
+        # Each function takes its own kind of effect, which the key says.
+        self._effects: dict[type, Callable[[Changes, Orchestration, Any], None]] = {
             _turns.RunActivity: self._run_activity,
             _turns.StartTimer: self._start_timer,
             _turns.StartChild: self._start_child,
@@ -42,7 +43,7 @@ class Orchestrations:
             _turns.TellEntity: hub.tell_entity,
             _turns.RequestLock: hub.request_lock,
             _turns.ReleaseLock: hub.release_lock,
-        }  # type: ignore[dict-item]  # each takes its own kind of effect, which the key says
+        }
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -215,6 +216,11 @@ class Orchestrations:
         self._hub.release_locks_of(changes, it)
         self.touch(changes, it)
         self.report(changes, it)
+
+    def fail(self, changes: Changes, it: Orchestration, failure: pb.TaskFailureDetails) -> None:
+        """End it, because nobody can go on with it."""
+        at = max(self._hub.clock.now(), it.updated)
+        self.finish(changes, it, _turns.Ended(status=Status.FAILED, output=None, failure=serialize(failure)), at)
 
     def report(self, changes: Changes, it: Orchestration) -> None:
         """Tell its parent how it ended."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from durabletask.internal import orchestrator_service_pb2 as pb
-from google.protobuf import timestamp_pb2, wrappers_pb2  # type: ignore[import-untyped]  # no stubs are published
+from google.protobuf import timestamp_pb2, wrappers_pb2
 
 from dafx_actors.scheduler._clock import SECOND
 
@@ -82,7 +82,7 @@ def timestamp(at: int) -> timestamp_pb2.Timestamp:
 
 def micros(stamp: timestamp_pb2.Timestamp) -> int:
     """A `Timestamp` as microseconds since 1970, rounded up: nothing is due before its time."""
-    return cast("int", stamp.seconds) * SECOND - (-cast("int", stamp.nanos) // 1_000)
+    return stamp.seconds * SECOND - (-stamp.nanos // 1_000)
 
 
 def _varint(value: int) -> bytes:
@@ -98,7 +98,7 @@ def _varint(value: int) -> bytes:
 
 def frame(field: int, payload: bytes | bytearray) -> bytes:
     """A length-delimited field: its tag, its length, its bytes."""
-    return b"%c%b%b" % (field << 3 | _LENGTH_DELIMITED, _varint(len(payload)), payload)
+    return b"".join((bytes((field << 3 | _LENGTH_DELIMITED,)), _varint(len(payload)), payload))
 
 
 def stamp(event: bytes, at: int) -> bytes:

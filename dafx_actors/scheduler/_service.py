@@ -12,8 +12,8 @@ import hmac
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
-import grpc  # type: ignore[import-untyped]  # no stubs are published with it
-import grpc.aio  # type: ignore[import-untyped]
+import grpc
+import grpc.aio
 
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler import _admin, _pages, _requests
@@ -36,7 +36,7 @@ PING_EVERY = 30.0
 """Seconds; workers give up a stream that was silent for 120."""
 
 Context = Any
-"""`grpc.aio.ServicerContext`, for which there are no stubs."""
+"""`grpc.aio.ServicerContext`, whose stubs ask for the types of every request and reply."""
 
 
 class Service:
@@ -59,7 +59,7 @@ class Service:
 
     def handlers(self) -> tuple[Any, ...]:
         """What to register with a server."""
-        tasks = {name: self._unary(cls, handler) for name, (cls, handler) in _requests.UNARY.items()}
+        tasks: dict[str, Any] = {name: self._unary(cls, handler) for name, (cls, handler) in _requests.UNARY.items()}
         tasks.update({name: self._unary(cls, handler) for name, (cls, handler) in _pages.UNARY.items()})
         tasks["Hello"] = grpc.unary_unary_rpc_method_handler(self._hello)
         tasks["GetWorkItems"] = grpc.unary_stream_rpc_method_handler(
@@ -70,7 +70,7 @@ class Service:
             request_deserializer=pb.StreamInstanceHistoryRequest.FromString,
             response_serializer=serialize,
         )
-        admin = {
+        admin: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(self._administer(handler))
             for name, handler in _admin.METHODS.items()
         }
@@ -151,6 +151,9 @@ class Service:
             self._ping()
         try:
             await stream.run(context)
+        except grpc.aio.InternalError:
+            # The worker has gone while something was sent to it.
+            logger.debug("The stream of worker %s broke off", stream.worker.name)
         finally:
             self._streams.discard(stream)
             hub.disconnect(stream.worker)
@@ -175,7 +178,7 @@ class Service:
 
 
 def _worker_name(request: pb.GetWorkItemsRequest, context: Context) -> str:
-    metadata = dict(context.invocation_metadata() or ())
+    metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
     return request.worker_instance_id or str(metadata.get("workerid", "")) or str(context.peer())
 
 
@@ -215,7 +218,8 @@ class _WorkStream:
         An item is made from what is known at the moment when it is sent, and counts as held from then on; whatever
         ends this coroutine, the caller has it handed out again.
         """
-        logger.info("Worker %s has connected to task hub %s", self.worker.name, self._hub.name)
+        about = {"task_hub": self._hub.name, "worker": self.worker.name}
+        logger.info("Worker %s has connected to task hub %s", self.worker.name, self._hub.name, extra=about)
         self._hub.delivery.queue.connect(self.worker)
         try:
             while not self._ended:
@@ -228,4 +232,4 @@ class _WorkStream:
                 if not self.worker.outbox and not self._pings and not self._ended:
                     await self._awake.wait()
         finally:
-            logger.info("Worker %s has left task hub %s", self.worker.name, self._hub.name)
+            logger.info("Worker %s has left task hub %s", self.worker.name, self._hub.name, extra=about)

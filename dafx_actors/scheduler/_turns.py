@@ -170,7 +170,7 @@ def _schedule_task(orchestration: Orchestration, action: pb.OrchestratorAction, 
         tags=task.tags,
     )
     for field in ("input", "parentTraceContext"):
-        if task.HasField(field):  # type: ignore[arg-type]  # the stubs want a literal
+        if task.HasField(field):
             getattr(scheduled, field).CopyFrom(getattr(task, field))
             getattr(request, field).CopyFrom(getattr(task, field))
     if task.HasField("version"):
@@ -192,7 +192,7 @@ def _create_child(orchestration: Orchestration, action: pb.OrchestratorAction, a
     instance_id = child.instanceId or f"{orchestration.execution_id}:{action.id:04x}"
     created = pb.SubOrchestrationInstanceCreatedEvent(instanceId=instance_id, name=child.name, tags=child.tags)
     for field in ("version", "input", "parentTraceContext"):
-        if child.HasField(field):  # type: ignore[arg-type]  # the stubs want a literal
+        if child.HasField(field):
             getattr(created, field).CopyFrom(getattr(child, field))
     start = Start(
         name=child.name,

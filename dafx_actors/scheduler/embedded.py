@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-import grpc  # type: ignore[import-untyped]  # no stubs are published with it
-import grpc.aio  # type: ignore[import-untyped]
+import grpc
+import grpc.aio
 from anyio.from_thread import start_blocking_portal
 
 from dafx_actors.errors import ConfigurationError, SchedulerCannotListen, SchedulerNotSecured
@@ -20,7 +20,7 @@ from dafx_actors.scheduler._service import PING_EVERY, Service
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -56,7 +56,7 @@ class Tls:
         try:
             pair = (self.key.read_bytes(), self.certificate.read_bytes())
         except OSError as error:
-            raise ConfigurationError(f"The TLS certificate or its key cannot be read: {error}") from error
+            raise ConfigurationError((f"The TLS certificate or its key cannot be read: {error}",)) from error
         return grpc.ssl_server_credentials([pair])
 
 
@@ -177,7 +177,7 @@ class EmbeddedScheduler:
         return int(port)
 
     @contextmanager
-    def on_a_thread(self) -> Iterator[Self]:
+    def on_a_thread(self) -> Generator[Self]:
         """Run it on an event loop in a thread of its own, for programs that have none.
 
         ::
@@ -210,7 +210,9 @@ def _options(max_message_bytes: int, worker_timeout: float) -> list[tuple[str, i
         # A peer that was stopped keeps its connection; only that it does not answer gives it away.
         ("grpc.keepalive_time_ms", half),
         ("grpc.keepalive_timeout_ms", half),
+        ("grpc.http2.ping_timeout_ms", half),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ]

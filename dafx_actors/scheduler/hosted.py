@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import attrs
-import grpc  # type: ignore[import-untyped]  # no stubs are published with it
+import grpc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

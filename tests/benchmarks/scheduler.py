@@ -22,7 +22,7 @@ import time
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc.aio
 from durabletask import task
@@ -35,9 +35,11 @@ from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 from dafx_actors.scheduler.hosted import stats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 
-QUIET = logging.Logger("quiet", logging.CRITICAL)
+Steps: TypeAlias = "Generator[Any, Any, Any]"
+QUIET = logging.getLogger("tests.quiet")
+QUIET.setLevel(logging.CRITICAL)
 TIMEOUT = 300.0
 BACKENDS = ("memory", "normal", "full")
 SILENT = ("--log-level", "error")
@@ -50,18 +52,18 @@ def echo(_: task.ActivityContext, value: Any) -> Any:
     return value
 
 
-def one_activity(context: task.OrchestrationContext, value: Any) -> Iterator[Any]:
+def one_activity(context: task.OrchestrationContext, value: Any) -> Steps:
     """The smallest orchestration that does something."""
     return (yield context.call_activity(echo, input=value))
 
 
-def fan_out(context: task.OrchestrationContext, count: int) -> Iterator[Any]:
+def fan_out(context: task.OrchestrationContext, count: int) -> Steps:
     """One orchestration over many activities."""
-    results = yield task.when_all([context.call_activity(echo, input=n) for n in range(count)])
+    results: list[Any] = yield task.when_all([context.call_activity(echo, input=n) for n in range(count)])
     return len(results)
 
 
-def agent_call(context: task.OrchestrationContext, number: int) -> Iterator[Any]:
+def agent_call(context: task.OrchestrationContext, number: int) -> Steps:
     """What an agent's turn asks of a scheduler: a thread is told, a model called, an answer recorded."""
     thread = EntityInstanceId("thread", str(number))
     yield context.call_entity(thread, "add", number)
@@ -69,13 +71,13 @@ def agent_call(context: task.OrchestrationContext, number: int) -> Iterator[Any]
     return (yield context.call_entity(thread, "add", number))
 
 
-def fan_out_agents(context: task.OrchestrationContext, count: int) -> Iterator[Any]:
+def fan_out_agents(context: task.OrchestrationContext, count: int) -> Steps:
     """One orchestration over many agent calls."""
-    results = yield task.when_all([context.call_sub_orchestrator(agent_call, input=n) for n in range(count)])
+    results: list[Any] = yield task.when_all([context.call_sub_orchestrator(agent_call, input=n) for n in range(count)])
     return len(results)
 
 
-def sleeps(context: task.OrchestrationContext, seconds: float) -> Iterator[Any]:
+def sleeps(context: task.OrchestrationContext, seconds: float) -> Steps:
     """Waits for a timer."""
     yield context.create_timer(timedelta(seconds=seconds))
 
@@ -102,7 +104,7 @@ def run_worker(endpoint: str) -> None:
         worker.add_orchestrator(orchestrator)
     worker.add_activity(echo)
     worker.add_entity(Thread, name="thread")
-    worker.start()
+    cast("Any", worker).start()
     sys.stdin.read()
     os._exit(0)  # What it holds is nobody's concern.
 
@@ -111,8 +113,9 @@ def run_memory_backend(port: int) -> None:
     """`durabletask`'s in-memory backend, with threads enough for everybody who waits."""
     from durabletask.testing import in_memory_backend
 
-    plain = in_memory_backend.futures.ThreadPoolExecutor
-    in_memory_backend.futures.ThreadPoolExecutor = lambda max_workers: plain(max_workers=4_000)  # type: ignore[assignment, misc]
+    futures = cast("Any", in_memory_backend).futures
+    plain = futures.ThreadPoolExecutor
+    futures.ThreadPoolExecutor = lambda max_workers: plain(max_workers=4_000)
     in_memory_backend.InMemoryOrchestrationBackend(port=port).start()
     print(f"http://127.0.0.1:{port}", flush=True)
     sys.stdin.read()
@@ -126,7 +129,7 @@ class Process:
     """A process that ends when it is left."""
 
     def __init__(self, *arguments: str) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - our own commands
+        self._process = subprocess.Popen(
             [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
@@ -156,7 +159,7 @@ class Process:
 
 
 @contextmanager
-def backend(kind: str, db: Path) -> Iterator[tuple[Process, str]]:
+def backend(kind: str, db: Path) -> Generator[tuple[Process, str]]:
     """A backend's process and its endpoint."""
     if kind == "memory":
         arguments: tuple[str, ...] = (__file__, "--run-memory-backend", str(free_port()))
@@ -205,7 +208,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(kind: str, *, worker: bool = True, db: Path | None = None) -> AsyncIterator[Bench]:
+async def bench(kind: str, *, worker: bool = True, db: Path | None = None) -> AsyncGenerator[Bench]:
     """Processes and a client for one run."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -226,7 +229,7 @@ async def bench(kind: str, *, worker: bool = True, db: Path | None = None) -> As
 async def latency(kind: str) -> dict[str, float]:
     """One orchestration with one activity at a time."""
     async with bench(kind) as it:
-        times = []
+        times: list[float] = []
         for number in range(300):
             started = time.perf_counter()
             await it.run("one_activity", number)
@@ -411,7 +414,7 @@ def main() -> None:
     else:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 65_536)), hard))
-        results = {}
+        results: dict[str, dict[str, dict[str, float]]] = {}
         for name in arguments.scenarios:
             results[name] = measure(name, arguments.repeats)
             show(name, results[name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc.aio
 from anyio import to_thread
@@ -17,10 +17,14 @@ from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 from dafx_actors.scheduler import EmbeddedScheduler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Generator
     from pathlib import Path
 
-QUIET = logging.Logger("quiet", logging.CRITICAL)
+Steps: TypeAlias = "Generator[Any, Any, Any]"
+"""What an orchestrator returns that yields tasks."""
+
+QUIET = logging.getLogger("tests.quiet")
+QUIET.setLevel(logging.CRITICAL)
 PATIENCE = 30.0
 """Seconds that a test waits for what should happen at once."""
 
@@ -47,8 +51,8 @@ class Bench:
 
     async def worker(self, *functions: Callable[..., Any], **options: Any) -> TaskHubGrpcWorker:
         """Start a worker that stops with the bench. Activities are those functions whose name starts with `do_`."""
-        worker = make_worker(self.scheduler.endpoint, *functions, **options)
-        worker.start()
+        worker: TaskHubGrpcWorker = make_worker(self.scheduler.endpoint, *functions, **options)
+        cast("Any", worker).start()
         self._stack.push_async_callback(to_thread.run_sync, worker.stop)
         return worker
 

@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    """gRPC's async API runs on asyncio only."""
-    return "asyncio"
-
-
-@pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """A scheduler over a file, a client, and workers on demand."""
     async with Bench(tmp_path / "dafx.db") as running:

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import grpc.aio
 import pytest
 from durabletask import task
+from durabletask.entities import EntityInstanceId
+from durabletask.grpc_options import GrpcWorkerResiliencyOptions
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.worker import ActivityWorkItemFilter, OrchestrationWorkItemFilter, WorkItemFilters
 
 from dafx_actors.scheduler import Patience
-from tests.scheduler.bench import PATIENCE, Bench, RawWorker
+from dafx_actors.scheduler._records import Lock
+from dafx_actors.scheduler.storage import tables
+from tests.scheduler.bench import PATIENCE, Bench, RawWorker, Steps
+from tests.scheduler.test_rules import HandClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
-
-Steps = Any
 
 
 def do_work(_: task.ActivityContext, number: int) -> int:
     return number
 
 
-def one(context: task.OrchestrationContext, number: int) -> Iterator[Steps]:
+def one(context: task.OrchestrationContext, number: int) -> Steps:
     return (yield context.call_activity(do_work, input=number))
+
+
+def do_swallow(_: task.ActivityContext, text: str) -> int:
+    return len(text)
+
+
+def large(context: task.OrchestrationContext, text: str) -> Steps:
+    return (yield context.call_activity(do_swallow, input=text))
+
+
+def sleeps_for_a_day(context: task.OrchestrationContext, _: object) -> Steps:
+    yield context.create_timer(timedelta(days=1))
+    return "morning"
 
 
 def other(_: task.OrchestrationContext, __: object) -> str:
@@ -217,8 +234,6 @@ async def test_queued_activities_of_an_ended_orchestration_are_dropped(bench: Be
 
 
 async def test_an_entity_is_not_frozen_by_a_worker_that_disappears(bench: Bench) -> None:
-    from durabletask.entities import EntityInstanceId
-
     stub = await bench.stub()
     first = RawWorker(stub)
     await bench.client.signal_entity(EntityInstanceId("e", "k"), "op")
@@ -258,7 +273,7 @@ async def test_a_thousand_waiting_clients(bench: Bench) -> None:
     def do_wait(_: task.ActivityContext, __: object) -> None:
         go.wait(PATIENCE)
 
-    def gate(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def gate(context: task.OrchestrationContext, _: object) -> Steps:
         yield context.call_activity(do_wait)
 
     await bench.worker(gate, do_wait, other)
@@ -273,7 +288,7 @@ async def test_a_thousand_waiting_clients(bench: Bench) -> None:
         for _ in range(1_000):
             tasks.start_soon(wait)
         while hub.waiting_clients < 1_000:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
         assert (await bench.run(other)).serialized_output == '"other"'
         go.set()
     assert ended == ["COMPLETED"] * 1_000
@@ -285,3 +300,47 @@ async def test_a_burst_of_two_thousand_calls(bench: Bench) -> None:
     calls = [stub.StartInstance(pb.CreateInstanceRequest(name="any", instanceId=f"b{n}")) for n in range(2_000)]
     for call in calls:
         await call
+
+
+async def test_a_message_that_no_worker_can_receive_fails_its_orchestration(bench: Bench) -> None:
+    """Else every worker would lose its connection over it, and all its other work each time."""
+    quickly = GrpcWorkerResiliencyOptions(reconnect_backoff_base_seconds=0.05, reconnect_backoff_cap_seconds=0.1)
+    await bench.worker(one, do_work, large, do_swallow, resiliency_options=quickly)
+    instance_id = await bench.client.schedule_new_orchestration("one", input="x" * 5_000_000)
+    state = await bench.client.wait_for_orchestration_completion(instance_id, fetch_payloads=False, timeout=PATIENCE)
+    assert state is not None
+    assert state.runtime_status.name == "FAILED"
+    assert state.failure_details is not None
+    assert state.failure_details.error_type == "MessageTooLarge"
+    assert "max_receive_message_length" in state.failure_details.message
+    assert (await bench.run(one, 1)).serialized_output == "1"
+
+
+async def test_a_clock_that_is_moved_by_hand(tmp_path: Path) -> None:
+    """All times come from one clock: a timer of a day fires when that clock has moved by a day."""
+    clock = HandClock()
+    async with Bench(tmp_path / "dafx.db", clock=clock) as bench:
+        await bench.worker(sleeps_for_a_day)
+        instance_id = await bench.client.schedule_new_orchestration(sleeps_for_a_day)
+        await bench.client.wait_for_orchestration_start(instance_id, timeout=PATIENCE)
+        assert len(bench.scheduler.engine.timers) == 1
+        clock.move(clock.now() + 86_400 * 1_000_000)
+        assert (await bench.end_of(instance_id)).serialized_output == '"morning"'
+
+
+async def test_a_lock_whose_holder_is_gone_can_be_released(bench: Bench) -> None:
+    """It cannot come about by itself; a file may have been repaired by hand."""
+    hub = bench.scheduler.engine.hub("default")
+    await bench.client.signal_entity(EntityInstanceId("e", "k"), "op")
+    entity = hub.entities.find("@e@k")
+    assert entity is not None
+    with hub.changing() as changes:
+        entity.lock = Lock(section="s", holder=12345, holder_instance="gone")
+        tables.write_entity(changes, hub.id, entity)
+    await changes.committed()
+    db = bench.db
+    await bench.__aexit__(None, None, None)
+    async with Bench(db) as again:
+        worker = RawWorker(await again.stub())
+        assert (await again.client.clean_entity_storage()).orphaned_locks_released == 1
+        assert (await worker.take()).entityRequestV2.instanceId == "@e@k"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import grpc.aio
@@ -15,14 +15,10 @@ from durabletask.client import EntityQuery, OrchestrationStatus
 from durabletask.entities import DurableEntity, EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from tests.scheduler.bench import PATIENCE, Bench, RawWorker
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.scheduler.bench import PATIENCE, Bench, RawWorker, Steps
 
 pytestmark = pytest.mark.anyio
 
-Steps = Any
 COUNTER = EntityInstanceId("counter", "a")
 
 
@@ -54,7 +50,7 @@ class Counter(DurableEntity):
         return self.entity_context.schedule_new_orchestration(name, instance_id="from-entity")
 
 
-def calls(context: task.OrchestrationContext, amount: int) -> Iterator[Steps]:
+def calls(context: task.OrchestrationContext, amount: int) -> Steps:
     return (yield context.call_entity(COUNTER, "add", amount))
 
 
@@ -79,7 +75,7 @@ async def test_signals_in_order(bench: Bench) -> None:
 
 
 async def test_a_call_has_an_answer_and_a_failure_is_rolled_back(bench: Bench) -> None:
-    def fails(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def fails(context: task.OrchestrationContext, _: object) -> Steps:
         yield context.call_entity(COUNTER, "add", 4)
         try:
             yield context.call_entity(COUNTER, "fail")
@@ -150,7 +146,7 @@ async def test_entities_signal_and_start(bench: Bench) -> None:
 async def test_a_critical_section_keeps_others_out(bench: Bench) -> None:
     inside = threading.Event()
 
-    def holds(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def holds(context: task.OrchestrationContext, _: object) -> Steps:
         with (yield context.lock_entities([COUNTER])):
             before = yield context.call_entity(COUNTER, "add", 100)
             inside.set()
@@ -176,7 +172,7 @@ async def test_a_critical_section_keeps_others_out(bench: Bench) -> None:
 async def test_many_sections_over_two_entities_neither_mix_nor_deadlock(bench: Bench) -> None:
     one, two = EntityInstanceId("counter", "one"), EntityInstanceId("counter", "two")
 
-    def moves(context: task.OrchestrationContext, back: bool) -> Iterator[Steps]:
+    def moves(context: task.OrchestrationContext, back: bool) -> Steps:
         source, target = (two, one) if back else (one, two)
         with (yield context.lock_entities([source, target])):
             there = yield context.call_entity(target, "get")
@@ -195,7 +191,7 @@ async def test_many_sections_over_two_entities_neither_mix_nor_deadlock(bench: B
 async def test_a_holder_that_is_ended_leaks_no_lock(bench: Bench, end: str) -> None:
     inside = threading.Event()
 
-    def holds(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def holds(context: task.OrchestrationContext, _: object) -> Steps:
         with (yield context.lock_entities([COUNTER])):
             inside.set()
             yield context.wait_for_external_event("never")

@@ -5,24 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import grpc.aio
 import pytest
 from durabletask import history, task
 from durabletask.client import OrchestrationStatus
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from tests.scheduler.bench import PATIENCE, Bench
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.scheduler.bench import PATIENCE, Bench, Steps
 
 pytestmark = pytest.mark.anyio
-
-Steps = Any
-"""What an orchestrator's generator yields and gets."""
 
 
 def do_add(_: task.ActivityContext, pair: list[int]) -> int:
@@ -33,11 +28,11 @@ def do_fail(_: task.ActivityContext, text: str) -> None:
     raise ValueError(text)
 
 
-def one(context: task.OrchestrationContext, number: int) -> Iterator[Steps]:
+def one(context: task.OrchestrationContext, number: int) -> Steps:
     return (yield context.call_activity(do_add, input=[number, 1]))
 
 
-def waits(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+def waits(context: task.OrchestrationContext, _: object) -> Steps:
     return (yield context.wait_for_external_event("go"))
 
 
@@ -55,7 +50,7 @@ async def test_a_history_reads_as_the_sdks_expect(bench: Bench) -> None:
     def child(_: task.OrchestrationContext, __: object) -> str:
         return "done"
 
-    def parent(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def parent(context: task.OrchestrationContext, _: object) -> Steps:
         yield context.call_activity(do_add, input=[1, 2])
         yield context.create_timer(timedelta(milliseconds=10))
         return (yield context.call_sub_orchestrator(child))
@@ -83,7 +78,7 @@ async def test_a_history_reads_as_the_sdks_expect(bench: Bench) -> None:
 
 
 async def test_many_activities_at_once(bench: Bench) -> None:
-    def fan_out(context: task.OrchestrationContext, count: int) -> Iterator[Steps]:
+    def fan_out(context: task.OrchestrationContext, count: int) -> Steps:
         sums = yield task.when_all([context.call_activity(do_add, input=[n, n]) for n in range(count)])
         return sum(sums)
 
@@ -93,7 +88,7 @@ async def test_many_activities_at_once(bench: Bench) -> None:
 
 
 async def test_a_failure_keeps_its_details(bench: Bench) -> None:
-    def fails(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def fails(context: task.OrchestrationContext, _: object) -> Steps:
         yield context.call_activity(do_fail, input="out of tea")
 
     await bench.worker(fails, do_fail)
@@ -107,7 +102,7 @@ async def test_a_failure_without_a_text_is_a_failure(bench: Bench) -> None:
     def do_raise(_: task.ActivityContext, __: object) -> None:
         raise ValueError
 
-    def fails(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def fails(context: task.OrchestrationContext, _: object) -> Steps:
         try:
             yield context.call_activity(do_raise)
         except task.TaskFailedError:
@@ -128,7 +123,7 @@ async def test_retries_of_a_child_see_its_own_error(bench: Bench) -> None:
             raise ConnectionError("try again")
         return "finally"
 
-    def parent(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def parent(context: task.OrchestrationContext, _: object) -> Steps:
         policy = task.RetryPolicy(first_retry_interval=timedelta(milliseconds=10), max_number_of_attempts=5)
         return (yield context.call_sub_orchestrator(child, retry_policy=policy))
 
@@ -139,7 +134,7 @@ async def test_retries_of_a_child_see_its_own_error(bench: Bench) -> None:
 
 
 async def test_events_keep_their_order_and_their_names(bench: Bench) -> None:
-    def collects(context: task.OrchestrationContext, count: int) -> Iterator[Steps]:
+    def collects(context: task.OrchestrationContext, count: int) -> Steps:
         found = []
         for _ in range(count):
             found.append((yield context.wait_for_external_event("Next")))
@@ -174,7 +169,7 @@ async def test_an_orchestration_sends_events(bench: Bench) -> None:
 
 
 async def test_a_timer_fires_not_before_its_time(bench: Bench) -> None:
-    def sleeps(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def sleeps(context: task.OrchestrationContext, _: object) -> Steps:
         before = context.current_utc_datetime
         yield context.create_timer(timedelta(milliseconds=300))
         return (context.current_utc_datetime - before).total_seconds()
@@ -187,7 +182,7 @@ async def test_continue_as_new_starts_afresh(bench: Bench) -> None:
     """A new execution has a new history, gets the events that it was not told, and none of the old one's timers."""
     executions: list[int] = []
 
-    def loops(context: Any, number: int) -> Iterator[Steps]:
+    def loops(context: Any, number: int) -> Steps:
         executions.append(number)
         # Of the same id in every execution: an old one that fires would complete a new one at once.
         late = context.create_timer(timedelta(milliseconds=150 if number == 0 else 700))
@@ -212,7 +207,7 @@ async def test_continue_as_new_starts_afresh(bench: Bench) -> None:
 
 
 async def test_events_survive_continue_as_new_in_order(bench: Bench) -> None:
-    def collects(context: Any, found: list[int]) -> Iterator[Steps]:
+    def collects(context: Any, found: list[int]) -> Steps:
         number = yield context.wait_for_external_event("next")
         if number == -1:
             return found
@@ -267,10 +262,10 @@ async def test_terminate(bench: Bench) -> None:
 
 @pytest.mark.parametrize("recursive", [True, False])
 async def test_terminate_a_family(bench: Bench, recursive: bool) -> None:
-    def child(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def child(context: task.OrchestrationContext, _: object) -> Steps:
         return (yield context.wait_for_external_event("go"))
 
-    def parent(context: task.OrchestrationContext, ids: list[str]) -> Iterator[Steps]:
+    def parent(context: task.OrchestrationContext, ids: list[str]) -> Steps:
         yield task.when_all([context.call_sub_orchestrator(child, instance_id=name) for name in ids])
 
     await bench.worker(parent, child)
@@ -288,7 +283,7 @@ async def test_terminate_a_family(bench: Bench, recursive: bool) -> None:
 
 
 async def test_a_terminated_child_is_a_failure(bench: Bench) -> None:
-    def parent(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def parent(context: task.OrchestrationContext, _: object) -> Steps:
         try:
             yield context.call_sub_orchestrator(waits, instance_id="the-child")
         except task.TaskFailedError as error:
@@ -342,7 +337,7 @@ async def test_the_epoch_means_now(bench: Bench) -> None:
 
 
 async def test_what_a_client_sees(bench: Bench) -> None:
-    def reports(context: Any, _: object) -> Iterator[Steps]:
+    def reports(context: Any, _: object) -> Steps:
         context.set_custom_status({"step": 1})
         yield context.wait_for_external_event("go")
         return "end"
@@ -405,12 +400,12 @@ async def test_rewind(bench: Bench) -> None:
             raise OSError("not yet")
         return name
 
-    def child(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def child(context: task.OrchestrationContext, _: object) -> Steps:
         first = yield context.call_activity(do_count, input="child-good")
         second = yield context.call_activity(do_break, input="child-bad")
         return [first, second]
 
-    def parent(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def parent(context: task.OrchestrationContext, _: object) -> Steps:
         first = yield context.call_activity(do_count, input="good")
         second = yield context.call_sub_orchestrator(child, instance_id="the-child")
         return [first, second]
@@ -443,10 +438,10 @@ async def test_a_rewound_parent_restarts_a_child_that_was_purged(bench: Bench) -
             raise OSError("not yet")
         return "fine"
 
-    def child(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def child(context: task.OrchestrationContext, _: object) -> Steps:
         return (yield context.call_activity(do_break))
 
-    def parent(context: task.OrchestrationContext, _: object) -> Iterator[Steps]:
+    def parent(context: task.OrchestrationContext, _: object) -> Steps:
         return (yield context.call_sub_orchestrator(child, instance_id="the-child"))
 
     await bench.worker(parent, child, do_break)
@@ -465,7 +460,7 @@ async def test_waiting_for_what_does_not_exist_yet(bench: Bench) -> None:
     with pytest.raises(TimeoutError):
         await bench.client.wait_for_orchestration_completion("never", timeout=0.05)
     while bench.scheduler.engine.hub("default").waiting_clients:
-        await anyio.sleep(0)  # The scheduler hears a moment later that the client has gone.
+        await anyio.lowlevel.checkpoint()  # The scheduler hears a moment later that the client has gone.
 
 
 async def test_large_inputs_and_outputs(bench: Bench) -> None:
@@ -474,7 +469,7 @@ async def test_large_inputs_and_outputs(bench: Bench) -> None:
     def do_repeat(_: task.ActivityContext, count: int) -> int:
         return len("x" * count)
 
-    def big(context: task.OrchestrationContext, text: str) -> Iterator[Steps]:
+    def big(context: task.OrchestrationContext, text: str) -> Steps:
         return (yield context.call_activity(do_repeat, input=len(text)))
 
     await bench.worker(big, do_repeat)

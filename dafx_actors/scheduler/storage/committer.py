@@ -38,14 +38,20 @@ _COMMITS_BETWEEN_LOOKS = 64
 _QUICK = 0.001
 """Seconds; the loop itself waits for a disk that usually takes less."""
 
+_INSTANT = 0.000_15
+"""Seconds; a disk that is faster than a turn of the event loop is not kept waiting for company, if none is usual."""
+
+_ALONE = 1.2
+"""Changes that usually come in one turn of the loop, up to which none waits for another."""
+
 _WEIGHT = 0.1
-"""Of the last commit in what is usual."""
+"""Of the last one in what is usual."""
 
 
 class Changes:
     """What one request changes: statements for the store, and what is done once they are on disk."""
 
-    __slots__ = ("_after", "_done", "_first", "_outcome", "seq", "writes")
+    __slots__ = ("_after", "_first", "_outcome", "_waiters", "seq", "writes")
 
     def __init__(self, seq: int) -> None:
         self.seq = seq
@@ -53,7 +59,7 @@ class Changes:
         self.writes: list[tuple[str, Row]] = []
         self._first: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
-        self._done: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
         self._outcome: SchedulerWriteFailed | bool = False
 
     def write(self, sql: str, *values: object) -> None:
@@ -83,23 +89,32 @@ class Changes:
             raise self._outcome
         if self._outcome:
             return
-        if self._done is None:
-            self._done = asyncio.get_running_loop().create_future()
-        # Shielded: several may wait for the same changes, and one of them may go away.
-        await asyncio.shield(self._done)
+        # One for each who waits, since one of them may go away.
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(done)
+        await done
 
     def settle(self, error: SchedulerWriteFailed | None) -> None:
         """Tell whoever waits; the committer calls this, once."""
         self._outcome = error or True
         if error is None:
             for action in self._after:
-                action()
-        done = self._done
-        if done is not None and not done.done():
+                _guarded(action)
+        for done in self._waiters:
+            if done.done():
+                continue
             if error is None:
                 done.set_result(None)
             else:
                 done.set_exception(error)
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    """Others in the group wait to be told, whatever becomes of this one."""
+    try:
+        action()
+    except Exception:
+        logger.exception("What was to follow a commit has failed")
 
 
 class Committer:
@@ -130,6 +145,9 @@ class Committer:
         self._thread: Thread | None = None
         self._usual = 0.0
         """Seconds that a commit usually takes."""
+        self._came = 0
+        self._company = 1.0
+        """How many changes usually come in one turn of the loop."""
         self.seq = 0
         self.committed = 0
         """All changes up to this one are on disk."""
@@ -146,10 +164,20 @@ class Committer:
         """Have the changes written with the next group."""
         changes.complete()
         self._waiting.append(changes)
-        # Not at once: whatever else is ready to run on the loop joins the group.
+        self._came += 1
         if self._group is None and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._turn)
+            if self._usual < _INSTANT and self._company < _ALONE:
+                self._flush()
+
+    def _turn(self) -> None:
+        """Whatever was ready to run on the loop has run, and its changes form the group."""
+        self._scheduled = False
+        self._company += (self._came - self._company) * _WEIGHT
+        self._came = 0
+        if self._group is None:
+            self._flush()
 
     async def reached(self, seq: int) -> None:
         """Wait until these changes, and all before them, are on disk.
@@ -178,7 +206,6 @@ class Committer:
             self._thread = None
 
     def _flush(self) -> None:
-        self._scheduled = False
         group, self._waiting = self._waiting, []
         if not group:
             self._rest()
@@ -245,8 +272,9 @@ class Committer:
                 self._hand_over(self._checkpoint)
                 return
         if self._waiting:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._turn)
         else:
             self._rest()
 

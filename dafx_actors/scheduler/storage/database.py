@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -74,7 +75,7 @@ def _read_pid(file: int) -> int | None:
     return None
 
 
-if os.name == "nt":  # pragma: no cover - the tests run on Unix
+if sys.platform == "win32":  # pragma: no cover - the tests run on Unix
     import msvcrt
 
     def _lock(file: int) -> None:
@@ -88,8 +89,13 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def connect(path: str, *, synchronous: Synchronous) -> sqlite3.Connection:
+def connect(path: str, *, synchronous: Synchronous, steps: Sequence[str] = schema.STEPS) -> sqlite3.Connection:
     """A connection that reads and writes; of a kind that any thread may use, one at a time.
+
+    Args:
+        path: the file, which is made if it is missing, and brought up to date if it is old.
+        synchronous: what a commit waits for.
+        steps: how to make a file, and how to bring it from each version to the next.
 
     Raises:
         SchedulerDatabaseError: the file is not what it should be, or cannot be written.
@@ -101,13 +107,13 @@ def connect(path: str, *, synchronous: Synchronous) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise SchedulerDatabaseError(path, str(error)) from error
     try:
-        _check_ours(connection, path)
+        _check_ours(connection, path, len(steps))
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous.upper()}")
         # Checkpoints are made between commits, by whoever commits: see Committer.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        _migrate(connection, path)
+        _migrate(connection, path, steps)
     except sqlite3.Error as error:
         connection.close()
         raise SchedulerDatabaseError(path, _why(error)) from error
@@ -127,30 +133,30 @@ def connect_reader(path: str) -> sqlite3.Connection:
     return connection
 
 
-def _check_ours(connection: sqlite3.Connection, path: str) -> None:
+def _check_ours(connection: sqlite3.Connection, path: str, known: int) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application != schema.APPLICATION_ID and tables:
         raise SchedulerDatabaseError(path, "it belongs to another program")
-    if version > schema.VERSION:
+    if version > known:
         raise SchedulerDatabaseError(
-            path, f"a newer dafx_actors wrote it (version {version}; this one knows up to {schema.VERSION})"
+            path, f"a newer dafx_actors wrote it (version {version}; this one knows up to {known})"
         )
 
 
-def _migrate(connection: sqlite3.Connection, path: str) -> None:
+def _migrate(connection: sqlite3.Connection, path: str, steps: Sequence[str]) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for number in range(version, schema.VERSION):
-        _step(connection, path, number)
+    for number in range(version, len(steps)):
+        _step(connection, path, number, steps[number])
 
 
-def _step(connection: sqlite3.Connection, path: str, number: int) -> None:
+def _step(connection: sqlite3.Connection, path: str, number: int, script: str) -> None:
     """Bring a file from this version to the next, or leave it as it is."""
     try:
         # `executescript` would commit first; statement by statement the step is one transaction.
         connection.execute("BEGIN IMMEDIATE")
-        for statement in statements(schema.STEPS[number]):
+        for statement in statements(script):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {number + 1}")
@@ -167,32 +173,29 @@ def statements(script: str) -> Sequence[str]:
     """The statements of a script, one by one."""
     found: list[str] = []
     statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
+    for part in script.split(";"):
+        statement += part + ";"
         if sqlite3.complete_statement(statement):
             found.append(statement)
             statement = ""
-    return found
+    return [text for text in found if text.strip(" \n;")]
 
 
-_MEANINGS = (
-    {
-        sqlite3.SQLITE_FULL: "the disk is full",
-        sqlite3.SQLITE_READONLY: "the file, or its disk, is read-only",
-        sqlite3.SQLITE_IOERR: "the disk reports an error",
-        sqlite3.SQLITE_CORRUPT: "the file is damaged",
-        sqlite3.SQLITE_NOTADB: "the file is not a database, or is damaged",
-        sqlite3.SQLITE_CANTOPEN: "the file cannot be opened",
-        sqlite3.SQLITE_PERM: "the file may not be opened",
-        sqlite3.SQLITE_BUSY: "another program has locked the file",
-    }
-    if hasattr(sqlite3, "SQLITE_FULL")
-    else {}
-)  # Python 3.10 does not name them
+# SQLite's primary result codes. (Python names them from 3.11 on.)
+_MEANINGS = {
+    3: "the file may not be opened",
+    5: "another program has locked the file",
+    8: "the file, or its disk, is read-only",
+    10: "the disk reports an error",
+    11: "the file is damaged",
+    13: "the disk is full",
+    14: "the file cannot be opened",
+    26: "the file is not a database, or is damaged",
+}
 
 
 def _why(error: sqlite3.Error) -> str:
-    code = getattr(error, "sqlite_errorcode", None)
+    code: object = getattr(error, "sqlite_errorcode", None)
     meaning = _MEANINGS.get(code & 0xFF) if isinstance(code, int) else None
     return f"{meaning} ({error})" if meaning else str(error)
 

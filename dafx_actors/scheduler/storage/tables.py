@@ -335,7 +335,10 @@ MESSAGE_COLUMNS: Final = "id, kind, event"
 
 def read_messages(rows: Iterable[Row]) -> deque[Message]:
     """From `MESSAGE_COLUMNS`."""
-    return deque(Message(id_, MESSAGE_KINDS[kind], event) for id_, kind, event in rows)
+    found: deque[Message] = deque()
+    for id_, kind, event in rows:
+        found.append(Message(id_, MESSAGE_KINDS[int(kind)], event))
+    return found
 
 
 ENTITY_COLUMNS: Final = "id, entity_id, state, modified, section, holder, holder_instance"
