@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Generator, Mapping
@@ -19,8 +20,9 @@ import attrs
 from cattrs import BaseValidationError, Converter
 from cattrs.preconf.json import make_converter
 
-from dafx_actors._codec import dump_entry, dump_message, dump_time, load_message, load_time
+from dafx_actors._codec import dump_entry, dump_message, dump_time, load_message, load_response, load_time
 from dafx_actors.exchange import AgentRunResponse
+from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Json, Response
 
 
@@ -52,6 +54,17 @@ def dump_value(value: Any) -> Json:
         return _plain(_converter().unstructure(value))
     except (ValueError, TypeError) as error:
         raise ValueMismatch(f"{_shown(value)} cannot be stored: {_reason(error)}") from error
+
+
+def dump_as(value: Any, annotation: Any) -> Json:
+    """Make a JSON value of what user code gave, and see that whoever reads it by `annotation` can.
+
+    Raises:
+        ValueMismatch: JSON cannot hold it, or it does not fit.
+    """
+    dumped = dump_value(value)
+    load_value(dumped, annotation)
+    return dumped
 
 
 def parameters_of(function: Callable[..., Any]) -> list[tuple[str, Any]]:
@@ -142,6 +155,7 @@ def _converter() -> Converter:
     made.register_structure_hook(ChatMessage, lambda value, _: load_message(value))
     made.register_unstructure_hook(ChatMessage, dump_message)
     made.register_unstructure_hook_func(lambda cls: cls is AgentRunResponse, _dump_answer)
+    made.register_structure_hook_func(_is_answer, _load_answer)
     made.register_structure_hook(type(None), _nothing)
     made.register_structure_hook(datetime, lambda value, _: load_time(value))
     made.register_unstructure_hook(datetime, dump_time)
@@ -149,14 +163,26 @@ def _converter() -> Converter:
 
 
 def _dump_answer(answer: AgentRunResponse[Any]) -> Json:
-    return dump_entry(
-        Response(
-            correlation_id=answer.correlation_id,
-            messages=answer.messages,
-            created_at=answer.created_at,
-            usage=answer.usage,
-        )
+    response = Response(
+        correlation_id=answer.correlation_id,
+        messages=answer.messages,
+        created_at=answer.created_at,
+        usage=answer.usage,
     )
+    thread = {"agent": answer.thread.agent, "threadId": answer.thread.thread_id}
+    return {**dump_entry(response), "thread": thread}
+
+
+def _is_answer(cls: Any) -> bool:
+    return AgentRunResponse in (cls, typing.get_origin(cls))
+
+
+def _load_answer(value: Json, annotation: Any) -> AgentRunResponse[Any]:
+    answer = load_response(value, AgentThread(value["thread"]["agent"], value["thread"]["threadId"]))
+    wanted = typing.get_args(annotation)
+    if not wanted or wanted[0] in (Any, None, type(None)):
+        return answer
+    return attrs.evolve(answer, value=load_value(json.loads(answer.text), wanted[0]))
 
 
 def _exactly(kind: type[Any]) -> Callable[[Json, Any], Any]:
