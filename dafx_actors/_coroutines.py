@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager
 from types import CoroutineType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 from durabletask import task
 
@@ -260,7 +260,15 @@ def as_durable_task(awaited: task.Task[T] | Coroutine[Any, Any, T]) -> DurableTa
     raise NotDurableError(_kind(awaited), "Give it tasks of the context, agents' runs, or coroutines made of those.")
 
 
-def when_all(tasks: Iterable[Awaitable[T] | task.Task[T]]) -> DurableTask[list[T]]:
+@overload
+def when_all(tasks: Iterable[Awaitable[T]]) -> DurableTask[list[T]]: ...
+
+
+@overload
+def when_all(tasks: Iterable[task.Task[T]]) -> DurableTask[list[T]]: ...
+
+
+def when_all(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[list[Any]]:
     """Wait for all: results in the order given. If some fail, the first failure is raised after all have ended.
 
     Args:
