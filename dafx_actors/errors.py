@@ -195,7 +195,7 @@ class SchedulerNotSecured(SchedulerError):
     """The embedded scheduler was told to listen to other machines without TLS and a token."""
 
     host: str
-    missing: tuple[str, ...] = attrs.field(converter=tuple)
+    missing: tuple[str, ...] = attrs.field(converter=_sentences)
 
     def __str__(self) -> str:
         return (

@@ -248,8 +248,9 @@ def test_unknown_fields_and_the_version_that_was_found_survive() -> None:
 
 
 def test_nulls_among_our_own_fields_count_as_absent() -> None:
-    empty = {"schemaVersion": "1.1.0", "data": {"conversationHistory": []}}
-    for ours in (None, {}, {"active": None, "draft": None, "waiting": None}):
+    empty = _thread.dump(EMPTY)
+    nothing: list[Any] = [None, {}, {"active": None, "draft": None, "waiting": None}]
+    for ours in nothing:
         stored = {**empty, "data": {**empty["data"], "dafx": ours}}
         assert _thread.dump(_thread.load(stored)) == empty
 

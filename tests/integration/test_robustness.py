@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -114,14 +113,13 @@ async def test_stopping_a_worker_lets_its_steps_finish(endpoint: str) -> None:
         first, second = (DurableAIAgentWorker.connect(endpoint) for _ in range(2))
         first.add_agent(agent_with(held.model))
         second.add_agent(agent_with(ScriptedModel()))
-        async with anyio.create_task_group() as tasks:
-            async with first:
-                sent = await joker.run("Hello", thread=thread, wait_for_response=False)
-                await held.called.wait()
-                # The stop waits for the step, which goes on only when the stop is on its way.
-                tasks.start_soon(until_gate_closed, first, held)
+        async with anyio.create_task_group() as tasks, first:
+            await joker.run("Hello", thread=thread, correlation_id="the-only-one", wait_for_response=False)
+            await held.called.wait()
+            # The stop waits for the step, which goes on only when the stop is on its way.
+            tasks.start_soon(until_gate_closed, first, held)
         async with second:
-            answer = await joker.run("Hello", thread=thread, correlation_id=sent)
+            answer = await joker.run("Hello", thread=thread, correlation_id="the-only-one")
     assert answer.text == "Hello (2 messages)"
     assert len(held.model.requests) == 1
 
