@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
@@ -83,6 +83,8 @@ _RENAMED = {
         "total_tokens": "totalTokenCount",
     }
 }
+_NULLABLE = {UnknownContent: frozenset({"content"})}
+"""Fields that the schema requires and that may be null; elsewhere a null counts as absent."""
 
 
 def _camel(name: str) -> str:
@@ -96,8 +98,8 @@ _FRACTION = re.compile(r"\.(\d+)")
 
 
 def dump_time(moment: datetime) -> str:
-    """RFC 3339 in UTC."""
-    return moment.astimezone(timezone.utc).isoformat()
+    """RFC 3339 in UTC; a time without a zone is UTC, as it is when it is read, and not this machine's."""
+    return _in_utc(moment).isoformat()
 
 
 def load_time(text: Json) -> datetime:
@@ -110,7 +112,14 @@ def load_time(text: Json) -> datetime:
         raise ValueError(f"not a time: {text!r}")  # noqa: TRY004 - bad data, not a bad program
     micros = _FRACTION.sub(lambda found: "." + found.group(1)[:6].ljust(6, "0"), text, count=1)
     moment = datetime.fromisoformat(micros[:-1] + "+00:00" if micros[-1:] in {"Z", "z"} else micros)
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    try:
+        return _in_utc(moment)
+    except OverflowError as error:
+        raise ValueError(f"not a time that can be told in UTC: {text!r}") from error
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 # --- The converter: attrs classes by their fields -----------------------------------------------------------------
@@ -127,20 +136,48 @@ def _exactly(kind: type[T]) -> Callable[[Json, Any], T]:
     return structure
 
 
+def _is(origin: Any) -> Callable[[Any], bool]:
+    return lambda cls: get_origin(cls) is origin
+
+
+def _literal(value: Json, cls: Any) -> Json:
+    """Structure a `Literal` of words; the exception that cattrs raises for others is not always a ValueError."""
+    if value not in get_args(cls):
+        raise ValueError(f"expected one of {', '.join(get_args(cls))}, found {value!r}")
+    return value
+
+
+def _sequence(cls: Any, converter: Converter) -> Callable[[Json, Any], tuple[Any, ...]]:
+    """Structure `tuple[item, ...]` from a list only: cattrs would take the keys of an object, and make () of {}."""
+    (item, _) = get_args(cls)
+
+    def structure(value: Json, _: Any) -> tuple[Any, ...]:
+        return tuple(converter.structure(each, item) for each in _list(value))
+
+    return structure
+
+
 def _object(value: Json, _: Any = None) -> Mapping[str, Json]:
     if not isinstance(value, Mapping):
         raise ValueError(f"expected an object, found {value!r}")  # noqa: TRY004 - likewise
     return cast("Mapping[str, Json]", value)
 
 
+def _list(value: Json) -> list[Json]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, found {value!r}")  # noqa: TRY004 - likewise
+    return cast("list[Json]", value)
+
+
 def _structure_of(cls: type[Any], converter: Converter) -> Callable[[Json, Any], Any]:
     """Read `cls` from an object; what no field takes goes to `extra`, and a null counts as absent."""
     generated = make_dict_structure_fn(cls, converter, **_overrides(cls))
     known = {*_wire_names(cls).values(), "$type"}
+    nullable = _NULLABLE.get(cls, frozenset[str]())
 
     def structure(value: Json, _: Any) -> Any:
         raw = _object(value)
-        made = generated({key: item for key, item in raw.items() if item is not None}, cls)
+        made = generated({key: item for key, item in raw.items() if item is not None or key in nullable}, cls)
         unknown = {key: item for key, item in raw.items() if key not in known}
         return attrs.evolve(made, extra=unknown) if unknown else made
 
@@ -165,12 +202,23 @@ def _wire_names(cls: type[Any]) -> dict[str, str]:
 
 def _overrides(cls: type[Any]) -> dict[str, Any]:
     names = _wire_names(cls)
-    return {name: override(omit=True) if name == "extra" else override(rename=names[name]) for name in names}
+    nullable = _NULLABLE.get(cls, frozenset[str]())
+    return {
+        name: override(omit=True)
+        if name == "extra"
+        else override(rename=wire, omit_if_default=False if wire in nullable else None)
+        for name, wire in names.items()
+    }
+
+
+def _kind_of(raw: Mapping[str, Json], kinds: Mapping[str, type[Any]]) -> type[Any] | None:
+    named = raw.get("$type")
+    return kinds.get(named) if isinstance(named, str) else None
 
 
 def _load_content(value: Json, _: Any = None) -> Content:
     raw = _object(value)
-    cls = _CONTENTS.get(raw.get("$type", ""))
+    cls = _kind_of(raw, _CONTENTS)
     if cls is None:
         return OpaqueContent(raw)
     try:
@@ -186,6 +234,8 @@ def _converter() -> Converter:
     made = Converter(detailed_validation=False)
     for kind in (str, int, bool):
         made.register_structure_hook(kind, _exactly(kind))
+    made.register_structure_hook_func(_is(Literal), _literal)
+    made.register_structure_hook_factory(_is(tuple))(_sequence)
     made.register_structure_hook(datetime, lambda value, _: load_time(value))
     made.register_unstructure_hook(datetime, dump_time)
     made.register_structure_hook_func(lambda cls: cls == Mapping[str, Json], _object)
@@ -226,9 +276,7 @@ def load_messages(raw: Json) -> tuple[ChatMessage, ...]:
     Raises:
         ValueError: It is none.
     """
-    if not isinstance(raw, list):
-        raise ValueError(f"expected a list of messages, found {raw!r}")  # noqa: TRY004 - likewise
-    return tuple(load_message(item) for item in cast("list[Json]", raw))
+    return tuple(load_message(item) for item in _list(raw))
 
 
 def dump_usage(usage: UsageStats) -> dict[str, Json]:
@@ -242,7 +290,7 @@ def load_usage(raw: Json) -> UsageStats:
     Raises:
         ValueError: It is something else.
     """
-    return _converter().structure(raw or {}, UsageStats)
+    return _converter().structure(_or(raw, {}), UsageStats)
 
 
 def dump_entry(entry: Entry) -> dict[str, Json]:
@@ -255,11 +303,11 @@ def dump_entry(entry: Entry) -> dict[str, Json]:
 def load_entry(raw: Json) -> Entry:
     """Read a stored entry; one of an unknown or broken kind is kept whole."""
     document = _object(raw)
-    cls = _ENTRIES.get(document.get("$type", ""))
+    cls = _kind_of(document, _ENTRIES)
     if cls is None:
         return OpaqueEntry(document)
     try:
-        return cast("Entry", _converter().structure({"correlationId": None, "messages": [], **document}, cls))
+        return cast("Entry", _converter().structure({**document, "messages": _or(document.get("messages"), [])}, cls))
     except (ValueError, KeyError, TypeError):
         return OpaqueEntry(document)
 
@@ -276,7 +324,7 @@ def check_document(document: Json) -> Mapping[str, Json]:
     if document is None:
         return {}
     version = _object(document).get("schemaVersion") if isinstance(document, Mapping) else None
-    if not isinstance(version, str) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+    if not isinstance(version, str) or not re.fullmatch(r"\d{1,9}\.\d+\.\d+", version):
         raise UnsupportedTranscript(f"schemaVersion is {version!r}", SCHEMA_VERSION)
     if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
         raise UnsupportedTranscript(f"schemaVersion {version}", SCHEMA_VERSION)
@@ -287,6 +335,32 @@ def check_document(document: Json) -> Mapping[str, Json]:
     return _object(data)
 
 
+@attrs.frozen(kw_only=True)
+class Unfinished:
+    """`data.dafx`: the turns of a thread that have not ended."""
+
+    active: str | None
+    draft: tuple[ChatMessage, ...]
+    waiting: tuple[RunRequest, ...]
+
+
+def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
+    """Read `data.dafx` of a stored thread; there is none while no turn runs.
+
+    Raises:
+        UnsupportedTranscript: It is broken. Only this package writes it, so it is not guessed at.
+    """
+    try:
+        ours = _object(_or(data.get("dafx"), {}))
+        return Unfinished(
+            active=_text(ours, "active"),
+            draft=load_messages(_or(ours.get("draft"), [])),
+            waiting=tuple(load_request(raw) for raw in _list(_or(ours.get("waiting"), []))),
+        )
+    except ValueError as error:
+        raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error
+
+
 def load_transcript(document: Json) -> Transcript:
     """Read a stored thread; None is an empty one.
 
@@ -294,10 +368,9 @@ def load_transcript(document: Json) -> Transcript:
         UnsupportedTranscript: A newer major version, or not a thread at all.
     """
     data = check_document(document)
-    ours = _object(data.get("dafx") or {})
     return Transcript(
         entries=tuple(load_entry(raw) for raw in data.get("conversationHistory", [])),
-        draft=load_messages(ours.get("draft", [])),
+        draft=load_unfinished(data).draft,
         schema_version=document["schemaVersion"] if document else SCHEMA_VERSION,
     )
 
@@ -319,7 +392,7 @@ def dump_request(request: RunRequest) -> dict[str, Json]:
             "message": first.text,
             "role": first.role,
             "correlationId": request.correlation_id,
-            "request_response_format": "json" if request.response_schema else "text",
+            "request_response_format": "text" if request.response_schema is None else "json",
             "created_at": dump_time(request.created_at) if request.created_at else None,
             "orchestrationId": request.orchestration_id,
             "options": dict(request.options) or None,
@@ -344,18 +417,28 @@ def load_request(raw: Json) -> RunRequest:
         messages = [
             {
                 "role": str(document.get("role") or "user").strip().lower(),
-                "contents": [{"$type": "text", "text": document.get("message", "")}],
+                "contents": [{"$type": "text", "text": _text(document, "message") or ""}],
             }
         ]
+    if not messages:
+        raise ValueError("a request needs a message")
     created = document.get("created_at")
+    schema = document.get("responseSchema")
     return RunRequest(
         correlation_id=correlation_id,
         messages=load_messages(messages),
-        response_schema=_object(document["responseSchema"]) if document.get("responseSchema") else None,
-        options=_object(document.get("options") or {}),
+        response_schema=None if schema is None else _object(schema),
+        options=_object(_or(document.get("options"), {})),
         created_at=load_time(created) if created else None,
-        orchestration_id=document.get("orchestrationId"),
+        orchestration_id=_text(document, "orchestrationId"),
     )
+
+
+def _text(document: Mapping[str, Json], field: str) -> str | None:
+    value = document.get(field)
+    if not isinstance(value, str | None):
+        raise ValueError(f"`{field}` is a text, not {value!r}")  # noqa: TRY004 - likewise
+    return value
 
 
 def dump_response(response: Response) -> dict[str, Json]:
@@ -388,9 +471,9 @@ def load_response(raw: Json, thread: AgentThread) -> AgentRunResponse[Any]:
 
 
 def _turn_errors(root: type[TurnError] = TurnError) -> dict[str, type[TurnError]]:
-    found = {root.__name__: root}
+    found: dict[str, type[TurnError]] = {}
     for cls in root.__subclasses__():
-        found |= _turn_errors(cls)
+        found |= {cls.__name__: cls, **_turn_errors(cls)}
     return found
 
 
@@ -419,9 +502,11 @@ def load_error(raw: Json) -> DafxError | None:
         document = _object(json.loads(raw) if isinstance(raw, str) else raw)
         cls = _CROSSING[document["type"]]
         known = {field.name for field in attrs.fields(cls)}  # type: ignore[arg-type]
-        return cls(**{name: value for name, value in _object(document["fields"]).items() if name in known})
-    except (ValueError, KeyError, TypeError):
+        made = cls(**{name: value for name, value in _object(document["fields"]).items() if name in known})
+        str(made)  # fields of other types than it says would only show when somebody reads it
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    return made
 
 
 def crosses(error: BaseException) -> TypeGuard[DafxError]:
@@ -441,6 +526,11 @@ def error_of(content: ErrorContent, thread: AgentThread, correlation_id: str) ->
     return kept or TurnFailed(
         thread.agent, correlation_id, content.error_code or "an error", content.message or str(content.details)
     )
+
+
+def _or(value: Json, default: Json) -> Json:
+    """`default` for null and for nothing else: what is empty but of another kind is a mistake."""
+    return default if value is None else value
 
 
 def _without_none(document: dict[str, Json]) -> dict[str, Json]:

@@ -10,20 +10,21 @@ Three things about durabletask decide the shape:
   only makes a coroutine *ready*, and the generator is woken (`_wakeup`) where durabletask resumes it;
 - it never resumes a generator whose first yielded task is complete already; so such a task is not yielded;
 - it builds the coroutines anew for each work item and abandons them; left to the garbage collector, their `finally`
-  blocks would run at any time on any thread. `work_item()` closes them when the item ends.
+  blocks would run at any time on any thread. They are closed when the work item ends (`work_item`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from contextlib import contextmanager
 from types import CoroutineType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 from durabletask import task
 
@@ -31,6 +32,7 @@ from dafx_actors.errors import NotDurableError
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
+_MOST_CLOSES = 1000
 
 
 class DurableTask(task.CompletableTask[T]):
@@ -134,14 +136,32 @@ class CoroutineTask(DurableTask[T]):
             if isinstance(awaited, DurableTask):
                 _Listener(cast("DurableTask[Any]", awaited), lambda: self._loop.make_ready(self))
                 break
-            mistake = _not_durable(self._coroutine)
+            mistake = _not_durable(self._coroutine, awaited)
 
     def close(self) -> None:
         """End the coroutine where it stands; whatever its `finally` blocks raise is of no interest any more."""
-        try:
-            self._variables.run(self._coroutine.close)
-        except Exception:
-            _logger.debug("A coroutine of an orchestration did not end quietly.", exc_info=True)
+        # The innermost first, and as often as its `finally` blocks await: closed from the outside, an inner one that
+        # awaits would be left as it stands, and closed once more, with a warning, when garbage is collected.
+        for _ in range(_MOST_CLOSES):
+            try:
+                self._variables.run(_innermost(self._coroutine).close)
+            except Exception:
+                _logger.debug("A coroutine of an orchestration did not end quietly.", exc_info=True)
+            if _has_ended(self._coroutine):
+                return
+
+
+def _innermost(coroutine: CoroutineType[Any, Any, Any]) -> CoroutineType[Any, Any, Any]:
+    while isinstance(below := coroutine.cr_await, CoroutineType):
+        inner = cast("CoroutineType[Any, Any, Any]", below)
+        if _has_ended(inner):
+            break
+        coroutine = inner
+    return coroutine
+
+
+def _has_ended(coroutine: CoroutineType[Any, Any, Any]) -> bool:
+    return inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 class Loop:
@@ -168,7 +188,7 @@ class Loop:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Generator[task.Task[Any], Any, T]:
         """The generator that durabletask drives; it returns what `coroutine` returns."""
-        _opened_in_this_work_item().append(self)
+        at_end_of_work_item(self.close)
         try:
             root = self.spawn(coroutine)
             while True:
@@ -192,22 +212,25 @@ _running: contextvars.ContextVar[Loop] = contextvars.ContextVar("dafx_actors_orc
 _thread = threading.local()
 
 
-def _opened_in_this_work_item() -> list[Loop]:
-    """The loops to close when this thread's work item ends; a list of no consequence outside `work_item()`."""
-    opened: list[Loop] | None = getattr(_thread, "opened", None)
-    return [] if opened is None else opened
+def at_end_of_work_item(callback: Callable[[], None]) -> bool:
+    """Have `callback` called when this thread's work item ends; False outside one, where nothing is kept."""
+    callbacks: list[Callable[[], None]] | None = getattr(_thread, "callbacks", None)
+    if callbacks is None:
+        return False
+    callbacks.append(callback)
+    return True
 
 
 @contextmanager
 def work_item() -> Generator[None]:
-    """Close the coroutines of orchestrations that this thread executes inside the `with` block."""
-    _thread.opened = opened = list[Loop]()
+    """What this thread does for durabletask: run something, and send its answer."""
+    _thread.callbacks = callbacks = list[Callable[[], None]]()
     try:
         yield
     finally:
-        _thread.opened = None
-        for loop in opened:
-            loop.close()
+        _thread.callbacks = None
+        for callback in callbacks:
+            callback()
 
 
 # --- What orchestrations await ------------------------------------------------------------------------------------
@@ -223,6 +246,10 @@ def as_durable_task(awaited: task.Task[T] | Coroutine[Any, Any, T]) -> DurableTa
         return awaited
     if isinstance(awaited, task.Task):
         durable = DurableTask[T]()
+        waited_for: task.Task[Any] = awaited
+        if isinstance(waited_for, task.WhenAllTask) and not waited_for.get_tasks():
+            durable.complete(cast("T", []))  # durabletask waits for the last of its tasks, which never comes
+            return durable
         durable.follow(awaited, lambda result: cast("T", result), lambda error: error)
         return durable
     if isinstance(awaited, CoroutineType):
@@ -236,7 +263,15 @@ def as_durable_task(awaited: task.Task[T] | Coroutine[Any, Any, T]) -> DurableTa
     raise NotDurableError(_kind(awaited), "Give it tasks of the context, agents' runs, or coroutines made of those.")
 
 
-def when_all(tasks: Iterable[Awaitable[T] | task.Task[T]]) -> DurableTask[list[T]]:
+@overload
+def when_all(tasks: Iterable[Awaitable[T]]) -> DurableTask[list[T]]: ...
+
+
+@overload
+def when_all(tasks: Iterable[task.Task[T]]) -> DurableTask[list[T]]: ...
+
+
+def when_all(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[list[Any]]:
     """Wait for all: results in the order given. If some fail, the first failure is raised after all have ended.
 
     Args:
@@ -245,7 +280,7 @@ def when_all(tasks: Iterable[Awaitable[T] | task.Task[T]]) -> DurableTask[list[T
     Raises:
         NotDurableError: One of them is something else.
     """
-    return as_durable_task(task.when_all([as_durable_task(cast("task.Task[T]", each)) for each in tasks]))
+    return as_durable_task(task.when_all(_as_durable_tasks(tasks)))
 
 
 def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[DurableTask[Any]]:
@@ -257,24 +292,37 @@ def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[Du
         NotDurableError: One of them is nothing that can be replayed.
         ValueError: There are none, which would wait for ever.
     """
-    durable = [as_durable_task(cast("task.Task[Any]", each)) for each in tasks]
+    durable = _as_durable_tasks(tasks)
     if not durable:
         raise ValueError("when_any() of nothing would wait for ever")
     return cast("DurableTask[DurableTask[Any]]", as_durable_task(task.when_any(durable)))
+
+
+def _as_durable_tasks(given: Iterable[Any]) -> list[task.Task[Any]]:
+    waited_for = list(given)
+    try:
+        return [as_durable_task(each) for each in waited_for]
+    except NotDurableError:
+        for each in waited_for:
+            if isinstance(each, CoroutineType):
+                each.close()  # else Python warns that it was never awaited, which is not the mistake
+        raise
 
 
 # --- Mistakes, named ----------------------------------------------------------------------------------------------
 
 _INSTEAD = {
     "sleep": "Use `await context.sleep(seconds)`.",
+    "__sleep0": "Use `await context.sleep(seconds)`.",  # asyncio's way to sleep for no time
     "wait_for": "Use `await when_any([task, context.sleep(seconds)])`.",
     "gather": "Use `await when_all([...])`.",
     "TaskGroup": "Use `await when_all([...])`.",
 }
+_LIBRARIES = {"asyncio", "anyio"}
 _ELSE = "Do it in an activity, and `await context.call_activity(...)`."
 
 
-def _not_durable(coroutine: CoroutineType[Any, Any, Any]) -> NotDurableError:
+def _not_durable(coroutine: CoroutineType[Any, Any, Any], awaited: object) -> NotDurableError:
     """What `coroutine` is awaiting, by the names of the innermost function that does."""
     inner: Any = coroutine
     while (below := getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)) is not None:
@@ -282,24 +330,30 @@ def _not_durable(coroutine: CoroutineType[Any, Any, Any]) -> NotDurableError:
             break
         inner = below
     frame: Any = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None)
-    if inner is coroutine or frame is None:
-        return NotDurableError(f"what `{coroutine.__qualname__}` awaits", _ELSE)
-    return NotDurableError(f"`{frame.f_globals.get('__name__', '?')}.{inner.__qualname__}`", _instead(inner.__name__))
+    what = "what" if awaited is None else f"{_kind(awaited)}, which"
+    if frame is None:
+        return NotDurableError(f"{what} `{coroutine.__qualname__}` awaits", _ELSE)
+    module = frame.f_globals.get("__name__", "?")
+    if module.split(".")[0] not in _LIBRARIES:
+        return NotDurableError(f"{what} `{inner.__qualname__}` awaits", _ELSE)
+    return NotDurableError(f"`{module}.{inner.__qualname__}`", _instead(inner.__name__))
 
 
 def _without_event_loop(error: Exception, coroutine: CoroutineType[Any, Any, Any]) -> NotDurableError | None:
     """The same mistake where it shows itself earlier: asyncio and anyio ask for a running event loop first."""
     text = str(error)
     if not (
-        (isinstance(error, RuntimeError) and "no running event loop" in text)
+        (isinstance(error, RuntimeError) and ("no running event loop" in text or "no current event loop" in text))
         or type(error).__name__ in {"AsyncLibraryNotFoundError", "NoEventLoopError"}
     ):
         return None
     frame = error.__traceback__
     name, module = coroutine.__qualname__, ""
     while frame is not None:
-        if frame.tb_frame.f_globals.get("__name__", "").split(".")[0] in {"asyncio", "anyio"} and not module:
-            name, module = frame.tb_frame.f_code.co_name, frame.tb_frame.f_globals["__name__"]
+        if not module and frame.tb_frame.f_code.co_name != "get_event_loop":
+            name = frame.tb_frame.f_code.co_name
+            if frame.tb_frame.f_globals.get("__name__", "").split(".")[0] in _LIBRARIES:
+                module = frame.tb_frame.f_globals["__name__"]
         frame = frame.tb_next
     mistake = NotDurableError(f"`{module}.{name}`" if module else f"what `{name}` awaits", _instead(name))
     mistake.__cause__ = error

@@ -140,7 +140,7 @@ class HostedAgent:
         """A model call of a turn, as a value: the reply, or the error."""
         thread, turn = AgentThread(self.agent.name, raw["thread"]), raw["correlationId"]
         try:
-            transcript = self._read(thread, raw["length"])
+            transcript = self._read(thread, turn, raw["length"])
         except DafxError as error:
             return {"error": _codec.dump_error(error)}
         request = _request_of(transcript, turn, raw.get("options") or {})
@@ -154,14 +154,15 @@ class HostedAgent:
         completed = state is not None and state.runtime_status is OrchestrationStatus.COMPLETED
         return {"alive": False, "response": cast("OrchestrationState", state).get_output() if completed else None}
 
-    def _read(self, thread: AgentThread, length: int) -> Transcript:
+    def _read(self, thread: AgentThread, turn: str, length: int) -> Transcript:
         """The thread with at least what the turn had recorded; a scheduler may answer with older state for a while."""
         found = 0
         for pause in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6):
             time.sleep(pause)
             entity = self.host.reader.get_entity(thread.entity_id)
             document = entity.get_typed_state() if entity else None
-            if (found := _thread.load(document).length) >= length:
+            state = _thread.load(document)
+            if (found := state.length) >= length and state.active == turn:
                 return _codec.load_transcript(document)
         raise StaleTranscript(thread.thread_id, length, found)
 

@@ -48,8 +48,16 @@ class ThreadState:
 
     @property
     def length(self) -> int:
-        """Entries and draft messages: grows with everything recorded, so a reader knows when it reads old state."""
-        return len(self.history) + len(self.draft)
+        """Entries up to the active turn's request, and its draft: grows with all that this turn records.
+
+        So a reader that knows the turn can tell old state. What others add behind the request meanwhile (turns that
+        gave up waiting) does not count: the turn does not know of it, and would take its next `record` for a repeat.
+        """
+        behind = 0
+        if self.active is not None:
+            own = (n for n, raw in enumerate(reversed(self.history)) if _is(raw, "request", self.active))
+            behind = next(own, 0)
+        return len(self.history) - behind + len(self.draft)
 
 
 @attrs.frozen
@@ -57,7 +65,7 @@ class Granted:
     """The turn is active."""
 
     length: int
-    """Of the thread, with the turn's request."""
+    """Of the thread, up to the turn's request and with its draft; see `ThreadState.length`."""
 
 
 @attrs.frozen
@@ -95,15 +103,14 @@ def load(document: Json) -> ThreadState:
 
     Raises:
         UnsupportedTranscript: A newer major version, or not a thread at all.
-        ValueError: `data.dafx`, which only this package writes, is broken.
     """
     data = _codec.check_document(document)
-    ours: Mapping[str, Json] = data.get("dafx") or {}
+    ours = _codec.load_unfinished(data)
     return ThreadState(
         history=tuple(data.get("conversationHistory", ())),
-        active=ours.get("active"),
-        draft=_codec.load_messages(ours.get("draft", [])),
-        waiting=tuple(_codec.load_request(raw) for raw in ours.get("waiting", ())),
+        active=ours.active,
+        draft=ours.draft,
+        waiting=ours.waiting,
         document=document or {},
     )
 
@@ -116,7 +123,8 @@ def dump(state: ThreadState) -> dict[str, Json]:
         "draft": [_codec.dump_message(message) for message in state.draft],
         "waiting": [_codec.dump_request(request) for request in state.waiting],
     }
-    ours = {**data.get("dafx", {}), **known}
+    stored: Mapping[str, Json] = data.get("dafx") or {}
+    ours: dict[str, Json] = {**stored, **known}
     kept = {key: value for key, value in ours.items() if value or key not in known}
     rest = {key: value for key, value in data.items() if key != "dafx"}
     return {
@@ -226,9 +234,13 @@ def _activate(state: ThreadState, request: RunRequest, now: datetime) -> ThreadS
 def _find(state: ThreadState, kind: str, turn: str) -> Json | None:
     """The stored entry of a turn, sought from the end: it is nearly always the latest."""
     for raw in reversed(state.history):
-        if raw.get("correlationId") == turn and raw.get("$type") == kind:
+        if _is(raw, kind, turn):
             return raw
     return None
+
+
+def _is(raw: Json, kind: str, turn: str) -> bool:
+    return (raw.get("correlationId"), raw.get("$type")) == (turn, kind)
 
 
 def _waiting(state: ThreadState, turn: str) -> RunRequest | None:
@@ -245,7 +257,7 @@ def _entry(request: RunRequest, now: datetime) -> Request:
         messages=request.messages,
         created_at=request.created_at or now,
         orchestration_id=request.orchestration_id,
-        response_type="json" if request.response_schema else "text",
+        response_type="text" if request.response_schema is None else "json",
         response_schema=request.response_schema,
     )
 

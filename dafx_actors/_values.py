@@ -7,20 +7,37 @@ usual containers. A parameter without an annotation, or with `Any`, takes the JS
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import json
+import math
 import types
 import typing
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import (
+    Callable,
+    Collection,
+    Container,
+    Generator,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+    Set,
+)
 from datetime import datetime
-from typing import Any, cast
+from enum import Enum
+from typing import Any, TypeAlias, cast
 
 import attrs
-from cattrs import BaseValidationError, Converter
+from cattrs import Converter, gen
+from cattrs.gen import typeddicts
 from cattrs.preconf.json import make_converter
 
-from dafx_actors._codec import dump_entry, dump_message, dump_time, load_message, load_time
+from dafx_actors._codec import dump_entry, dump_message, dump_time, load_message, load_response, load_time
 from dafx_actors.exchange import AgentRunResponse
+from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Json, Response
 
 
@@ -37,8 +54,8 @@ def load_value(value: Json, annotation: Any) -> Any:
     if annotation in (Any, inspect.Parameter.empty, object):
         return value
     try:
-        return _converter().structure(value, annotation)
-    except (ValueError, TypeError, KeyError, AttributeError, BaseValidationError) as error:
+        return _converter().structure(value, type(None) if annotation is None else annotation)
+    except Exception as error:  # validators of user classes raise what they like
         raise ValueMismatch(f"{_shown(value)} does not fit {_name(annotation)}: {_reason(error)}") from error
 
 
@@ -54,16 +71,29 @@ def dump_value(value: Any) -> Json:
         raise ValueMismatch(f"{_shown(value)} cannot be stored: {_reason(error)}") from error
 
 
-def parameters_of(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+def dump_as(value: Any, annotation: Any) -> Json:
+    """Make a JSON value of what user code gave, and see that whoever reads it by `annotation` can.
+
+    Raises:
+        ValueMismatch: JSON cannot hold it, or it does not fit.
+    """
+    dumped = dump_value(value)
+    load_value(dumped, annotation)
+    return dumped
+
+
+@functools.lru_cache(maxsize=4096)  # every replay of an orchestration asks
+def parameters_of(function: Callable[..., Any]) -> tuple[tuple[str, Any], ...]:
     """The names and resolved annotations of what `function` takes by position."""
     hints = _hints(function)
-    return [
+    return tuple(
         (parameter.name, hints.get(parameter.name, Any))
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
+    )
 
 
+@functools.lru_cache(maxsize=4096)
 def returned_by(function: Callable[..., Any]) -> Any:
     """The resolved annotation of what `function` returns; of a generator, what it returns at its end."""
     annotation = _hints(function).get("return", Any)
@@ -98,12 +128,16 @@ def _for_pydantic(annotation: Any) -> Any:
         if not arguments or typing.get_origin(annotation) is typing.Literal:
             return annotation
         return _rebuilt(annotation, tuple(_for_pydantic(argument) for argument in arguments))
-    from pydantic import create_model
+    from pydantic import Field, create_model
 
     hints = typing.get_type_hints(annotation, include_extras=True)
     fields: dict[str, Any] = {}
     for field in attrs.fields(annotation):
-        default = ... if field.default is attrs.NOTHING else None if _is_factory(field.default) else field.default
+        if not field.init:
+            continue
+        default: Any = ... if field.default is attrs.NOTHING else field.default
+        if _is_factory(default):
+            default = Field(default_factory=list)  # never called: a schema only tells that there is a default
         fields[field.alias or field.name] = (_for_pydantic(hints.get(field.name, Any)), default)
     return create_model(annotation.__name__, __doc__=annotation.__doc__, **fields)
 
@@ -137,26 +171,129 @@ def _converter() -> Converter:
     made.register_structure_hook(float, _number)
     made.register_structure_hook_func(lambda cls: cls in (list, dict, tuple), _container)
     made.register_structure_hook_func(lambda cls: cls is Any, lambda value, _: value)
+    # Those of cattrs would make ["a", "b"] of "ab", and a class of anything that has its keys.
+    made.register_structure_hook_factory(_origin_in(_ARRAYS))(_array)
+    made.register_structure_hook_factory(_origin_in(_OBJECTS))(_mapping)
+    made.register_structure_hook_factory(_has_fields)(_fields)
+    made.register_structure_hook_factory(_origin_in({typing.Literal}))(_literal)
     made.register_structure_hook_func(_is_pydantic, lambda value, cls: cls.model_validate(value))
     made.register_unstructure_hook_func(_is_pydantic, lambda value: value.model_dump(mode="json"))
     made.register_structure_hook(ChatMessage, lambda value, _: load_message(value))
     made.register_unstructure_hook(ChatMessage, dump_message)
     made.register_unstructure_hook_func(lambda cls: cls is AgentRunResponse, _dump_answer)
+    made.register_structure_hook_func(_is_answer, _load_answer)
     made.register_structure_hook(type(None), _nothing)
     made.register_structure_hook(datetime, lambda value, _: load_time(value))
     made.register_unstructure_hook(datetime, dump_time)
     return made
 
 
+_ARRAYS: Mapping[Any, Callable[[Any], Any]] = {
+    list: list,
+    tuple: tuple,
+    set: set,
+    frozenset: frozenset,
+    Sequence: tuple,
+    Iterable: tuple,
+    Collection: tuple,
+    MutableSequence: list,
+    Set: frozenset,
+}
+_OBJECTS = frozenset[Any]({dict, Mapping, MutableMapping})
+Hook: TypeAlias = Callable[[Json, Any], Any]
+
+
+def _origin_in(origins: Container[Any]) -> Callable[[Any], bool]:
+    def is_one(cls: Any) -> bool:
+        origin = typing.get_origin(cls)
+        return origin is not None and origin in origins
+
+    return is_one
+
+
+def _array(cls: Any, converter: Converter) -> Hook:
+    origin, kinds = typing.get_origin(cls), typing.get_args(cls)
+    any_number = origin is not tuple or kinds[1:] == (...,)
+
+    def structure(value: Json, _: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"expected a list, found {_shown(value)}")
+        items: list[Json] = list(cast("list[Json]", value))
+        if not any_number and len(items) != len(kinds):
+            raise TypeError(f"expected {len(kinds)} items, found {_shown(value)}")
+        each_kind = kinds[:1] * len(items) if any_number else kinds
+        return _ARRAYS[origin]([converter.structure(item, kind) for item, kind in zip(items, each_kind, strict=True)])
+
+    return structure
+
+
+def _mapping(cls: Any, converter: Converter) -> Hook:
+    of_key, of_item = typing.get_args(cls)
+
+    def structure(value: Json, _: Any) -> Any:
+        items = _object(value).items()
+        return {converter.structure(key, of_key): converter.structure(item, of_item) for key, item in items}
+
+    return structure
+
+
+def _has_fields(cls: Any) -> bool:
+    plain = typing.get_origin(cls) or cls
+    return not _is_answer(cls) and (attrs.has(plain) or dataclasses.is_dataclass(plain) or typing.is_typeddict(plain))
+
+
+def _fields(cls: Any, converter: Converter) -> Hook:
+    maker: Any = typeddicts if typing.is_typeddict(cls) else gen
+    generated: Any = maker.make_dict_structure_fn(cls, converter)
+
+    def structure(value: Json, _: Any) -> Any:
+        return generated(_object(value), cls)
+
+    # By these cattrs tells the members of a union of classes apart.
+    setattr(structure, "overrides", generated.overrides)  # noqa: B010 - functions have no such attribute
+    return structure
+
+
+def _object(value: Json) -> Mapping[str, Json]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected an object, found {_shown(value)}")
+    return cast("Mapping[str, Json]", value)
+
+
+def _literal(cls: Any, _: Converter) -> Hook:
+    allowed: tuple[Any, ...] = typing.get_args(cls)
+
+    def structure(value: Json, _: Any) -> Any:
+        for each in allowed:
+            word = each.value if isinstance(each, Enum) else each
+            if isinstance(value, type(word)) and isinstance(word, type(value)) and value == word:
+                return each
+        raise ValueError(f"expected one of {', '.join(map(repr, allowed))}, found {_shown(value)}")
+
+    return structure
+
+
 def _dump_answer(answer: AgentRunResponse[Any]) -> Json:
-    return dump_entry(
-        Response(
-            correlation_id=answer.correlation_id,
-            messages=answer.messages,
-            created_at=answer.created_at,
-            usage=answer.usage,
-        )
+    response = Response(
+        correlation_id=answer.correlation_id,
+        messages=answer.messages,
+        created_at=answer.created_at,
+        usage=answer.usage,
     )
+    thread = {"agent": answer.thread.agent, "threadId": answer.thread.thread_id}
+    return {**dump_entry(response), "thread": thread}
+
+
+def _is_answer(cls: Any) -> bool:
+    return AgentRunResponse in (cls, typing.get_origin(cls))
+
+
+def _load_answer(value: Json, annotation: Any) -> AgentRunResponse[Any]:
+    answer = load_response(value, AgentThread(value["thread"]["agent"], value["thread"]["threadId"]))
+    wanted = typing.get_args(annotation)
+    if not wanted or wanted[0] in (Any, None, type(None)):
+        return answer
+    return attrs.evolve(answer, value=load_value(json.loads(answer.text), wanted[0]))
 
 
 def _exactly(kind: type[Any]) -> Callable[[Json, Any], Any]:
@@ -193,6 +330,8 @@ def _is_pydantic(cls: Any) -> bool:
 
 def _plain(value: Any) -> Json:
     """Check that nothing but JSON is left; keys become text only where they are text already."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"JSON has no {value}")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):
@@ -228,4 +367,6 @@ def _reason(error: BaseException) -> str:
     while inner:
         error = inner[0]
         inner = getattr(error, "exceptions", None)
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
     return str(error) or type(error).__name__

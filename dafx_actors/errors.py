@@ -35,10 +35,10 @@ processes as those fields (see `_codec.py`), so they hold JSON values only.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import attrs
-from typing_extensions import dataclass_transform
 
 ModelFailure = Literal[
     "rate_limit",
@@ -55,24 +55,24 @@ ModelFailure = Literal[
 ]
 """Why a model call failed. The first four, and `bad_response`, may go better when tried again."""
 
-_E = TypeVar("_E", bound=Exception)
+
+def _sentences(mistakes: str | Iterable[str]) -> tuple[str, ...]:
+    return (mistakes,) if isinstance(mistakes, str) else tuple(mistakes)
 
 
-@dataclass_transform(eq_default=False, field_specifiers=(attrs.field,))
-def _error(cls: type[_E]) -> type[_E]:
-    """`attrs.define` for exceptions, which are equal only to themselves; type checkers cannot see through an alias."""
-    return attrs.define(eq=False, slots=False)(cls)
+def _names(names: Iterable[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)
 
 
 class DafxError(Exception):
     """The root: catch this to catch everything that this package raises on purpose."""
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class ConfigurationError(DafxError):
     """A declaration or the environment is wrong."""
 
-    mistakes: tuple[str, ...] = attrs.field(converter=lambda m: (m,) if isinstance(m, str) else tuple(m))
+    mistakes: tuple[str, ...] = attrs.field(converter=_sentences)
     """Every mistake that was found, a sentence each."""
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class ModelNotConfigured(ConfigurationError):
     """No model was named and none could be found in the environment."""
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class InvalidThreadId(DafxError, ValueError):
     """A thread id that an entity key cannot hold."""
 
@@ -99,7 +99,7 @@ class InvalidThreadId(DafxError, ValueError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class UnsupportedTranscript(DafxError):
     """The stored state of a thread cannot be read. It was left as it is."""
 
@@ -115,7 +115,7 @@ class UnsupportedTranscript(DafxError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class NotDurableError(DafxError):
     """An orchestration awaited, or did, something that cannot be replayed."""
 
@@ -130,7 +130,7 @@ class SchedulerError(DafxError):
     """Something between this process and the scheduler."""
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class SchedulerUnreachable(SchedulerError, ConnectionError):
     """Nothing answers at the endpoint."""
 
@@ -145,7 +145,7 @@ class SchedulerUnreachable(SchedulerError, ConnectionError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class SchedulerInUse(SchedulerError):
     """Another process has the database of the embedded scheduler open."""
 
@@ -161,7 +161,7 @@ class SchedulerInUse(SchedulerError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class SchedulerDatabaseError(SchedulerError):
     """The database file of the embedded scheduler cannot be used as it is. It was not changed."""
 
@@ -175,7 +175,7 @@ class SchedulerDatabaseError(SchedulerError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class SchedulerWriteFailed(SchedulerError):
     """The disk refused a write of the embedded scheduler."""
 
@@ -190,12 +190,12 @@ class SchedulerWriteFailed(SchedulerError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class SchedulerNotSecured(SchedulerError):
     """The embedded scheduler was told to listen to other machines without TLS and a token."""
 
     host: str
-    missing: tuple[str, ...] = attrs.field(converter=tuple)
+    missing: tuple[str, ...] = attrs.field(converter=_sentences)
 
     def __str__(self) -> str:
         return (
@@ -204,7 +204,7 @@ class SchedulerNotSecured(SchedulerError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class SchedulerCannotListen(SchedulerError, OSError):
     """The embedded scheduler cannot have its address."""
 
@@ -218,7 +218,7 @@ class SchedulerCannotListen(SchedulerError, OSError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class OrchestrationFailed(DafxError):
     """An orchestration that a client awaited did not complete."""
 
@@ -237,7 +237,7 @@ class TurnError(DafxError):
     """What can become of a request to an agent, other than an answer."""
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class AgentNotHosted(TurnError):
     """No worker on the task hub takes this agent."""
 
@@ -246,9 +246,7 @@ class AgentNotHosted(TurnError):
     task_hub: str
     seconds: float
     """How long the turn waited for a worker."""
-    hosted: tuple[str, ...] | None = attrs.field(
-        default=None, converter=lambda names: None if names is None else tuple(names)
-    )
+    hosted: tuple[str, ...] | None = attrs.field(default=None, converter=_names)
     """The agents that connected workers take, or None where the scheduler cannot tell."""
 
     def __str__(self) -> str:
@@ -263,7 +261,7 @@ class AgentNotHosted(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class CorrelationConflict(TurnError):
     """The correlation id was used before, for another request."""
 
@@ -278,7 +276,7 @@ class CorrelationConflict(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class ThreadBusy(TurnError):
     """The thread works on another turn, and this request cannot wait for it."""
 
@@ -294,7 +292,7 @@ class ThreadBusy(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class TurnTimeout(TurnError, TimeoutError):
     """No answer came in time; the turn may still be running."""
 
@@ -310,7 +308,7 @@ class TurnTimeout(TurnError, TimeoutError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class TurnSuperseded(TurnError):
     """The thread no longer works on this turn."""
 
@@ -325,7 +323,7 @@ class TurnSuperseded(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class TurnTerminated(TurnError):
     """The turn was ended from outside before it had an answer."""
 
@@ -341,7 +339,7 @@ class TurnTerminated(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class TurnFailed(TurnError):
     """The agent's own code, or the worker around it, raised."""
 
@@ -357,7 +355,7 @@ class TurnFailed(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class StaleTranscript(TurnError):
     """A step kept reading less of the thread than the turn had recorded."""
 
@@ -373,7 +371,7 @@ class StaleTranscript(TurnError):
         )
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class InvalidAnswer(TurnError, ValueError):
     """The answer does not fit `response_format`."""
 
@@ -385,7 +383,7 @@ class InvalidAnswer(TurnError, ValueError):
         return f"The answer does not fit `response_format`: {self.reason}. It is in `.text`."
 
 
-@_error
+@attrs.define(eq=False, slots=False)
 class ModelError(TurnError):
     """The model's call failed."""
 

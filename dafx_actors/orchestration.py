@@ -23,7 +23,7 @@ from durabletask.entities import EntityInstanceId, EntityLock
 
 from dafx_actors import _codec
 from dafx_actors._coroutines import DurableTask, Loop, as_durable_task, when_all, when_any
-from dafx_actors._values import ValueMismatch, dump_value, json_schema, load_value, parameters_of, returned_by
+from dafx_actors._values import ValueMismatch, dump_as, dump_value, json_schema, load_value, parameters_of, returned_by
 from dafx_actors.agents import agent_name
 from dafx_actors.errors import ConfigurationError, DafxError, InvalidAnswer, NotDurableError
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
@@ -47,6 +47,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Duration: TypeAlias = "float | timedelta"
 """Seconds, or a timedelta."""
 
+_LONGEST_PAUSE = timedelta(days=36_500)
 _module_logger = logging.getLogger(__name__)
 
 
@@ -403,7 +404,9 @@ class OrchestrationContext:
                 if last or (deadline is not None and self.current_utc_datetime + pause > deadline):
                     raise
             await self.sleep(pause)
-            pause = min(pause * (policy.backoff_coefficient or 1.0), policy.max_retry_interval or timedelta.max)
+            longest = policy.max_retry_interval or _LONGEST_PAUSE
+            seconds = pause.total_seconds() * (policy.backoff_coefficient or 1.0)
+            pause = timedelta(seconds=min(seconds, longest.total_seconds()))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _in_time(self, event: DurableTask[T], name: str, timeout: Duration) -> T:
@@ -437,10 +440,10 @@ def orchestrator(function: F) -> F:
     if mistakes := _mistakes(function):
         raise ConfigurationError(mistakes)
 
-    def start(context: Any, input: Any = None) -> Any:
+    def start(context: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(context, OrchestrationContext):
-            return function(context, input) if _takes_input(function) else function(context)
-        return _drive(function, context, input)
+            return function(context, *args, **kwargs)
+        return _drive(function, context, *args)
 
     # Not `functools.wraps`: durabletask would follow `__wrapped__` and convert by the annotations, leniently.
     for name in ("__name__", "__qualname__", "__module__", "__doc__"):
@@ -471,17 +474,15 @@ def _mistakes(function: Callable[..., Any]) -> list[str]:
     return mistakes
 
 
-def _takes_input(function: Callable[..., Any]) -> bool:
-    return len(parameters_of(function)) == 2
-
-
-def _drive(function: Callable[..., Any], durable: task.OrchestrationContext, raw: Json) -> Generator[Any, Any, Json]:
+def _drive(
+    function: Callable[..., Any], durable: task.OrchestrationContext, raw: Json = None
+) -> Generator[Any, Any, Json]:
     """The generator that durabletask drives."""
     loop = Loop()
     context = OrchestrationContext(durable, loop)
     try:
         result = yield from loop.run(_call(function, context, raw))
-        return dump_value(result)
+        return dump_as(result, returned_by(function))
     except Exception as error:
         if _codec.crosses(error):
             raise CrossingError(error) from error
@@ -489,7 +490,11 @@ def _drive(function: Callable[..., Any], durable: task.OrchestrationContext, raw
 
 
 async def _call(function: Callable[..., Any], context: OrchestrationContext, raw: Json) -> Any:
-    arguments = [load_value(raw, annotation) for _, annotation in parameters_of(function)[1:]]
+    arguments = [
+        load_value(raw, annotation)
+        for name, annotation in parameters_of(function)[1:]
+        if raw is not None or inspect.signature(function).parameters[name].default is inspect.Parameter.empty
+    ]
     started = function(context, *arguments)
     return await started if inspect.isawaitable(started) else await _from_generator(started)
 

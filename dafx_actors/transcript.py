@@ -61,7 +61,7 @@ class TextContent:
 class TextReasoningContent:
     """A model's own reasoning. It is kept, and not sent to a model again."""
 
-    text: str
+    text: str = ""
     extra: Mapping[str, Json] = _extra()
 
 
@@ -197,7 +197,7 @@ class ChatMessage:
 class Request:
     """What was sent to the agent."""
 
-    correlation_id: str | None
+    correlation_id: str | None = None
     messages: tuple[ChatMessage, ...]
     created_at: datetime | None = None
     orchestration_id: str | None = None
@@ -213,7 +213,7 @@ class Request:
 class Response:
     """What the agent answered, or the error that its turn ended with."""
 
-    correlation_id: str | None
+    correlation_id: str | None = None
     messages: tuple[ChatMessage, ...]
     created_at: datetime | None = None
     usage: UsageStats | None = None

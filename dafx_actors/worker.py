@@ -23,7 +23,7 @@ from dafx_actors import _codec
 from dafx_actors._connect import Address, address, make_worker, reader_of
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Pool
-from dafx_actors._values import dump_value, load_value, parameters_of
+from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
 from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
 from dafx_actors.ids import entity_name
@@ -158,7 +158,7 @@ class DurableAIAgentWorker:
             arguments = [load_value(raw, annotation) for _, annotation in parameters_of(function)[-1:]]
             call = functools.partial(function, *([context] if takes == 2 else []), *arguments)
             try:
-                return dump_value(self._call(call))
+                return dump_as(self._call(call), returned_by(function))
             except DafxError as error:
                 if _codec.crosses(error):
                     raise CrossingError(error) from error

@@ -32,12 +32,15 @@ class Provider(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Provider
+    @property
+    def provider(self) -> Provider:
+        assert isinstance(self.server, Provider)
+        return self.server
 
     def do_POST(self) -> None:
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(asked)
-        self.server.barrier.wait(timeout=60)
+        self.provider.requests.append(asked)
+        self.provider.barrier.wait(timeout=60)
         text = asked["messages"][-1]["content"]
         words = sum(len(str(message["content"]).split()) for message in asked["messages"])
         body = json.dumps(

@@ -158,7 +158,8 @@ def test_a_worker_stops_in_order_on_sigterm_and_on_ctrl_c(endpoint: str, model: 
                 pass
             process.send_signal(received)
             rest, _ = process.communicate(timeout=60)
-        assert (process.returncode, rest) == (0, "INFO:__main__:Press Ctrl+C to stop.\n")
+        assert process.returncode == 0
+        assert rest in {"", "INFO:__main__:Press Ctrl+C to stop.\n"}  # which may have been read with the line before
 
 
 def test_the_two_experts_are_asked_at_the_same_time(endpoint: str) -> None:

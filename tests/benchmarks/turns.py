@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -118,7 +119,7 @@ async def measure(client: DurableAIAgentClient, turns: int) -> dict[str, Any]:
                 others.append(await latency(client))
                 await anyio.sleep(0.1)
 
-    begun = time.perf_counter()
+    begun, wall = time.perf_counter(), math.inf
     scope = anyio.CancelScope()
     async with anyio.create_task_group() as around:
         around.start_soon(meanwhile, scope)

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.anyio
 
 
 def agent_with(model: ScriptedModel, name: str = "Joker", durability: str = "step") -> type:
-    @durable_agent(name=name, model=model, durability=durability)  # type: ignore[call-overload,untyped-decorator]
+    @durable_agent(name=name, model=model, durability=durability)  # type: ignore[call-overload]
     class Agent:
         instructions = "You are good at telling jokes."
 
@@ -137,13 +137,13 @@ async def test_a_correlation_id_names_one_request_only(hosting: Hosting) -> None
         joker, other = client.get_agent("Joker"), client.get_agent("Other")
         thread = joker.get_new_thread()
         await joker.run("Hello", thread=thread, correlation_id="order-17")
-        for differs, sending in {
-            "request": lambda: joker.run("Something else", thread=thread, correlation_id="order-17"),
-            "thread": lambda: joker.run("Hello", correlation_id="order-17"),
-            "agent": lambda: other.run("Hello", correlation_id="order-17"),
-        }.items():
+        for differs, agent, text, where in [
+            ("request", joker, "Something else", thread),
+            ("thread", joker, "Hello", None),
+            ("agent", other, "Hello", None),
+        ]:
             with pytest.raises(CorrelationConflict) as caught:
-                await sending()
+                await agent.run(text, thread=where, correlation_id="order-17")
             assert caught.value.differs == differs
 
 
@@ -217,7 +217,7 @@ async def test_a_models_failure_is_typed_and_does_not_poison_the_thread(hosting:
 
 @pytest.mark.parametrize("durability", ["step", "turn"])
 async def test_what_the_agents_code_raises_is_a_failed_turn(hosting: Hosting, durability: str) -> None:
-    @durable_agent(durability=durability)  # type: ignore[call-overload,untyped-decorator]
+    @durable_agent(durability=durability)  # type: ignore[call-overload]
     class Clumsy:
         async def respond(self, turn: Turn) -> str:
             raise KeyError(turn.text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -108,27 +107,21 @@ async def test_a_turn_that_is_terminated_while_it_waits_lets_the_others_pass(hos
 
 async def test_stopping_a_worker_lets_its_steps_finish(endpoint: str) -> None:
     held = Held()
-    worker = DurableAIAgentWorker.connect(endpoint)
-    worker.add_agent(agent_with(held.model))
     async with DurableAIAgentClient.connect(endpoint) as client:
         joker = client.get_agent("Joker")
         thread = joker.get_new_thread()
-        async with worker:
-            sent = await joker.run("Hello", thread=thread, wait_for_response=False)
+        first, second = (DurableAIAgentWorker.connect(endpoint) for _ in range(2))
+        first.add_agent(agent_with(held.model))
+        second.add_agent(agent_with(ScriptedModel()))
+        async with anyio.create_task_group() as tasks, first:
+            await joker.run("Hello", thread=thread, correlation_id="the-only-one", wait_for_response=False)
             await held.called.wait()
-            # The stop waits for the step, which is let go only when the stop is on its way.
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(until_gate_closed, worker, held)
-                tasks.start_soon(functools.partial(anyio.to_thread.run_sync, worker._drain))
-        transcript = await joker.get_transcript(thread)
-        async with anyio.create_task_group() as tasks:
-            second = DurableAIAgentWorker.connect(endpoint)
-            second.add_agent(agent_with(ScriptedModel()))
-            async with second:
-                answer = await joker.run("Hello", thread=thread, correlation_id=sent)
+            # The stop waits for the step, which goes on only when the stop is on its way.
+            tasks.start_soon(until_gate_closed, first, held)
+        async with second:
+            answer = await joker.run("Hello", thread=thread, correlation_id="the-only-one")
     assert answer.text == "Hello (2 messages)"
     assert len(held.model.requests) == 1
-    assert transcript.response(sent) is None or transcript.response(sent).error is None  # type: ignore[union-attr]
 
 
 async def until_gate_closed(worker: DurableAIAgentWorker, held: Held) -> None:
@@ -186,10 +179,12 @@ async def test_a_turn_survives_kill_9_of_its_worker(embedded: Any) -> None:
             thread = joker.get_new_thread()
             command = [sys.executable, "-c", WORKER_THAT_HANGS, scheduler.endpoint]
             async with await anyio.open_process(command, stderr=None) as process:
-                sent = await joker.run("Hello", thread=thread, wait_for_response=False)
-                assert process.stdout is not None
-                assert await process.stdout.receive() == b"asked\n"
-                process.kill()
+                try:
+                    sent = await joker.run("Hello", thread=thread, wait_for_response=False)
+                    assert process.stdout is not None
+                    await process.stdout.receive()
+                finally:
+                    process.kill()
             second = DurableAIAgentWorker.connect(scheduler.endpoint)
             second.add_agent(agent_with(ScriptedModel(echo)))
             async with second:

@@ -1,0 +1,147 @@
+"""Errors say what to do, and survive pickle, JSON and other versions."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import pickle
+import traceback
+
+import attrs
+import pytest
+
+from dafx_actors import _codec, errors
+from dafx_actors.errors import (
+    AgentNotHosted,
+    ConfigurationError,
+    CorrelationConflict,
+    DafxError,
+    InvalidAnswer,
+    InvalidThreadId,
+    ModelError,
+    ModelNotConfigured,
+    NotDurableError,
+    OrchestrationFailed,
+    SchedulerCannotListen,
+    SchedulerDatabaseError,
+    SchedulerInUse,
+    SchedulerNotSecured,
+    SchedulerUnreachable,
+    SchedulerWriteFailed,
+    StaleTranscript,
+    ThreadBusy,
+    TurnFailed,
+    TurnSuperseded,
+    TurnTerminated,
+    TurnTimeout,
+    UnsupportedTranscript,
+)
+
+SAMPLES: list[tuple[DafxError, str]] = [
+    (ConfigurationError(["one thing", "another"]), "2 mistakes:\n  - one thing\n  - another"),
+    (ModelNotConfigured("set OPENAI_API_KEY"), "set OPENAI_API_KEY"),
+    (InvalidThreadId("a b", "' ' is not allowed in it"), "Take `get_new_thread()`"),
+    (UnsupportedTranscript("schemaVersion 2.0.0", "1.1.0"), "Upgrade dafx_actors"),
+    (NotDurableError("`asyncio.sleep`", "Use `context.sleep`."), "Use `context.sleep`."),
+    (SchedulerUnreachable("http://localhost:8080", "refused"), "Start one"),
+    (SchedulerInUse("dafx.db", 7), "in use by process 7"),
+    (SchedulerInUse("dafx.db"), "connect to the scheduler that runs"),
+    (SchedulerDatabaseError("dafx.db", "not a database"), "restore a backup"),
+    (SchedulerWriteFailed("dafx.db", "disk full"), "send it again"),
+    (SchedulerNotSecured("0.0.0.0", ["TLS", "a bearer token"]), "without TLS and a bearer token"),
+    (SchedulerCannotListen("127.0.0.1:8080", "in use"), "Another program may have that port"),
+    (OrchestrationFailed("i1", "FAILED", "ValueError", "boom"), "ended as FAILED: ValueError: boom"),
+    (AgentNotHosted("Joker", "http://h", "hub", 10.0, ["A", "B"]), "Hosted there: A, B."),
+    (AgentNotHosted("Joker", "http://h", "hub", 10.0), "Start a worker that hosts it"),
+    (AgentNotHosted("Joker", "http://h", "hub", 10.0, []), "Hosted there: nothing."),
+    (CorrelationConflict("c1", "thread"), "Use a new id"),
+    (ThreadBusy("Joker", "t1", "c1"), "Send the request again"),
+    (TurnTimeout("Joker", "t1", "c1", 2.5), "correlation_id='c1'"),
+    (TurnSuperseded("t1", "c1"), "Send the request again"),
+    (TurnTerminated("Joker", "c1", "by Ann"), "terminated (by Ann)"),
+    (TurnFailed("Joker", "c1", "KeyError", "'x'"), "worker's log"),
+    (StaleTranscript("t1", 5, 3), "Send the request again"),
+    (InvalidAnswer("{", "not JSON"), "It is in `.text`"),
+    (ModelError("rate_limit", "slow down", 429, 2.5, 3, {"code": "x"}), "HTTP 429; tried 3 times"),
+    (ModelError("timeout", "nothing came"), "tried once"),
+]
+CROSSING = [error for error, _ in SAMPLES if _codec.crosses(error)]
+
+
+def name(value: object) -> str:
+    return type(value).__name__
+
+
+def fields(error: DafxError) -> object:
+    return attrs.asdict(error)  # type: ignore[arg-type]  # all that have fields are attrs classes
+
+
+def test_every_error_that_can_be_raised_has_a_sample() -> None:
+    raised = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, DafxError)}
+    assert raised - {type(error) for error, _ in SAMPLES} == {DafxError, errors.SchedulerError, errors.TurnError}
+
+
+@pytest.mark.parametrize(("error", "advice"), SAMPLES, ids=name)
+def test_an_error_says_what_happened_and_what_to_do(error: DafxError, advice: str) -> None:
+    assert advice in str(error)
+    assert str(error) in "".join(traceback.format_exception_only(type(error), error))
+
+
+@pytest.mark.parametrize("error", [error for error, _ in SAMPLES], ids=name)
+def test_an_error_survives_pickle(error: DafxError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), fields(again), str(again)) == (type(error), fields(error), str(error))
+
+
+@pytest.mark.parametrize("error", CROSSING, ids=name)
+def test_an_error_crosses_json_and_is_the_same_there(error: DafxError) -> None:
+    again = _codec.load_error(json.dumps(_codec.dump_error(error)))
+    assert again is not None
+    assert (type(again), fields(again), str(again)) == (type(error), fields(error), str(error))
+
+
+def test_what_can_become_of_a_turn_crosses() -> None:
+    crossing = {type(error) for error in CROSSING}
+    turns = {type(error) for error, _ in SAMPLES if isinstance(error, errors.TurnError)}
+    assert crossing == turns | {UnsupportedTranscript, InvalidThreadId, ConfigurationError, ModelNotConfigured}
+
+
+@pytest.mark.parametrize("error", CROSSING, ids=name)
+def test_fields_of_a_newer_version_are_left_out(error: DafxError) -> None:
+    raw = _codec.dump_error(error)
+    again = _codec.load_error({**raw, "since": 2, "fields": {**raw["fields"], "of_version_2": [1]}})
+    assert type(again) is type(error)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "plain text",
+        "5",
+        "[]",
+        "{}",
+        {"type": "ValueError", "fields": {}},
+        {"type": "DafxError", "fields": {}},
+        {"type": ["ThreadBusy"], "fields": {}},
+        {"type": "ThreadBusy", "fields": {"agent": "x"}},
+        {"type": "ThreadBusy"},
+        None,
+    ],
+    ids=repr,
+)
+def test_what_is_no_error_of_ours_gives_none(raw: object) -> None:
+    assert _codec.load_error(raw) is None
+
+
+def test_builtin_kinds_are_kept_for_those_who_catch_them() -> None:
+    assert issubclass(TurnTimeout, TimeoutError)
+    assert issubclass(SchedulerUnreachable, ConnectionError)
+    assert issubclass(InvalidThreadId, ValueError)
+    assert issubclass(InvalidAnswer, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "retryable"), [("rate_limit", True), ("bad_response", True), ("bad_request", False), ("error", False)]
+)
+def test_a_model_error_knows_whether_to_try_again(kind: errors.ModelFailure, retryable: bool) -> None:
+    assert ModelError(kind, "x").retryable is retryable

@@ -1,0 +1,58 @@
+"""What is sent and what comes back."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from dafx_actors import AgentRunResponse, AgentThread, ChatMessage, DataContent, TextContent, UriContent
+from dafx_actors.exchange import as_messages
+
+PICTURE = DataContent.from_bytes(b"\x89PNG", "image/png")
+LINK = UriContent("https://example.com/a.png", "image/png")
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("Hello", [ChatMessage("user", "Hello")]),
+        ("", [ChatMessage("user", "")]),
+        (PICTURE, [ChatMessage("user", (PICTURE,))]),
+        (ChatMessage("system", "Be brief"), [ChatMessage("system", "Be brief")]),
+        (["What is it?", PICTURE], [ChatMessage("user", (TextContent("What is it?"), PICTURE))]),
+        (
+            ["a", ChatMessage("assistant", "b"), LINK, "c"],
+            [ChatMessage("user", "a"), ChatMessage("assistant", "b"), ChatMessage("user", (LINK, TextContent("c")))],
+        ),
+        ((text for text in "ab"), [ChatMessage("user", (TextContent("a"), TextContent("b")))]),
+    ],
+)
+def test_texts_and_contents_that_stand_together_are_one_message(given: Any, sent: list[ChatMessage]) -> None:
+    assert as_messages(given) == tuple(sent)
+
+
+@pytest.mark.parametrize("given", [5, None, [5], ["a", None], b"bytes", [["a"]]])
+def test_anything_else_is_a_type_error(given: Any) -> None:
+    with pytest.raises(TypeError, match="a message is a str"):
+        as_messages(given)
+
+
+def test_nothing_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="no message"):
+        as_messages([])
+
+
+def test_bytes_become_a_data_uri() -> None:
+    assert PICTURE.uri == "data:image/png;base64,iVBORw=="
+
+
+def test_the_answer_is_the_last_message() -> None:
+    response = AgentRunResponse[None](
+        messages=(ChatMessage("assistant", "Let me see."), ChatMessage("assistant", "Ha.")),
+        correlation_id="c",
+        thread=AgentThread("Joker", "t"),
+        created_at=datetime.now(timezone.utc),
+    )
+    assert response.text == str(response) == "Ha."

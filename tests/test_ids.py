@@ -1,0 +1,72 @@
+"""Names and ids: what a scheduler can hold, and nothing that it would change."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from durabletask.entities import EntityInstanceId
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dafx_actors import AgentThread, ids
+from dafx_actors.errors import InvalidThreadId
+
+
+@pytest.mark.parametrize("name", ["Joker", "_x", "a-b_c9", "A" * 57])
+def test_a_name_of_letters_digits_and_dashes_is_one(name: str) -> None:
+    assert ids.agent_name_mistake(name) is None
+    assert len(str(AgentThread(name, ids.new_id()).entity_id)) <= 100
+
+
+@pytest.mark.parametrize("name", ["", None, 5, "9lives", "-x", "a b", "a@b", "ä", "a.turn", "a\n", "A" * 58])
+def test_another_name_is_a_mistake_that_is_explained(name: object) -> None:
+    assert ids.agent_name_mistake(name)
+
+
+def test_names_on_the_wire_are_the_peers() -> None:
+    assert ids.entity_name("Joker") == "dafx-Joker"
+    assert str(AgentThread("Joker", "T1").entity_id) == "@dafx-joker@T1"
+    names = [ids.turn_name("Joker"), ids.model_step_name("Joker"), ids.probe_name("Joker")]
+    assert names == ["dafx-Joker.turn", "dafx-Joker.model", "dafx-Joker.probe"]
+
+
+def test_the_agent_of_a_turn_is_found_by_its_orchestration() -> None:
+    assert ids.agent_of_turn(ids.turn_name("Joker")) == "Joker"
+    assert ids.agent_of_turn("Joker.turn") is None
+    assert ids.agent_of_turn("dafx-Joker.model") is None
+
+
+def test_a_new_id_is_a_uuid_and_another_each_time() -> None:
+    made = {ids.new_id() for _ in range(10)}
+    assert len(made) == 10
+    assert all(str(uuid.UUID(each)) == each for each in made)
+
+
+def test_a_thread_is_its_id_as_text() -> None:
+    thread = AgentThread("Joker", "t1")
+    assert str(thread) == "t1"
+    assert AgentThread("Joker", str(thread)) == thread
+
+
+@pytest.mark.parametrize("bad", ["", "a@b", "a/b", "a\\b", "a#b", "a?b", "a b", "a\tb", "a\nb", "\x7f", "x" * 101])
+def test_what_a_key_cannot_hold_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidThreadId) as caught:
+        AgentThread("Joker", bad)
+    assert caught.value.thread_id == bad
+
+
+def test_an_id_that_is_too_long_for_its_agent_says_by_how_much() -> None:
+    with pytest.raises(InvalidThreadId, match="3 characters too long for agent 'Joker'"):
+        AgentThread("Joker", "x" * 91)
+
+
+@given(st.text(max_size=120))
+def test_a_thread_id_is_refused_or_survives_the_wire(thread_id: str) -> None:
+    try:
+        thread = AgentThread("Joker", thread_id)
+    except InvalidThreadId:
+        return
+    parsed = EntityInstanceId.parse(str(thread.entity_id))
+    assert parsed == thread.entity_id
+    assert parsed.key == thread_id

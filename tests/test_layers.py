@@ -1,0 +1,142 @@
+"""A module imports only from rows above its own, and foreign packages have owners."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dafx_actors
+
+PACKAGE = Path(dafx_actors.__file__).parent
+ROWS = [
+    {"errors"},
+    {"ids"},
+    {"transcript"},
+    {"exchange", "models"},
+    {"_codec"},
+    {"_thread", "_turn", "_values", "_coroutines", "_connect", "agents"},
+    {"models._chat", "models._failures", "models._llama", "models._server", "models._weights", "testing"},
+    {"models.openai"},
+    {"models.local"},
+    {"models.environment"},
+    {"orchestration"},
+    {"client", "_runtime"},
+    {"_seam"},
+    {"worker"},
+    {""},  # the front door
+    {"cli"},
+]
+"""The layers, from the ground up. `models` alone is the protocol, in `models/__init__.py`."""
+OWNERS = {
+    "openai": {"models"},
+    "azure": {"models", "_connect"},
+    "sqlite3": {"scheduler"},
+    "durabletask.internal": {"scheduler"},
+    "pydantic": {"_values"},
+    "cattrs": {"_codec", "_values"},
+}
+"""Who may import what, by the first part of the module's name."""
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports_of(source: str, module: str, is_package: bool = False) -> Iterator[str]:
+    """All that is imported, also for type checkers only and inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            here = ["dafx_actors", *module.split(".")] if module else ["dafx_actors"]
+            above = here[: len(here) - node.level + is_package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                yield whole if whole.removeprefix("dafx_actors.") in FILES else base
+
+
+def row(module: str) -> int:
+    for number, modules in enumerate(ROWS):
+        if module in modules:
+            return number
+    raise AssertionError(f"{module or 'dafx_actors'} has no row in the table")
+
+
+def mistakes(module: str, source: str, is_package: bool = False) -> list[str]:
+    found: list[str] = []
+    for imported in imports_of(source, module, is_package):
+        for foreign, owners in OWNERS.items():
+            if f"{imported}.".startswith(f"{foreign}.") and module.split(".")[0] not in owners:
+                found.append(f"{module} must not import {imported}: only {', '.join(sorted(owners))} may")
+        if f"{imported}.".startswith("dafx_actors."):
+            ours = imported.removeprefix("dafx_actors").removeprefix(".")
+            if module.startswith("scheduler"):
+                if ours != "errors" and not ours.startswith("scheduler"):
+                    found.append(f"{module} must not import {imported}: the scheduler knows nothing of agents")
+            elif ours.startswith("scheduler"):
+                # A client asks what is hosted; otherwise only programs start schedulers.
+                if (module, ours) != ("_connect", "scheduler.hosted") and row(module) < row("worker"):
+                    found.append(f"{module} must not import {imported}: it stands beside the layers")
+            elif row(ours) >= row(module):
+                found.append(f"{module} must not import {imported}: it is not in a row above")
+    return found
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_come_from_rows_above(module: str) -> None:
+    assert mistakes(module, FILES[module].read_text(), FILES[module].name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("errors", "import dafx_actors.ids"),
+        ("errors", "from dafx_actors import ids"),
+        ("errors", "from dafx_actors.ids import new_id"),
+        ("ids", "from .transcript import Json"),
+        ("ids", "from . import transcript"),
+        ("ids", "def late():\n    from dafx_actors import AgentThread"),
+        ("ids", "if TYPE_CHECKING:\n    from dafx_actors.transcript import Json"),
+        ("_turn", "from dafx_actors._thread import load"),
+        ("exchange", "from dafx_actors.models import Model"),
+        ("agents", "from dafx_actors.models.openai import OpenAIModel"),
+        ("models.openai", "from ..worker import DurableAIAgentWorker"),
+        ("scheduler.server", "from dafx_actors.ids import new_id"),
+        ("agents", "from dafx_actors.scheduler import EmbeddedScheduler"),
+        ("agents", "import openai"),
+        ("client", "from azure.identity import DefaultAzureCredential"),
+        ("_thread", "import sqlite3"),
+        ("worker", "import durabletask.internal.helpers as helpers"),
+        ("worker", "from durabletask.internal import helpers"),
+        ("agents", "from pydantic import BaseModel"),
+        ("_thread", "from cattrs.gen import override"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str) -> None:
+    assert len(mistakes(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("_codec", "from dafx_actors.errors import DafxError\nimport cattrs"),
+        ("models.openai", "from openai import AsyncOpenAI\nfrom . import Model"),
+        ("scheduler.server", "import sqlite3\nfrom . import store\nfrom dafx_actors.errors import SchedulerError"),
+        ("worker", "from durabletask import task\nimport internal"),
+    ],
+)
+def test_a_right_import_is_not(module: str, source: str) -> None:
+    assert mistakes(module, source) == []
+
+
+def test_a_module_without_a_row_is_found() -> None:
+    with pytest.raises(AssertionError, match="no row"):
+        row("novelty")

@@ -1,0 +1,130 @@
+"""The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
+
+`dafx_actors._connect.reader_of` reads a worker's settings; `DurableAIAgentWorker._size_pool` replaces its threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from durabletask.client import TaskHubGrpcClient
+from durabletask.grpc_options import GrpcChannelOptions
+from durabletask.serialization import JsonDataConverter
+from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
+
+from dafx_actors import DurableAIAgentWorker, durable_agent
+from dafx_actors._connect import reader_of
+from dafx_actors._seam import Pool
+
+READ = ["host_address", "secure_channel", "interceptors", "channel", "channel_options", "payload_store"]
+READER = "reader_of() reads threads with a client made from these: agents would read no thread without it"
+POOL = "_size_pool() replaces this pool: without it a worker has CPUs + 4 threads, and runs as many turns at once"
+
+
+class Marking(grpc.UnaryUnaryClientInterceptor):
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(client_call_details, request)
+
+
+def private(worker: TaskHubGrpcWorker | TaskHubGrpcClient, name: str) -> Any:
+    return getattr(worker, f"_{name}")
+
+
+@pytest.mark.parametrize("name", [*READ, "data_converter", "owns_channel"])
+def test_a_worker_keeps_its_settings_under_these_names(name: str) -> None:
+    assert hasattr(TaskHubGrpcWorker(), f"_{name}"), f"durabletask's worker has no `_{name}` any more. {READER}."
+
+
+@pytest.mark.parametrize("name", [*READ, "data_converter"])
+def test_a_client_takes_these_settings(name: str) -> None:
+    assert name in inspect.signature(TaskHubGrpcClient).parameters, f"a client takes no `{name}` any more. {READER}."
+
+
+def test_the_reader_has_the_workers_settings() -> None:
+    converter = JsonDataConverter()
+    interceptor = Marking()
+    options = GrpcChannelOptions(max_receive_message_length=5_000_000)
+    worker = TaskHubGrpcWorker(
+        host_address="localhost:1", interceptors=[interceptor], channel_options=options, data_converter=converter
+    )
+    reader = reader_of(worker)
+    try:
+        assert interceptor in private(reader, "interceptors"), READER
+        assert private(reader, "data_converter") is converter, READER
+        assert private(reader, "channel_options") is options, READER
+        assert private(reader, "channel") is not private(worker, "channel"), READER
+    finally:
+        reader.close()
+
+
+def test_the_reader_shares_a_channel_that_the_worker_was_given_and_leaves_it_open() -> None:
+    with grpc.insecure_channel("localhost:1") as channel:
+        worker = TaskHubGrpcWorker(channel=channel)
+        assert not private(worker, "owns_channel"), READER
+        reader = reader_of(worker)
+        assert private(reader, "channel") is channel or not private(reader, "owns_channel"), READER
+        reader.close()
+        channel.unary_unary("/still/open")  # raises ValueError on a closed channel
+
+
+def manager_of(worker: TaskHubGrpcWorker) -> Any:
+    assert hasattr(worker, "_async_worker_manager"), f"there is no `_async_worker_manager` any more. {POOL}."
+    return private(worker, "async_worker_manager")
+
+
+def test_a_worker_runs_its_work_items_on_this_pool() -> None:
+    manager = manager_of(TaskHubGrpcWorker())
+    assert isinstance(manager.thread_pool, ThreadPoolExecutor), POOL
+    manager.thread_pool.shutdown()
+    manager.thread_pool = Pool(1, thread_name_prefix="ours")
+    name: str = asyncio.run(manager._run_func(lambda: threading.current_thread().name))
+    manager.thread_pool.shutdown()
+    assert name.startswith("ours"), f"work items run on another pool now. {POOL}."
+
+
+def test_starting_keeps_the_pool() -> None:
+    manager = manager_of(TaskHubGrpcWorker())
+    manager.thread_pool.shutdown()
+    manager.thread_pool = pool = Pool(1)
+    manager.prepare_for_run()
+    assert manager.thread_pool is pool, f"the pool is made anew at each start now. {POOL}."
+    pool.shutdown()
+
+
+def test_the_limits_of_activities_that_durabletask_sets_are_those_that_we_take_for_unset() -> None:
+    default = ConcurrencyOptions().maximum_concurrent_activity_work_items
+    assert default == 100 * (os.cpu_count() or 1), "then a worker keeps this limit instead of `max_concurrent_steps`"
+
+
+def threads_of(worker: TaskHubGrpcWorker) -> int:
+    limit: int = manager_of(worker).thread_pool._max_workers
+    return limit
+
+
+def test_the_pool_has_a_thread_for_every_step_and_64_for_orchestrations() -> None:
+    @durable_agent(durability="turn")
+    class ByTurn:
+        instructions = "x"
+
+    worker = TaskHubGrpcWorker()
+    agent_worker = DurableAIAgentWorker(worker, max_concurrent_steps=1500)
+    options = worker.concurrency_options
+    assert options.maximum_concurrent_activity_work_items == 1500
+    assert threads_of(worker) == 1500 + 64
+    agent_worker.add_agent(ByTurn)
+    assert threads_of(worker) == 1500 + options.maximum_concurrent_entity_work_items + 64
+
+
+def test_a_limit_that_the_user_set_is_kept() -> None:
+    given = ConcurrencyOptions(maximum_concurrent_activity_work_items=7)
+    worker = TaskHubGrpcWorker(concurrency_options=given)
+    DurableAIAgentWorker(worker)
+    assert worker.concurrency_options.maximum_concurrent_activity_work_items == 7
+    assert threads_of(worker) == 7 + 64

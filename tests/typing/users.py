@@ -1,0 +1,116 @@
+"""What must, and what must not, type-check in programs that use this package.
+
+Never run: mypy and pyright read it (`tests/test_typing.py`). A line that must not type-check carries a suppression,
+and both checkers complain about one that is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import attrs
+from durabletask import task
+from typing_extensions import assert_type
+
+from dafx_actors import (
+    AgentRunResponse,
+    DurableAgentTask,
+    DurableAIAgent,
+    DurableAIAgentClient,
+    DurableTask,
+    OrchestrationContext,
+    OrchestrationHandle,
+    durable_agent,
+    orchestrator,
+    when_all,
+    when_any,
+)
+from dafx_actors.errors import ModelError, ThreadBusy
+
+
+@attrs.frozen
+class Joke:
+    setup: str
+    punchline: str
+
+
+@durable_agent
+class Joker:
+    instructions = "x"
+
+
+@durable_agent(name="Other", durability="turn")
+class Other:
+    instructions = "x"
+
+
+assert_type(Joker(), Joker)
+assert_type(Other().instructions, str)
+durable_agent(durability="sometimes")  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@orchestrator
+async def count(context: OrchestrationContext, jokes: list[Joke]) -> int:
+    return len(jokes)
+
+
+@orchestrator
+async def bare(context: OrchestrationContext) -> str:
+    return "x"
+
+
+@orchestrator
+def generator(context: OrchestrationContext, prompt: str) -> Generator[Any, Any, str]:
+    answer: AgentRunResponse[None] = yield context.get_agent(Joker).run(prompt)
+    return answer.text
+
+
+async def answers_are_typed(agent: DurableAIAgent) -> None:
+    assert_type(await agent.run("x"), AgentRunResponse[None])
+    typed = await agent.run("x", response_format=Joke)
+    assert_type(typed, AgentRunResponse[Joke])
+    assert_type(typed.value, Joke | None)
+    assert_type(await agent.run("x", response_format={"type": "object"}), AgentRunResponse[Any])
+    assert_type(await agent.run("x", wait_for_response=False), str)
+    await agent.run(["x", 5])  # type: ignore[list-item] # pyright: ignore[reportArgumentType, reportCallIssue]
+    await agent.run("x", thread=5)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def orchestrations_are_typed(client: DurableAIAgentClient) -> None:
+    handle = await client.schedule_new_orchestration(count, input=[Joke("a", "b")])
+    assert_type(handle, OrchestrationHandle[int])
+    assert_type(await handle, int)
+    assert_type(await handle.result(timeout=1), int)
+    assert_type(await client.schedule_new_orchestration(bare), OrchestrationHandle[str])
+    assert_type(await client.schedule_new_orchestration("by name", input=1), OrchestrationHandle[Any])
+    await client.schedule_new_orchestration(5)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def activities_are_not_known_by_type(context: OrchestrationContext) -> list[int]:
+    return await when_all([context.call_activity("double", input=n) for n in range(3)])
+
+
+async def tasks_are_typed(context: OrchestrationContext) -> None:
+    agent = context.get_agent(Joker)
+    assert_type(agent.run("x"), DurableAgentTask[None])
+    assert_type(agent.run("x", response_format=Joke), DurableAgentTask[Joke])
+    assert_type((await agent.run("x", response_format=Joke)).value, Joke | None)
+    assert_type(await when_all([agent.run("x"), agent.run("y")]), list[AgentRunResponse[None]])
+    assert_type(await when_all([bare(context), bare(context)]), list[str])
+    assert_type(await when_any([agent.run("x"), context.sleep(1), bare(context)]), DurableTask[Any])
+    assert_type(await context.sleep(1), None)
+    assert_type(await count(context, []), int)
+    await count(context, "x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    mixed: list[Any] = [agent.run("x"), context.sleep(1), bare(context)]
+    assert_type(await when_all(mixed), list[Any])
+    plain: list[task.Task[int]] = []
+    assert_type(await when_all(plain), list[int])
+    await when_all([1, 2])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def errors_have_fields(busy: ThreadBusy) -> None:
+    assert_type(busy.active, str)
+    assert_type(ModelError("timeout", "x", status=504, attempts=2).status, int | None)
+    ModelError("bad luck", "x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    ThreadBusy("only one")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
