@@ -83,6 +83,14 @@ async def test_queries_in_pages(bench: Bench) -> None:
     assert [state.instance_id for state in active] == [running]
 
 
+async def test_pages_fit_into_what_a_client_receives(bench: Bench) -> None:
+    for number in range(6):
+        await bench.client.schedule_new_orchestration("any", input="x" * 1_500_000, instance_id=f"large-{number}")
+    found = await bench.client.get_all_orchestration_states(OrchestrationQuery(fetch_inputs_and_outputs=True))
+    assert [state.instance_id for state in found] == [f"large-{number}" for number in range(6)]
+    assert all(len(state.serialized_input or "") == 1_500_002 for state in found)
+
+
 async def test_ended_ids_in_pages(bench: Bench) -> None:
     """The key of a page holds an instance id of that page, and a last page has none, also when it is full."""
     await bench.worker(one, do_work)
