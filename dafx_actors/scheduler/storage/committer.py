@@ -94,6 +94,9 @@ class Changes:
         if error is None:
             for action in self._after:
                 _guarded(action)
+        # Actions refer to these changes: kept, the two would wait for the garbage collector.
+        self._after.clear()
+        self._first.clear()
         for done in self._waiters:
             if done.done():
                 continue
