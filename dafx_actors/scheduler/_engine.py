@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerError, SchedulerWriteFailed
 from dafx_actors.scheduler._clock import SECOND
 from dafx_actors.scheduler._hub import TaskHub
 from dafx_actors.scheduler._timers import Timers
@@ -195,8 +195,10 @@ class Engine:
         """Remove what nobody wants to keep."""
         while True:
             await asyncio.sleep(self._retention.every)
-            with suppress(SchedulerWriteFailed):
+            try:
                 await self.tidy()
+            except SchedulerError as error:
+                logger.warning("Expired orchestrations were not removed: %s", error)
 
     async def tidy(self) -> int:
         """Remove expired orchestrations and old marks of signals. Returns how many orchestrations."""

@@ -53,6 +53,22 @@ async def test_one_process_per_file(tmp_path: Path) -> None:
     await open_and_close(tmp_path / "dafx.db")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+async def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
+    async with Bench(tmp_path / "dafx.db") as bench:
+        await bench.client.schedule_new_orchestration("any", input="secret")
+        await bench.scheduler.engine.store.back_up(tmp_path / "backup.db")
+        files = sorted(path for path in tmp_path.iterdir() if path.name.startswith(("dafx", "backup")))
+        assert [path.name for path in files] == ["backup.db", "dafx.db", "dafx.db-lock", "dafx.db-shm", "dafx.db-wal"]
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+async def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "dafx.db").mkdir()
+    with pytest.raises(SchedulerDatabaseError, match="cannot use the database"):
+        await open_and_close(tmp_path / "dafx.db")
+
+
 async def test_two_schedulers_on_one_port(tmp_path: Path) -> None:
     async with Bench(tmp_path / "one.db") as bench:
         with pytest.raises(SchedulerCannotListen, match=str(bench.scheduler.port)):

@@ -101,10 +101,11 @@ def connect(path: str, *, synchronous: Synchronous, steps: Sequence[str] = schem
         SchedulerDatabaseError: the file is not what it should be, or cannot be written.
     """
     try:
+        make_private(path)
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=_CACHED_STATEMENTS
         )
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise SchedulerDatabaseError(path, str(error)) from error
     try:
         _check_ours(connection, path, len(steps))
@@ -121,6 +122,12 @@ def connect(path: str, *, synchronous: Synchronous, steps: Sequence[str] = schem
         connection.close()
         raise
     return connection
+
+
+def make_private(path: str) -> None:
+    """Make the file, if it is missing, so that nobody else on the machine can read it; SQLite's log follows suit."""
+    if path != IN_MEMORY:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def connect_reader(path: str) -> sqlite3.Connection:

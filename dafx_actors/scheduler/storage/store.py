@@ -12,7 +12,7 @@ from dafx_actors.errors import SchedulerDatabaseError
 from dafx_actors.scheduler import _ids
 from dafx_actors.scheduler.storage import tables
 from dafx_actors.scheduler.storage.committer import Committer
-from dafx_actors.scheduler.storage.database import IN_MEMORY, FileLock, Location, connect, connect_reader
+from dafx_actors.scheduler.storage.database import IN_MEMORY, FileLock, Location, connect, connect_reader, make_private
 
 if TYPE_CHECKING:
     import os
@@ -258,6 +258,7 @@ def _back_up(source: sqlite3.Connection, target: Path) -> int:
     partial = target.with_name(target.name + ".partial")
     try:
         partial.unlink(missing_ok=True)
+        make_private(str(partial))
         with closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
