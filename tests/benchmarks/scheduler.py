@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -424,5 +423,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    threading.stack_size(0)
     main()
