@@ -11,12 +11,13 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
 import attrs
 import grpc
+import grpc.aio
 from durabletask.client import AsyncTaskHubGrpcClient, OrchestrationState, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
@@ -24,6 +25,9 @@ from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors.errors import ConfigurationError, SchedulerUnreachable
 from dafx_actors.transcript import Json
+
+if TYPE_CHECKING:
+    from dafx_actors.scheduler.hosted import Hosted
 
 T = TypeVar("T")
 DurableTaskClient: TypeAlias = TaskHubGrpcClient | AsyncTaskHubGrpcClient
@@ -155,12 +159,31 @@ class Backend:
         # A sync client's calls hold a thread each while they wait; gRPC ends them, so they cannot pile up for ever.
         self._threads = anyio.CapacityLimiter(2048)
         self._longest_wait = 60.0 if self._is_async else 10.0
+        self._telling: grpc.aio.Channel | None = None
 
     async def close(self) -> None:
-        """Close the client's channel."""
+        """Close the client's channel, and our own."""
+        if self._telling is not None:
+            await self._telling.close()
         closing = self._client.close()
         if self._is_async:
             await closing
+
+    async def hosted(self) -> Hosted | None:
+        """What the connected workers take, where the scheduler can tell: the embedded one, at an address known to us.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered for 5 s.
+        """
+        if not self.where.endpoint.lower().startswith(("http://", "grpc://")):
+            return None
+        # A service of the embedded scheduler alone: programs that never ask need not import any of it.
+        from dafx_actors.scheduler.hosted import hosted_async
+
+        if self._telling is None:
+            self._telling = grpc.aio.insecure_channel(self.where.endpoint.split("://", 1)[1])
+        asking = functools.partial(hosted_async, self._telling, [("taskhub", self.where.task_hub)])
+        return await self._patiently(asking, 5.0)
 
     async def start(self, name: str, instance_id: str, input: Json) -> bool:
         """Start an orchestration; False where the id exists already. Sent again, with the same id, when it got lost.

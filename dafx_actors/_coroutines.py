@@ -10,7 +10,7 @@ Three things about durabletask decide the shape:
   only makes a coroutine *ready*, and the generator is woken (`_wakeup`) where durabletask resumes it;
 - it never resumes a generator whose first yielded task is complete already; so such a task is not yielded;
 - it builds the coroutines anew for each work item and abandons them; left to the garbage collector, their `finally`
-  blocks would run at any time on any thread. `work_item()` closes them when the item ends.
+  blocks would run at any time on any thread. They are closed when the work item ends (`work_item`).
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Loop:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Generator[task.Task[Any], Any, T]:
         """The generator that durabletask drives; it returns what `coroutine` returns."""
-        _opened_in_this_work_item().append(self)
+        at_end_of_work_item(self.close)
         try:
             root = self.spawn(coroutine)
             while True:
@@ -212,22 +212,25 @@ _running: contextvars.ContextVar[Loop] = contextvars.ContextVar("dafx_actors_orc
 _thread = threading.local()
 
 
-def _opened_in_this_work_item() -> list[Loop]:
-    """The loops to close when this thread's work item ends; a list of no consequence outside `work_item()`."""
-    opened: list[Loop] | None = getattr(_thread, "opened", None)
-    return [] if opened is None else opened
+def at_end_of_work_item(callback: Callable[[], None]) -> bool:
+    """Have `callback` called when this thread's work item ends; False outside one, where nothing is kept."""
+    callbacks: list[Callable[[], None]] | None = getattr(_thread, "callbacks", None)
+    if callbacks is None:
+        return False
+    callbacks.append(callback)
+    return True
 
 
 @contextmanager
 def work_item() -> Generator[None]:
-    """Close the coroutines of orchestrations that this thread executes inside the `with` block."""
-    _thread.opened = opened = list[Loop]()
+    """What this thread does for durabletask: run something, and send its answer."""
+    _thread.callbacks = callbacks = list[Callable[[], None]]()
     try:
         yield
     finally:
-        _thread.opened = None
-        for loop in opened:
-            loop.close()
+        _thread.callbacks = None
+        for callback in callbacks:
+            callback()
 
 
 # --- What orchestrations await ------------------------------------------------------------------------------------

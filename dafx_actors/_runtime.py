@@ -334,12 +334,15 @@ class _TurnSteps:
             "length": length,
             "options": dict(self._request.options),
         }
+        kind, text = "an error", "the step gave no result"
         try:
-            return await self._context.call_activity(model_step_name(self._thread.agent), input=asked)
+            if (
+                result := await self._context.call_activity(model_step_name(self._thread.agent), input=asked)
+            ) is not None:
+                return result
         except task.TaskFailedError as error:
-            details = error.details
-            failed = TurnFailed(self._thread.agent, self._id, details.error_type, details.message)
-            return {"error": _codec.dump_error(failed)}
+            kind, text = error.details.error_type, error.details.message
+        return {"error": _codec.dump_error(TurnFailed(self._thread.agent, self._id, kind, text))}
 
     async def _begin(self) -> Json:
         """Ask for the thread, and wait in line where it works on another turn."""

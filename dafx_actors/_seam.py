@@ -12,6 +12,7 @@ durabletask runs orchestrators, entities and activities as plain functions on on
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.from_thread
 
-from dafx_actors._coroutines import work_item
+from dafx_actors._coroutines import at_end_of_work_item, work_item
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class Gate:
 
     @contextmanager
     def pass_through(self) -> Generator[None]:
-        """Count what runs in the `with` block.
+        """Count what runs in the `with` block, until its answer is sent too, where that is part of the work item.
 
         Raises:
             HandedBack: The gate is closed.
@@ -67,9 +68,14 @@ class Gate:
         try:
             yield
         finally:
-            with self._changed:
-                self._inside.discard(token)
-                self._changed.notify_all()
+            leave = functools.partial(self._leave, token)
+            if not at_end_of_work_item(leave):
+                leave()
+
+    def _leave(self, token: object) -> None:
+        with self._changed:
+            self._inside.discard(token)
+            self._changed.notify_all()
 
     def wait_for(self, started: Future[T]) -> T:
         """The result of a step that runs on the loop; ended when the gate is closed and the bound is over.

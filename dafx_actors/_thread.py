@@ -240,7 +240,7 @@ def _find(state: ThreadState, kind: str, turn: str) -> Json | None:
 
 
 def _is(raw: Json, kind: str, turn: str) -> bool:
-    return (raw.get("correlationId"), raw.get("$type")) == (turn, kind)
+    return bool(raw.get("correlationId") == turn and raw.get("$type") == kind)
 
 
 def _waiting(state: ThreadState, turn: str) -> RunRequest | None:

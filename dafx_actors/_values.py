@@ -82,16 +82,18 @@ def dump_as(value: Any, annotation: Any) -> Json:
     return dumped
 
 
-def parameters_of(function: Callable[..., Any]) -> list[tuple[str, Any]]:
+@functools.lru_cache(maxsize=4096)  # every replay of an orchestration asks
+def parameters_of(function: Callable[..., Any]) -> tuple[tuple[str, Any], ...]:
     """The names and resolved annotations of what `function` takes by position."""
     hints = _hints(function)
-    return [
+    return tuple(
         (parameter.name, hints.get(parameter.name, Any))
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
+    )
 
 
+@functools.lru_cache(maxsize=4096)
 def returned_by(function: Callable[..., Any]) -> Any:
     """The resolved annotation of what `function` returns; of a generator, what it returns at its end."""
     annotation = _hints(function).get("return", Any)

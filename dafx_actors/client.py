@@ -25,13 +25,16 @@ from dafx_actors.errors import (
     TurnTimeout,
 )
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, instance_id_mistake, new_id, turn_name
+from dafx_actors.ids import AgentThread, agent_of_turn, instance_id_mistake, new_id, turn_name
 from dafx_actors.orchestration import OrchestrationContext, answer, definition_of, turn_input
 from dafx_actors.transcript import Json, Transcript
 
 T = TypeVar("T")
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+_GRACE = 1.0
+"""Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
 
 
 class DurableAIAgentClient:
@@ -51,7 +54,7 @@ class DurableAIAgentClient:
         """
         self._backend = Backend(client, where or Address("the client's endpoint", "the client's task hub"))
         self._owned = False
-        self._start_timeout = start_timeout
+        self._executor = ClientAgentExecutor(self._backend, start_timeout)
 
     @classmethod
     def connect(
@@ -97,7 +100,7 @@ class DurableAIAgentClient:
         Raises:
             ConfigurationError: A class that is no agent, or a name that cannot be one.
         """
-        return DurableAIAgent(agent_name(agent), ClientAgentExecutor(self._backend, self._start_timeout))
+        return DurableAIAgent(agent_name(agent), self._executor)
 
     @overload
     async def schedule_new_orchestration(
@@ -356,6 +359,7 @@ class ClientAgentExecutor:
     def __init__(self, backend: Backend, start_timeout: float) -> None:
         self._backend = backend
         self._start_timeout = start_timeout
+        self._seen: set[str] = set()
 
     async def transcript(self, thread: AgentThread) -> Transcript:
         """See `DurableAIAgent.get_transcript`."""
@@ -380,33 +384,44 @@ class ClientAgentExecutor:
         """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`."""
         begun = time.monotonic()
         give_up = math.inf if timeout is None else begun + timeout
-        must_start: float = begun + self._start_timeout
+        looks = [begun + wait for wait in (_GRACE, self._start_timeout) if wait <= self._start_timeout]
         while (left := give_up - time.monotonic()) > 0:
-            poll = min(left, max(must_start - time.monotonic(), 0.001))
+            poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
             state = await self._backend.wait(correlation_id, poll)
+            if state is None and looks and time.monotonic() >= looks[0]:
+                waited = looks.pop(0) - begun
+                state = await self._withdraw_if_pending(thread.agent, correlation_id, waited, last=not looks)
             if state is not None:
+                self._seen.add(thread.agent)
                 return self._answer(state, thread, correlation_id, response_format)
-            if time.monotonic() >= must_start:
-                must_start = math.inf
-                if (ended := await self._withdraw_unless_started(thread.agent, correlation_id)) is not None:
-                    return self._answer(ended, thread, correlation_id, response_format)
         raise TurnTimeout(thread.agent, thread.thread_id, correlation_id, timeout or 0.0)
 
-    async def _withdraw_unless_started(self, agent: str, correlation_id: str) -> OrchestrationState | None:
-        """Terminate a turn that no worker has taken; its state if it ended by itself in that moment.
+    async def _withdraw_if_pending(
+        self, agent: str, correlation_id: str, waited: float, *, last: bool
+    ) -> OrchestrationState | None:
+        """Terminate a turn that no worker has taken, at the last look, or where it is known that none will.
+
+        Gives the turn's state if it ended by itself in that moment. An agent that was hosted before may just be
+        starting again, and gets the whole `start_timeout`.
 
         Raises:
-            AgentNotHosted: It was withdrawn. A scheduler may show the end only once some worker takes the turn.
+            AgentNotHosted: The turn was withdrawn. A scheduler may show its end only once some worker takes it.
         """
         state = await self._backend.state(correlation_id)
         if state is None or state.runtime_status is not OrchestrationStatus.PENDING:
+            self._seen.add(agent)
+            return None
+        hosted = await self._backend.hosted()
+        known = None if hosted is None else hosted.orchestrations
+        if not last and (known is None or known.take(turn_name(agent)) or agent in self._seen):
             return None
         await self._backend.terminate(correlation_id, "withdrawn: no worker took the turn")
         ended = await self._backend.wait(correlation_id, 0.5)
         if ended is not None and ended.runtime_status is not OrchestrationStatus.TERMINATED:
             return ended
+        agents = None if known is None else sorted(filter(None, map(agent_of_turn, known.names)))
         where = self._backend.where
-        raise AgentNotHosted(agent, where.endpoint, where.task_hub, self._start_timeout)
+        raise AgentNotHosted(agent, where.endpoint, where.task_hub, waited, agents)
 
     def _answer(
         self, state: OrchestrationState, thread: AgentThread, correlation_id: str, response_format: Any

@@ -9,7 +9,12 @@
     ├── UnsupportedTranscript       stored by a newer version, or not a transcript; never rewritten
     ├── NotDurableError             an orchestration awaited something that cannot be replayed
     ├── SchedulerError              between this process and the scheduler
-    │   └── SchedulerUnreachable    nothing answers at the endpoint
+    │   ├── SchedulerUnreachable    nothing answers at the endpoint
+    │   ├── SchedulerInUse          another process has the embedded scheduler's database open
+    │   ├── SchedulerDatabaseError  its database file cannot be used as it is
+    │   ├── SchedulerWriteFailed    its disk refused a write; nothing that was acknowledged is lost
+    │   ├── SchedulerNotSecured     it would listen to other machines without TLS and a token
+    │   └── SchedulerCannotListen   it cannot have its address
     ├── OrchestrationFailed         an orchestration that a client awaited did not complete
     └── TurnError                   what can become of a request to an agent
         ├── AgentNotHosted          no worker on the task hub takes this agent
@@ -137,6 +142,79 @@ class SchedulerUnreachable(SchedulerError, ConnectionError):
         return (
             f"No scheduler answers at {self.endpoint}{because}. Start one, with `dafx scheduler` or the Durable Task "
             "Scheduler emulator, or point ENDPOINT at the one that runs."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class SchedulerInUse(SchedulerError):
+    """Another process has the database of the embedded scheduler open."""
+
+    path: str
+    pid: int | None = None
+    """That process, where it could be told."""
+
+    def __str__(self) -> str:
+        who = f"process {self.pid}" if self.pid else "another process"
+        return (
+            f"The database {self.path} is in use by {who}. Nothing was changed. One process at a time may open it: "
+            "connect to the scheduler that runs, stop it first, or name another file."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class SchedulerDatabaseError(SchedulerError):
+    """The database file of the embedded scheduler cannot be used as it is. It was not changed."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"The scheduler cannot use the database {self.path}: {self.reason}. It was left as it is. "
+            "Repair it, restore a backup, or name another file."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class SchedulerWriteFailed(SchedulerError):
+    """The disk refused a write of the embedded scheduler."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"The scheduler could not write to {self.path}: {self.reason}. This request changed nothing, and nothing "
+            "that was acknowledged before is lost; reads go on. Make room or repair the disk, and send it again: the "
+            "scheduler goes on by itself when it can write."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class SchedulerNotSecured(SchedulerError):
+    """The embedded scheduler was told to listen to other machines without TLS and a token."""
+
+    host: str
+    missing: tuple[str, ...] = attrs.field(converter=_sentences)
+
+    def __str__(self) -> str:
+        return (
+            f"The scheduler does not listen on {self.host} without {' and '.join(self.missing)}: whoever reaches it "
+            "could read and run everything. Give it what is missing, or let it listen on 127.0.0.1."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class SchedulerCannotListen(SchedulerError, OSError):
+    """The embedded scheduler cannot have its address."""
+
+    address: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"The scheduler cannot listen on {self.address}: {self.reason}. Another program may have that port; "
+            "stop it, or choose another port (0 takes any free one)."
         )
 
 

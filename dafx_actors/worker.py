@@ -80,7 +80,6 @@ class DurableAIAgentWorker:
         self._made: list[Model] = []
         self._reader: TaskHubGrpcClient | None = None
         self._stack: AsyncExitStack | None = None
-        self._running = False
         options = worker.concurrency_options
         if options.maximum_concurrent_activity_work_items == 100 * (os.cpu_count() or 1):  # durabletask's default
             options.maximum_concurrent_activity_work_items = max_concurrent_steps
@@ -178,7 +177,6 @@ class DurableAIAgentWorker:
         self._gate.open()
         self._size_pool()
         self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
-        self._running = True
 
     def stop(self) -> None:
         """Finish what is running, for `stop_timeout` seconds at most; the rest is handed out again. Nothing is lost."""
@@ -271,8 +269,6 @@ class DurableAIAgentWorker:
         manager.thread_pool = Pool(threads, thread_name_prefix="dafx-work")
 
     def _drain(self) -> None:
-        if not self._running:
-            return
         # With the stream still open: durabletask's own `stop` closes it first, and all that is in flight would be
         # handed out a second time.
         ended = self._gate.close(self.stop_timeout)
@@ -282,7 +278,6 @@ class DurableAIAgentWorker:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-        self._running = False
 
     @staticmethod
     async def _shielded(clean_up: Callable[[], Awaitable[None]]) -> None:

@@ -268,14 +268,14 @@ def test_parameters_and_results_are_read_from_annotations() -> None:
     def function(context: Any, point: Point, /, *, more: int = 0) -> list[Point]:
         return [point]
 
-    assert parameters_of(function) == [("context", Any), ("point", Point)]
+    assert parameters_of(function) == (("context", Any), ("point", Point))
     assert returned_by(function) == list[Point]
 
 
 def test_without_annotations_json_is_taken_as_it_is() -> None:
     untyped: Any = eval("lambda context, point: None")  # the checkers want annotations everywhere else
 
-    assert parameters_of(untyped) == [("context", Any), ("point", Any)]
+    assert parameters_of(untyped) == (("context", Any), ("point", Any))
     assert returned_by(untyped) is Any
 
 

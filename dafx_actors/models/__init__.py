@@ -14,9 +14,24 @@ import attrs
 
 from dafx_actors.transcript import ChatMessage, Json, UsageStats
 
-__all__ = ["FinishReason", "Model", "ModelDelta", "ModelReply", "ModelRequest", "StreamingModel", "ToolDefinition"]
+__all__ = [
+    "UNPARSED_ARGUMENTS",
+    "FinishReason",
+    "Model",
+    "ModelDelta",
+    "ModelReply",
+    "ModelRequest",
+    "StreamingModel",
+    "ToolDefinition",
+]
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
+
+UNPARSED_ARGUMENTS = "unparsedArguments"
+"""In the `extra` of a `FunctionCallContent`: what the model wrote, where it is not a JSON object.
+
+Such a call has no `arguments` and must not be made. Its result says what is wrong, so that the model can correct it.
+"""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,114 @@
+"""The scheduler's own small service, `dafx.scheduler.v1.Admin`: what is hosted, figures, backup.
+
+Requests and replies are JSON objects in UTF-8, so that nobody needs generated code to use it: any gRPC client that
+can send bytes will do. Metadata are those of every other call (`taskhub`, `authorization`).
+
+=========  ==========================  =====================================================================
+method     request                     reply
+=========  ==========================  =====================================================================
+Hosted     `{}`                        which names the workers of the task hub take; see `hosted`
+Stats      `{}`                        counts, queues and workers of every task hub; see `stats`
+Backup     `{"path": "/new/file.db"}`  `{"path": ..., "bytes": ...}`; the file must not exist
+=========  ==========================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dafx_actors.scheduler._clock import SECOND
+from dafx_actors.scheduler._hub import Refused
+from dafx_actors.scheduler._proto import Status
+from dafx_actors.scheduler._records import WORK_KINDS
+from dafx_actors.scheduler.storage import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from dafx_actors.scheduler._engine import Engine
+    from dafx_actors.scheduler._hub import TaskHub
+
+SERVICE = "dafx.scheduler.v1.Admin"
+
+
+def hosted(hub: TaskHub) -> dict[str, Any]:
+    """Which names connected workers take, by kind; `all` if one of them takes whatever comes."""
+    workers = hub.delivery.queue.workers
+    reply: dict[str, Any] = {"task_hub": hub.name, "workers": len(workers)}
+    for kind in WORK_KINDS:
+        taken = [worker.filters.of(kind) for worker in workers]
+        reply[kind] = {
+            "all": any(names is None for names in taken),
+            "names": sorted({name for names in taken if names is not None for name in names}),
+        }
+    return reply
+
+
+async def stats(engine: Engine) -> dict[str, Any]:
+    """Figures for people and dashboards. Ages are in seconds."""
+    store = engine.store
+    return {
+        "database": store.location.path,
+        "bytes": store.location.size(),
+        "uptime": (engine.clock.now() - engine.started) / SECOND,
+        "writable": store.failure is None,
+        "commits": store.committer.commits,
+        "slowest_commit": store.committer.slowest,
+        "timers": len(engine.timers),
+        "task_hubs": {hub.name: await _hub_stats(engine, hub) for hub in list(engine.hubs.values())},
+    }
+
+
+async def _hub_stats(engine: Engine, hub: TaskHub) -> dict[str, Any]:
+    now, queue = engine.clock.now(), hub.delivery.queue
+    counts = await queries.count_instances(engine.store, hub.id)
+    work: dict[str, Any] = {}
+    for kind in WORK_KINDS:
+        oldest = queue.oldest(kind)
+        lanes = queue.waiting(kind)
+        work[kind] = {
+            "waiting": sum(lanes.values()),
+            "oldest": None if oldest is None else max(0.0, (now - oldest) / SECOND),
+            "held": sum(worker.load[kind] for worker in queue.workers),
+            "lanes": [{"name": lane.name, "version": lane.version, "waiting": size} for lane, size in lanes.items()],
+        }
+    return {
+        "orchestrations": {name: counts.get(status, 0) for status, name in Status.NAMES.items()},
+        "entities": await queries.count_entities(engine.store, hub.id),
+        "waiting_clients": hub.waiting_clients,
+        "in_memory": {"orchestrations": len(hub.orchestrations), "entities": len(hub.entities)},
+        "work": work,
+        "workers": [
+            {"name": worker.name, "connected": (now - worker.since) / SECOND, "holds": dict(worker.load)}
+            for worker in queue.workers
+        ],
+    }
+
+
+async def _hosted(_: Engine, hub: TaskHub, __: bytes) -> bytes:
+    return json.dumps(hosted(hub)).encode()
+
+
+async def _stats(engine: Engine, _: TaskHub, __: bytes) -> bytes:
+    return json.dumps(await stats(engine)).encode()
+
+
+async def _backup(engine: Engine, _: TaskHub, request: bytes) -> bytes:
+    try:
+        path = json.loads(request)["path"]
+        target = Path(path)
+    except (ValueError, KeyError, TypeError):
+        raise Refused("INVALID_ARGUMENT", 'Send a JSON object with the path of a new file: {"path": "..."}.') from None
+    if not target.is_absolute():
+        raise Refused("INVALID_ARGUMENT", f"{path!r} must be an absolute path.")
+    size = await engine.store.back_up(target)
+    return json.dumps({"path": str(target), "bytes": size}).encode()
+
+
+METHODS: Mapping[str, Callable[[Engine, TaskHub, bytes], Awaitable[bytes]]] = {
+    "Hosted": _hosted,
+    "Stats": _stats,
+    "Backup": _backup,
+}

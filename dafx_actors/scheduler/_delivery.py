@@ -1,0 +1,132 @@
+"""Who holds which work, under which completion token.
+
+Every piece of work is at one place at a time: in a lane, in a worker's outbox, or with a worker under a token. A
+worker's answer counts only under the token that is out for that work now. When a worker's stream ends, all that it
+held is handed out again at once, under new tokens; what it still answers to the old ones is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dafx_actors.scheduler._clock import SECOND
+from dafx_actors.scheduler._dispatch import Work, WorkQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from dafx_actors.scheduler._clock import Clock
+    from dafx_actors.scheduler._dispatch import Worker
+    from dafx_actors.scheduler._filters import Lane
+    from dafx_actors.scheduler._ids import Ids
+    from dafx_actors.scheduler._records import Activity, Entity, Orchestration, WorkKind
+
+PATIENCE = 4
+"""How often work is handed out again at once when a worker did not answer for it."""
+
+_LONGEST_DELAY = 60
+"""Seconds; what a worker never answers for must not keep every worker busy, or take down one after the other."""
+
+
+class Delivery:
+    """All work of a task hub that is ready or out."""
+
+    def __init__(self, clock: Clock, ids: Ids, render: Callable[[Work, str], bytes | None]) -> None:
+        """Start without work.
+
+        Args:
+            clock: for the age of work.
+            ids: for completion tokens.
+            render: makes the work item for a piece of work and its new token; None if there is nothing to do.
+        """
+        self._clock = clock
+        self._ids = ids
+        self._render = render
+        self.queue = WorkQueue()
+        self._works: dict[int, Work] = {}
+        """By the id of what is to be worked on."""
+        self._out: dict[str, Work] = {}
+        """By completion token, including what was dropped since."""
+
+    def offer(self, subject: Orchestration | Activity | Entity, lane: Lane, group: int = 0) -> None:
+        """This is ready to be worked on."""
+        if subject.id not in self._works:
+            work = Work(lane=lane, subject=subject, since=self._clock.now(), group=group)
+            self._works[subject.id] = work
+            self.queue.add(work)
+
+    def withdraw(self, subject: int) -> None:
+        """Nobody needs this any more. Whoever works on it keeps its place among that worker's work."""
+        work = self._works.pop(subject, None)
+        if work is not None:
+            self.queue.drop(work)
+
+    def take(self, worker: Worker) -> bytes | None:
+        """The next work item for this worker; None if there is none now."""
+        while worker.outbox:
+            work = worker.outbox.popleft()
+            token = self._ids.token()
+            item = None if work.dropped else self._render(work, token)
+            if item is not None:
+                work.token = token
+                work.given = self._clock.now()
+                self._out[token] = work
+                return item
+            if self._works.get(work.subject.id) is work:
+                del self._works[work.subject.id]
+            self.queue.release(worker, work.kind)
+        return None
+
+    def answered(self, token: str) -> Work | None:
+        """A worker has answered. Returns the work; None if the token is not out: the answer is refused."""
+        work = self._out.pop(token, None)
+        if work is not None:
+            if not work.dropped:
+                del self._works[work.subject.id]
+            if work.worker is not None:
+                self.queue.release(work.worker, work.kind)
+        return work
+
+    def again(self, work: Work) -> None:
+        """Hand this out again: the worker gave it back, or answered with nonsense, or went away."""
+        if work.dropped:
+            return
+        if work.token is not None:
+            work.attempts += 1
+        work.worker = work.token = None
+        self._works[work.subject.id] = work
+        if work.attempts <= PATIENCE:
+            self.queue.add(work, front=True)
+        else:
+            delay = min(2 ** (work.attempts - PATIENCE - 1), _LONGEST_DELAY)
+            self._clock.alarm(self._clock.now() + delay * SECOND, lambda: self._after_delay(work))
+
+    def _after_delay(self, work: Work) -> None:
+        if not work.dropped and self._works.get(work.subject.id) is work:
+            self.queue.add(work, front=True)
+
+    def disconnect(self, worker: Worker) -> list[Work]:
+        """A worker's stream has ended. Returns what it held, for the caller to hand out again."""
+        unsent = self.queue.disconnect(worker)
+        held = [work for work in self._out.values() if work.worker is worker]
+        for work in held:
+            assert work.token is not None, "it is out"
+            del self._out[work.token]
+        return [work for work in (*held, *unsent) if not work.dropped]
+
+    def overdue(self, before: Mapping[WorkKind, int]) -> list[Work]:
+        """What workers have held since before the moment for its kind; they do not hold it any more."""
+        late = [work for work in self._out.values() if work.given < before[work.kind]]
+        return [work for work in late if self.answered(work.token or "") is not None and not work.dropped]
+
+    def held(self) -> int:
+        """How much work is with workers."""
+        return len(self._out)
+
+    def forget(self) -> None:
+        """Drop all work; workers stay connected, and what they answer is refused."""
+        for work in (*self._works.values(), *self._out.values()):
+            work.dropped = True
+        self._works.clear()
+        self._out.clear()
+        self.queue.forget()

@@ -1,0 +1,358 @@
+"""A task hub: its orchestrations, entities, workers and waiting clients.
+
+All of it lives on the event loop's thread. A request is decided and carried out in memory without an `await` in
+between, and adds what has to be stored to one `Changes`; whoever asked is answered when those are on disk.
+Activities and entity batches that they make ready are handed out then, turns at once (`Orchestrations.touch` says
+why). If the changes cannot be written, memory is thrown away and read again from the store, which then is the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, cast
+
+import attrs
+
+from dafx_actors.errors import SchedulerWriteFailed
+from dafx_actors.scheduler._batches import problem_with
+from dafx_actors.scheduler._delivery import Delivery
+from dafx_actors.scheduler._entities import Entities
+from dafx_actors.scheduler._orchestrations import Orchestrations
+from dafx_actors.scheduler._proto import Status, activity_item, pb
+from dafx_actors.scheduler._records import Activity, Entity, Operation, Orchestration
+from dafx_actors.scheduler._rewind import Rewinding
+from dafx_actors.scheduler._turns import InvalidAnswer
+from dafx_actors.scheduler.storage import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from dafx_actors.scheduler._clock import Clock
+    from dafx_actors.scheduler._dispatch import Work, Worker
+    from dafx_actors.scheduler._ids import Ids
+    from dafx_actors.scheduler._timers import Timer, Timers
+    from dafx_actors.scheduler._turns import ReleaseLock, RequestLock, TellEntity
+    from dafx_actors.scheduler.storage.committer import Changes
+    from dafx_actors.scheduler.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Superseded(Exception):
+    """A completion token is not out: the work was handed out again, or is done."""
+
+
+class Refused(Exception):
+    """A request that cannot be carried out as things stand. Nothing was changed."""
+
+    def __init__(self, code: str, message: str) -> None:
+        """Refuse.
+
+        Args:
+            code: the name of a gRPC status code.
+            message: for a person.
+        """
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    ended: bool
+    """Waits for the end, else for the start."""
+    done: asyncio.Future[Orchestration]
+
+
+class TaskHub:
+    """Everything under one name in the `taskhub` metadata; hubs know nothing of one another."""
+
+    def __init__(self, name: str, row: int, *, store: Store, clock: Clock, timers: Timers, stored: bool) -> None:
+        self.name = name
+        self.id = row
+        self.store = store
+        self.clock = clock
+        self.timers = timers
+        self._stored = stored
+        self.entities = Entities(self)
+        self.orchestrations = Orchestrations(self)
+        self.rewinding = Rewinding(self)
+        self.delivery = Delivery(clock, store.ids, self._render)
+        self._waiters: dict[str, list[_Waiter]] = {}
+        self._signals: set[str] = set()
+        """Request ids of signals that are not on disk yet."""
+
+    @property
+    def ids(self) -> Ids:
+        return self.store.ids
+
+    # --- changes -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def changing(self) -> Generator[Changes]:
+        """Decide within this; what was added to the changes is written when it ends.
+
+        A `Refused` or `InvalidAnswer` must come before anything is changed; then nothing is written. Any other
+        error leaves memory in doubt, so that it is read again from the store.
+
+        Raises:
+            SchedulerWriteFailed: the last write failed, and none has succeeded since.
+        """
+        if self.store.failure is not None:
+            raise self.store.failure
+        changes = self.store.committer.begin()
+        if not self._stored:
+            self._stored = True
+            tables.insert_hub(changes, self.id, self.name)
+        try:
+            yield changes
+        except (Refused, InvalidAnswer):
+            if len(changes.writes) > 0:
+                self.store.committer.submit(changes)
+            raise
+        except Exception:
+            logger.exception("A request failed half-way; the task hub %s is read again", self.name)
+            self._stored = False
+            self.reload()
+            raise
+        self.store.committer.submit(changes)
+
+    async def on_disk(self, record: Orchestration | Entity) -> None:
+        """Wait until what is in memory of this record may be shown."""
+        await self.store.committer.reached(record.dirty)
+
+    def reload(self) -> None:
+        """Throw memory away and read what is ready from the store."""
+        self._signals.clear()
+        self._stored = self.store.row("SELECT 1 FROM hubs WHERE id = ?", self.id) is not None
+        self.delivery.forget()
+        self.orchestrations.forget()
+        self.entities.forget()
+        self.load()
+
+    def load(self) -> None:
+        """Read what is ready from the store: after a start, whatever was out is out again."""
+        now = self.clock.now()
+        self.entities.load(list(self.store.lock_requests(self.id)))
+        for row in self.store.ready_orchestrations(self.id, now, Status.PENDING):
+            it = self.orchestrations.find_by_id(row)
+            if it is not None:
+                self.orchestrations.offer(it)
+        for activity in self.store.activities(self.id):
+            it = self.orchestrations.find_by_id(activity.orchestration)
+            if it is not None:
+                self.orchestrations.offer_activity(it, activity)
+        for entity_id in self.store.busy_entities(self.id):
+            entity = self.entities.find(entity_id)
+            if entity is not None:
+                self.entities.offer(entity)
+
+    # --- waiting clients -----------------------------------------------------------------------------------------
+
+    async def wait(self, instance_id: str, *, ended: bool) -> Orchestration:
+        """Wait until an orchestration has started, or ended; it need not exist yet."""
+        it = self.orchestrations.find(instance_id)
+        if it is not None and it.dirty <= self.store.committer.committed and _reached(it, ended=ended):
+            return it
+        waiter = _Waiter(ended, asyncio.get_running_loop().create_future())
+        self._waiters.setdefault(instance_id, []).append(waiter)
+        try:
+            return await waiter.done
+        finally:
+            others = self._waiters.get(instance_id)
+            if others is not None and waiter in others:
+                others.remove(waiter)
+                if not others:
+                    del self._waiters[instance_id]
+
+    def notify(self, it: Orchestration) -> None:
+        """Its status is on disk: tell those who waited for that."""
+        waiters = self._waiters.get(it.instance_id)
+        if waiters is None or it.gone:
+            return
+        for waiter in waiters:
+            if _reached(it, ended=waiter.ended) and not waiter.done.done():
+                waiter.done.set_result(it)
+
+    def stop(self, error: Exception) -> None:
+        """Let nobody wait any longer."""
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done.done():
+                    waiter.done.set_exception(error)
+
+    @property
+    def waiting_clients(self) -> int:
+        """How many wait for an orchestration."""
+        return sum(map(len, self._waiters.values()))
+
+    # --- effects that cross from orchestrations to entities --------------------------------------------------------
+
+    def tell_entity(self, changes: Changes, it: Orchestration, effect: TellEntity) -> None:
+        """An orchestration calls or signals an entity."""
+        self.entities.told_by(changes, it, effect)
+
+    def request_lock(self, changes: Changes, it: Orchestration, effect: RequestLock) -> None:
+        """An orchestration asks to hold several entities."""
+        self.entities.request_lock(changes, it, effect)
+
+    def release_lock(self, changes: Changes, it: Orchestration, effect: ReleaseLock) -> None:
+        """An orchestration lets an entity go."""
+        self.entities.release_lock(changes, it, effect)
+
+    def release_locks_of(self, changes: Changes, it: Orchestration) -> None:
+        """An orchestration is over."""
+        self.entities.release_locks_of(changes, it)
+
+    # --- timers --------------------------------------------------------------------------------------------------
+
+    def add_timer(self, due: int, timer: int, kind: int, orchestration: int | None, event: bytes | None) -> None:
+        """Have `fire` called when it is due."""
+        self.timers.add((due, timer, self.id, kind, orchestration, event))
+
+    def fire(self, changes: Changes, timer: Timer) -> None:
+        """A timer is due."""
+        _, row, _, kind, orchestration, event = timer
+        tables.delete_timer(changes, row)
+        if kind == tables.TIMER_TELLS:
+            delayed = self.store.delayed_operation(row)
+            if delayed is not None:
+                entity_id, operation = delayed
+                # Its place in line is that of its arrival, which is now.
+                self.entities.tell(changes, entity_id, attrs.evolve(operation, id=self.ids.row()))
+            return
+        it = self.orchestrations.find_by_id(cast("int", orchestration))
+        if it is None or row not in it.timers:
+            return
+        it.timers.discard(row)
+        if kind == tables.TIMER_FIRES:
+            assert event is not None, "kept with the timer"
+            self.orchestrations.fire(changes, it, event)
+        else:
+            self.orchestrations.may_start(changes, it)
+
+    # --- entities for clients ------------------------------------------------------------------------------------
+
+    def signal(self, changes: Changes, request: pb.SignalEntityRequest, event: bytes, due: int | None) -> None:
+        """A client's signal; the same one again changes nothing.
+
+        Raises:
+            Refused: that cannot be an entity's id.
+        """
+        problem = problem_with(request.instanceId)
+        if problem is not None:
+            raise Refused("INVALID_ARGUMENT", problem)
+        if request.requestId:
+            if request.requestId in self._signals or self.store.seen_signal(self.id, request.requestId):
+                return
+            self._signals.add(request.requestId)
+            changes.then(lambda: self._signals.discard(request.requestId))
+            tables.insert_signal(changes, self.id, request.requestId, self.clock.now())
+        operation = Operation(id=self.ids.row(), event=event, request_id=request.requestId)
+        self.entities.tell_at(changes, request.instanceId, operation, due)
+
+    # --- purging -------------------------------------------------------------------------------------------------
+
+    async def purge(self, rows: list[int], *, recursive: bool = False) -> int:
+        """Remove ended orchestrations, and with `recursive` their ended children. Returns how many."""
+        removed = 0
+        with self.changing() as changes:
+            todo = list(rows)
+            while todo:
+                it = self.orchestrations.find_by_id(todo.pop())
+                if it is None or not it.ended:
+                    continue
+                if recursive:
+                    todo += [child.id for child in self.orchestrations.children(it)]
+                self.orchestrations.delete(changes, it)
+                removed += 1
+        await changes.committed()
+        return removed
+
+    # --- work ----------------------------------------------------------------------------------------------------
+
+    def _render(self, work: Work, token: str) -> bytes | None:
+        return _RENDER[work.kind](self, work, token)
+
+    def answered(self, token: str) -> Work | None:
+        """The work that was out under this token; None if nobody needs it any more.
+
+        Raises:
+            Superseded: the token is not out.
+        """
+        work = self.delivery.answered(token)
+        if work is None:
+            raise Superseded
+        return None if work.dropped else work
+
+    def again(self, work: Work) -> None:
+        """Hand out again what a worker has not done."""
+        subject = work.subject
+        if isinstance(subject, Orchestration):
+            self.orchestrations.taken_back(subject)
+        elif isinstance(subject, Entity):
+            self.entities.taken_back(subject)
+        self.delivery.again(work)
+
+    def disconnect(self, worker: Worker) -> None:
+        """A worker's stream has ended; what it held is handed out again at once."""
+        for work in self.delivery.disconnect(worker):
+            self.again(work)
+
+
+def _reached(it: Orchestration, *, ended: bool) -> bool:
+    return it.ended if ended else it.status != Status.PENDING
+
+
+def _render_turn(hub: TaskHub, work: Work, token: str) -> bytes | None:
+    it = work.subject
+    assert isinstance(it, Orchestration), "by its lane"
+    item = hub.orchestrations.render(it, token)
+    if item is None or not _indigestible(item, work):
+        return item
+    with suppress(SchedulerWriteFailed), hub.changing() as changes:
+        hub.orchestrations.fail(changes, it, _too_large(item, "history", "Keep it short with continue_as_new."))
+    return None
+
+
+def _render_activity(hub: TaskHub, work: Work, token: str) -> bytes | None:
+    activity = work.subject
+    assert isinstance(activity, Activity), "by its lane"
+    item = activity_item(token=token, request=activity.request)
+    if not _indigestible(item, work):
+        return item
+    failure = _too_large(item, "input", "Pass a reference to what is large.")
+    with suppress(SchedulerWriteFailed), hub.changing() as changes:
+        hub.orchestrations.activity_answered(changes, activity, pb.ActivityResponse(failureDetails=failure))
+    return None
+
+
+def _render_batch(hub: TaskHub, work: Work, token: str) -> bytes | None:
+    assert isinstance(work.subject, Entity), "by its lane"
+    return hub.entities.render(work.subject, token)
+
+
+_USUAL_LIMIT = 4 * 2**20
+"""Bytes that a gRPC client receives in one message, unless it is told otherwise."""
+
+_TRIES = 3
+"""How many workers may lose their connection over a message that is larger."""
+
+
+def _indigestible(item: bytes, work: Work) -> bool:
+    """Whether this is what ends the streams of workers: each would lose its connection over it, for ever."""
+    return len(item) > _USUAL_LIMIT and work.attempts >= _TRIES
+
+
+def _too_large(item: bytes, what: str, instead: str) -> pb.TaskFailureDetails:
+    message = (
+        f"With its {what} this is a message of {len(item):,} bytes, over which {_TRIES} workers in a row have lost "
+        f"their connection; by default they receive {_USUAL_LIMIT:,}. {instead} Or let workers receive more: "
+        "GrpcChannelOptions(max_receive_message_length=...)."
+    )
+    return pb.TaskFailureDetails(errorType="MessageTooLarge", errorMessage=message, isNonRetriable=True)
+
+
+_RENDER = {"orchestration": _render_turn, "activity": _render_activity, "entity": _render_batch}

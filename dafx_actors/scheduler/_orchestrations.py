@@ -1,0 +1,424 @@
+"""The orchestrations of a task hub: carries out what `_turns.py` decides, in memory and in a change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from dafx_actors.scheduler import _events, _turns
+from dafx_actors.scheduler._filters import Lane
+from dafx_actors.scheduler._idle import IdleCache
+from dafx_actors.scheduler._proto import Status, frame_past, orchestrator_item, pb, serialize, stamp
+from dafx_actors.scheduler._records import Activity, Message, Orchestration, Parent
+from dafx_actors.scheduler.storage import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dafx_actors.scheduler._hub import TaskHub
+    from dafx_actors.scheduler._records import MessageKind, Start
+    from dafx_actors.scheduler.storage.committer import Changes
+
+_MOST_IDLE = 2_000
+_HEAVIEST_IDLE = 64 * 2**20
+_RECORD_WEIGHT = 1_000
+
+
+class Orchestrations:
+    """Every method that takes `changes` adds to them, and is carried out in memory at once."""
+
+    def __init__(self, hub: TaskHub) -> None:
+        self._hub = hub
+        self._by_name: dict[str, Orchestration] = {}
+        self._by_id: dict[int, Orchestration] = {}
+        self._idle: IdleCache[int] = IdleCache(self._evict, most=_MOST_IDLE, heaviest=_HEAVIEST_IDLE)
+        # Each function takes its own kind of effect, which the key says.
+        self._effects: dict[type, Callable[[Changes, Orchestration, Any], None]] = {
+            _turns.RunActivity: self._run_activity,
+            _turns.StartTimer: self._start_timer,
+            _turns.StartChild: self._start_child,
+            _turns.SendEvent: self._send_event,
+            _turns.Terminate: self._terminate_other,
+            _turns.TellEntity: hub.tell_entity,
+            _turns.RequestLock: hub.request_lock,
+            _turns.ReleaseLock: hub.release_lock,
+        }
+
+    # --- finding -------------------------------------------------------------------------------------------------
+
+    def find(self, instance_id: str) -> Orchestration | None:
+        """The instance of this id, if there is one."""
+        found = self._by_name.get(instance_id)
+        if found is None:
+            found = self._remember(self._hub.store.orchestration(self._hub.id, instance_id))
+        return None if found is None or found.gone else found
+
+    def find_by_id(self, row: int) -> Orchestration | None:
+        """The instance with this row, if it is still there."""
+        found = self._by_id.get(row)
+        if found is None:
+            found = self._remember(self._hub.store.orchestration_by_id(row))
+        return None if found is None or found.gone else found
+
+    def _remember(self, found: Orchestration | None) -> Orchestration | None:
+        if found is not None:
+            # Another row of that id may be in memory: one that was deleted, and is not on disk any more.
+            self._by_name.setdefault(found.instance_id, found)
+            self._by_id[found.id] = found
+            if found.idle:
+                self._idle.put(found.id, _RECORD_WEIGHT)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def _evict(self, row: int) -> None:
+        found = self._by_id.get(row)
+        if found is None or not found.idle or found.dirty > self._hub.store.committer.committed:
+            return
+        del self._by_id[row]
+        if self._by_name.get(found.instance_id) is found:
+            del self._by_name[found.instance_id]
+
+    def forget(self) -> None:
+        """Drop all from memory; what is on disk counts."""
+        self._by_name.clear()
+        self._by_id.clear()
+        self._idle.clear()
+
+    def touch(self, changes: Changes, it: Orchestration) -> None:
+        """It is part of these changes: look after it when they are on disk."""
+        if it.dirty != changes.seq:
+            it.dirty = changes.seq
+            self._idle.take(it.id)
+            # Its turn need not wait for the disk: to take one has no effect but the answer, which is written after
+            # this, or refused if this cannot be written. So the worker replays while the disk works.
+            changes.at_once(lambda: self.offer(it))
+            changes.then(lambda: self._committed(it, changes.seq))
+
+    def _committed(self, it: Orchestration, seq: int) -> None:
+        if it.dirty == seq:
+            # Else a later change is not on disk yet, and nobody may be told of it.
+            self._hub.notify(it)
+        if it.dirty > seq or not it.idle:
+            return
+        if it.gone or it.ended:
+            self._evict(it.id)
+        else:
+            self._idle.put(it.id, _RECORD_WEIGHT + len(it.history or b""))
+
+    def offer(self, it: Orchestration) -> None:
+        """Queue its next turn, if it has one to take."""
+        if not it.queued and _turns.ready(it, self._hub.clock.now()):
+            it.queued = True
+            self._idle.take(it.id)
+            self._hub.delivery.offer(it, Lane(kind="orchestration", name=it.name, version=it.version or ""))
+
+    # --- being told ----------------------------------------------------------------------------------------------
+
+    def create(self, changes: Changes, instance_id: str, start: Start, parent: Parent | None = None) -> Orchestration:
+        """A new instance; whatever had its id must have been deleted."""
+        now = self._hub.clock.now()
+        scheduled = start.scheduled if start.scheduled is not None and start.scheduled > now else None
+        it = Orchestration(
+            id=self._hub.ids.row(),
+            instance_id=instance_id,
+            execution_id=self._hub.ids.execution(),
+            name=start.name,
+            version=start.version,
+            status=Status.PENDING,
+            created=now,
+            updated=now,
+            scheduled=scheduled,
+            parent=parent,
+            start=start,
+            history=bytearray(),
+        )
+        self._by_name[instance_id] = self._by_id[it.id] = it
+        tables.insert_orchestration(changes, self._hub.id, it)
+        if scheduled is not None:
+            timer = self._hub.ids.row()
+            it.timers.add(timer)
+            tables.insert_scheduled_start(changes, timer, self._hub.id, scheduled, it.id)
+            changes.then(lambda: self._hub.add_timer(scheduled, timer, tables.TIMER_STARTS, it.id, None))
+        self.touch(changes, it)
+        return it
+
+    def tell(self, changes: Changes, it: Orchestration, kind: MessageKind, event: bytes) -> None:
+        """Put a message into its inbox; one that has ended accepts nothing."""
+        if it.ended or it.gone:
+            return
+        message = Message(self._hub.ids.row(), kind, event)
+        it.inbox.append(message)
+        tables.insert_message(changes, it.id, message)
+        self.touch(changes, it)
+
+    def answer(self, changes: Changes, row: int, execution_id: str, event: bytes) -> None:
+        """Deliver an answer to one execution of an orchestration; a later one must not get it."""
+        it = self.find_by_id(row)
+        if it is not None and it.execution_id == execution_id:
+            self.tell(changes, it, "answer", event)
+
+    def fire(self, changes: Changes, it: Orchestration, event: bytes) -> None:
+        """One of its timers is due."""
+        self.tell(changes, it, "answer", stamp(event, self._hub.clock.now()))
+
+    def may_start(self, changes: Changes, it: Orchestration) -> None:
+        """The time that it was scheduled for has come."""
+        it.scheduled = None
+        tables.update_orchestration(changes, it)
+        self.touch(changes, it)
+
+    def suspend(self, changes: Changes, it: Orchestration, reason: str | None) -> None:
+        """Suspend it once it was told so; nothing, if it is or will be."""
+        if not _turns.suspended(it.status, it.inbox):
+            self.tell(changes, it, "suspend", _events.execution_suspended(self._hub.clock.now(), reason))
+
+    def resume(self, changes: Changes, it: Orchestration, reason: str | None) -> None:
+        """Resume it. A worker fails an orchestration that is resumed without having been suspended."""
+        if _turns.suspended(it.status, it.inbox):
+            self.tell(changes, it, "resume", _events.execution_resumed(self._hub.clock.now(), reason))
+
+    def terminate(self, changes: Changes, it: Orchestration, output: str | None, *, recurse: bool) -> None:
+        """End it here and now: also if it is suspended, or no worker takes it, or the one that has it hangs."""
+        ending = [it]
+        while ending:
+            it = ending.pop()
+            if it.ended:
+                continue
+            if recurse:
+                ending += self.children(it)
+            at = max(self._hub.clock.now(), it.updated)
+            events = [_events.execution_terminated(at, output, recurse)]
+            if not self._hub.store.load_history(it):
+                self._hub.store.load_payload(it)
+                events = [*_turns.first_events(it, at), *events]
+            self._append(changes, it, frame_past(events))
+            self.finish(changes, it, _turns.Ended(status=Status.TERMINATED, output=output, failure=None), at)
+
+    def children(self, it: Orchestration) -> list[Orchestration]:
+        """Its children, ended or not, also those that are not on disk yet."""
+        rows = {child.id for child in self._by_id.values() if child.parent is not None and child.parent.id == it.id}
+        found = (self.find_by_id(row) for row in rows.union(self._hub.store.children(it.id)))
+        return [child for child in found if child is not None]
+
+    def finish(self, changes: Changes, it: Orchestration, end: _turns.Ended, at: int) -> None:
+        """The orchestration is over; drop what it waits for, and tell whoever waits for it."""
+        self._hub.store.load_payload(it)
+        self._append(changes, it, frame_past([_events.execution_completed(at, end.status, end.output, end.failure)]))
+        self._drop_work(changes, it)
+        it.status, it.output, it.failure = end.status, end.output, end.failure
+        it.completed = it.updated = at
+        it.scheduled = None
+        tables.update_orchestration(changes, it)
+        tables.update_outcome(changes, it)
+        self._hub.release_locks_of(changes, it)
+        self.touch(changes, it)
+        self.report(changes, it)
+
+    def fail(self, changes: Changes, it: Orchestration, failure: pb.TaskFailureDetails) -> None:
+        """End it, because nobody can go on with it."""
+        at = max(self._hub.clock.now(), it.updated)
+        self.finish(changes, it, _turns.Ended(status=Status.FAILED, output=None, failure=serialize(failure)), at)
+
+    def report(self, changes: Changes, it: Orchestration) -> None:
+        """Tell its parent how it ended."""
+        parent, at = it.parent, self._hub.clock.now()
+        if parent is None:
+            return
+        if it.status == Status.COMPLETED:
+            event = _events.child_completed(at, parent.task_id, it.output)
+        else:
+            failure = it.failure or _events.failure(
+                "SubOrchestrationTerminated" if it.status == Status.TERMINATED else "SubOrchestrationFailed",
+                f"The sub-orchestration {it.instance_id!r} was {Status.NAMES[it.status]}.",
+            )
+            event = _events.child_failed(at, parent.task_id, failure)
+        self.answer(changes, parent.id, parent.execution_id, event)
+
+    def _drop_work(self, changes: Changes, it: Orchestration) -> None:
+        """Nothing that this execution waits for may reach it any more."""
+        if it.inbox or it.activities or it.timers:
+            tables.delete_work(changes, it.id)
+        it.inbox.clear()
+        for activity in it.activities:
+            self._hub.delivery.withdraw(activity)
+        it.activities.clear()
+        if it.timers:
+            self._hub.timers.cancel(it.timers)
+            it.timers = set()
+        self._hub.delivery.withdraw(it.id)
+        it.queued, it.lease, it.taken = False, None, 0
+
+    def delete(self, changes: Changes, it: Orchestration) -> None:
+        """Forget an instance that has ended."""
+        assert it.ended, "a running one is terminated first, so that nobody waits for it in vain"
+        # It stays in memory until that is on disk, where it would else be found again.
+        it.gone = True
+        tables.delete_orchestration(changes, it.id)
+        self.touch(changes, it)
+
+    def _append(self, changes: Changes, it: Orchestration, events: bytes) -> None:
+        if it.history is not None:
+            it.history += events
+        tables.append_history(changes, self._hub.ids.row(), it.id, events)
+
+    # --- turns ---------------------------------------------------------------------------------------------------
+
+    def render(self, it: Orchestration, token: str) -> bytes | None:
+        """The work item of its next turn, which is now out under this token."""
+        it.queued = False
+        if not _turns.ready(it, self._hub.clock.now()):
+            return None
+        store = self._hub.store
+        history = store.load_history(it)
+        if not history:
+            store.load_payload(it)
+        it.turn_started, events, it.taken = _turns.new_events(it, self._hub.clock.now())
+        it.lease = token
+        it.told = events
+        return orchestrator_item(
+            token=token,
+            instance_id=it.instance_id,
+            execution_id=it.execution_id,
+            past=history,
+            new=events,
+            trace=it.trace,
+        )
+
+    def taken_back(self, it: Orchestration) -> None:
+        """Its turn is not out any more, and has to be given again."""
+        it.lease, it.taken, it.told = None, 0, []
+        it.queued = True
+
+    def turned(self, changes: Changes, it: Orchestration, answer: pb.OrchestratorResponse) -> None:
+        """A worker has answered for its turn.
+
+        Raises:
+            InvalidAnswer: nothing was changed; the turn has to be given again.
+        """
+        at = max(self._hub.clock.now(), it.turn_started)
+        verdict = _turns.judge(it, answer, at)
+        told = [it.inbox.popleft() for _ in range(it.taken)]
+        new, it.told, it.lease, it.taken = it.told, [], None, 0
+        if told:
+            tables.delete_messages(changes, it.id, told[-1].id)
+        conclusion = verdict.conclusion
+        it.updated, it.custom_status, it.trace = at, verdict.custom_status, verdict.trace
+        if not isinstance(conclusion, _turns.Rewound | _turns.Continued):
+            self._append(changes, it, frame_past([*new, *verdict.confirmations]))
+        if isinstance(conclusion, _turns.Waits):
+            it.status = _turns.status_after(it, told)
+            tables.update_orchestration(changes, it)
+            self.touch(changes, it)
+        for effect in verdict.effects:
+            self._effects[type(effect)](changes, it, effect)
+        if isinstance(conclusion, _turns.Ended):
+            self.finish(changes, it, conclusion, at)
+        elif isinstance(conclusion, _turns.Continued):
+            self._continue(changes, it, conclusion, suspended=_turns.status_after(it, told) == Status.SUSPENDED)
+        elif isinstance(conclusion, _turns.Rewound):
+            self._hub.rewinding.rewound(changes, it, conclusion)
+
+    def _continue(self, changes: Changes, it: Orchestration, how: _turns.Continued, *, suspended: bool) -> None:
+        """Begin a new execution under the same id."""
+        store, now = self._hub.store, self._hub.clock.now()
+        store.load_payload(it)
+        assert it.start is not None, "loaded"
+        later = [message for message in it.inbox if message.kind in _turns.SURVIVE_CONTINUE_AS_NEW]
+        self._drop_work(changes, it)
+        self._hub.release_locks_of(changes, it)
+        it.execution_id = self._hub.ids.execution()
+        it.version = how.version if how.version is not None else it.version
+        it.start = attrs.evolve(it.start, input=how.input, version=it.version, scheduled=None)
+        it.status = Status.RUNNING
+        it.history = bytearray()
+        tables.delete_history(changes, it.id)
+        tables.write_payload(changes, it)
+        tables.update_orchestration(changes, it)
+        self.tell(changes, it, "nudge", b"")
+        for event in how.carried:
+            self.tell(changes, it, "event", event)
+        if suspended:
+            self.tell(changes, it, "suspend", _events.execution_suspended(now, None))
+        for message in later:
+            self.tell(changes, it, message.kind, message.event)
+
+    # --- effects -------------------------------------------------------------------------------------------------
+
+    def _run_activity(self, changes: Changes, it: Orchestration, effect: _turns.RunActivity) -> None:
+        activity = Activity(
+            id=self._hub.ids.row(),
+            orchestration=it.id,
+            instance_id=it.instance_id,
+            task_id=effect.task_id,
+            name=effect.name,
+            version=effect.version,
+            request=effect.request,
+        )
+        it.activities.add(activity.id)
+        tables.insert_activity(changes, activity)
+        changes.then(lambda: self.offer_activity(it, activity))
+
+    def offer_activity(self, it: Orchestration, activity: Activity) -> None:
+        """Queue an activity, unless its orchestration has ended meanwhile."""
+        if activity.id in it.activities:
+            lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
+            self._hub.delivery.offer(activity, lane, group=it.id)
+
+    def activity_answered(self, changes: Changes, activity: Activity, answer: pb.ActivityResponse) -> None:
+        """A worker has answered for an activity."""
+        it = self.find_by_id(activity.orchestration)
+        if it is None or activity.id not in it.activities:
+            return
+        it.activities.discard(activity.id)
+        tables.delete_activity(changes, activity)
+        now = self._hub.clock.now()
+        if answer.HasField("failureDetails"):
+            event = _events.task_failed(now, activity.task_id, answer.failureDetails)
+        else:
+            result = answer.result.value if answer.HasField("result") else None
+            event = _events.task_completed(now, activity.task_id, result)
+        self.tell(changes, it, "answer", event)
+
+    def _start_timer(self, changes: Changes, it: Orchestration, effect: _turns.StartTimer) -> None:
+        timer = self._hub.ids.row()
+        it.timers.add(timer)
+        tables.insert_timer(changes, timer, self._hub.id, effect.due, it.id, effect.event)
+        changes.then(lambda: self._arm(it, effect, timer))
+
+    def _arm(self, it: Orchestration, effect: _turns.StartTimer, timer: int) -> None:
+        if timer in it.timers:
+            self._hub.add_timer(effect.due, timer, tables.TIMER_FIRES, it.id, effect.event)
+
+    def _start_child(self, changes: Changes, it: Orchestration, effect: _turns.StartChild) -> None:
+        parent = Parent(
+            id=it.id,
+            instance_id=it.instance_id,
+            execution_id=it.execution_id,
+            task_id=effect.task_id,
+            name=it.name,
+            version=it.version,
+        )
+        existing = self.find(effect.instance_id)
+        if existing is not None and not existing.ended:
+            failure = _events.failure(
+                "OrchestrationAlreadyExists",
+                f"An orchestration with the instance id {effect.instance_id!r} exists and has not ended.",
+            )
+            self.tell(changes, it, "answer", _events.child_failed(self._hub.clock.now(), effect.task_id, failure))
+            return
+        if existing is not None:
+            self.delete(changes, existing)
+        self.create(changes, effect.instance_id, effect.start, parent)
+
+    def _send_event(self, changes: Changes, _: Orchestration, effect: _turns.SendEvent) -> None:
+        target = self.find(effect.instance_id)
+        if target is not None:
+            self.tell(changes, target, "event", effect.event)
+
+    def _terminate_other(self, changes: Changes, _: Orchestration, effect: _turns.Terminate) -> None:
+        target = self.find(effect.instance_id)
+        if target is not None:
+            self.terminate(changes, target, effect.output, recurse=effect.recurse)

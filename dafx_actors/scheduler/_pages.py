@@ -1,0 +1,171 @@
+"""Calls that answer with pages, or about many instances at once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dafx_actors.scheduler import _states
+from dafx_actors.scheduler._hub import Refused, TaskHub
+from dafx_actors.scheduler._proto import history_events, micros, pb, text, text_of
+from dafx_actors.scheduler.storage import queries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Handler: TypeAlias = Callable[[TaskHub, Any], Awaitable[Any]]
+
+PAGE = 100
+"""Items on a page, where the caller does not say."""
+
+LARGEST_PAGE = 1_000
+"""Items on a page, whatever the caller says: a client receives 4 MiB by default."""
+
+_EVENTS_IN_CHUNK = 100
+_BYTES_IN_CHUNK = 2**20
+
+
+def _size(wanted: int) -> int:
+    return min(wanted, LARGEST_PAGE) if wanted > 0 else PAGE
+
+
+def _time(message: Any, field: str) -> int | None:
+    return micros(getattr(message, field)) if message.HasField(field) else None
+
+
+def _position(token: str) -> tuple[int, int] | None:
+    """Where a page begins, from a continuation token `time:row`, with anything behind a second colon."""
+    if not token:
+        return None
+    try:
+        at, row = token.split(":")[:2]
+        return int(at), int(row)
+    except ValueError:
+        raise Refused("INVALID_ARGUMENT", f"{token!r} is not a continuation token of this scheduler.") from None
+
+
+async def query_instances(hub: TaskHub, request: pb.QueryInstancesRequest) -> pb.QueryInstancesResponse:
+    """QueryInstances."""
+    query = request.query
+    wanted = queries.InstanceFilter(
+        statuses=tuple(int(status) for status in query.runtimeStatus),
+        created_from=_time(query, "createdTimeFrom"),
+        created_to=_time(query, "createdTimeTo"),
+        prefix=text_of(query, "instanceIdPrefix") or "",
+    )
+    page = await queries.instances(
+        hub.store,
+        hub.id,
+        wanted,
+        after=_position(query.continuationToken.value),
+        size=_size(query.maxInstanceCount),
+        payloads=query.fetchInputsAndOutputs,
+    )
+    return pb.QueryInstancesResponse(
+        orchestrationState=[_states.state(it, payloads=query.fetchInputsAndOutputs) for it in page.items],
+        continuationToken=text(f"{page.items[-1].created}:{page.items[-1].id}") if page.more else None,
+    )
+
+
+async def list_instance_ids(hub: TaskHub, request: pb.ListInstanceIdsRequest) -> pb.ListInstanceIdsResponse:
+    """ListInstanceIds: of orchestrations that have ended."""
+    page = await queries.ended_ids(
+        hub.store,
+        hub.id,
+        statuses=tuple(int(status) for status in request.runtimeStatus),
+        completed_from=_time(request, "completedTimeFrom"),
+        completed_to=_time(request, "completedTimeTo"),
+        after=_position(request.lastInstanceKey.value),
+        size=_size(request.pageSize),
+    )
+    key = None
+    if page.more:
+        # SDKs look for an instance id of the page in the key.
+        instance_id, completed, row = page.items[-1]
+        key = f"{completed}:{row}:{instance_id}"
+    return pb.ListInstanceIdsResponse(instanceIds=[item[0] for item in page.items], lastInstanceKey=text(key))
+
+
+async def purge(hub: TaskHub, request: pb.PurgeInstancesRequest) -> pb.PurgeInstancesResponse:
+    """PurgeInstances: by id, by several ids, or by filter; what has not ended stays."""
+    kind = request.WhichOneof("request")
+    if kind == "purgeInstanceFilter":
+        chosen = request.purgeInstanceFilter
+        wanted = queries.InstanceFilter(
+            statuses=tuple(int(status) for status in chosen.runtimeStatus),
+            created_from=_time(chosen, "createdTimeFrom"),
+            created_to=_time(chosen, "createdTimeTo"),
+        )
+        rows = await queries.ended_rows(hub.store, hub.id, wanted)
+    else:
+        ids = [request.instanceId] if kind == "instanceId" else list(request.instanceBatch.instanceIds)
+        rows = [it.id for it in map(hub.orchestrations.find, ids) if it is not None]
+    count = 0
+    for start in range(0, len(rows), LARGEST_PAGE):
+        count += await hub.purge(rows[start : start + LARGEST_PAGE], recursive=request.recursive)
+    reply = pb.PurgeInstancesResponse(deletedInstanceCount=count)
+    reply.isComplete.value = True
+    return reply
+
+
+async def query_entities(hub: TaskHub, request: pb.QueryEntitiesRequest) -> pb.QueryEntitiesResponse:
+    """QueryEntities."""
+    query = request.query
+    wanted = queries.EntityFilter(
+        prefix=text_of(query, "instanceIdStartsWith") or "",
+        modified_from=_time(query, "lastModifiedFrom"),
+        modified_to=_time(query, "lastModifiedTo"),
+        transient=query.includeTransient,
+    )
+    page = await queries.entities(
+        hub.store,
+        hub.id,
+        wanted,
+        after=query.continuationToken.value,
+        size=_size(query.pageSize.value),
+        state=query.includeState,
+    )
+    return pb.QueryEntitiesResponse(
+        entities=[_states.entity_metadata(it, backlog, state=query.includeState) for it, backlog in page.items],
+        continuationToken=text(page.items[-1][0].entity_id) if page.more else None,
+    )
+
+
+async def clean_entities(hub: TaskHub, request: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:
+    """CleanEntityStorage. An empty entity is removed as soon as it is empty, so that none is left to be found."""
+    released = 0
+    if request.releaseOrphanedLocks:
+        with hub.changing() as changes:
+            released = hub.entities.release_orphaned_locks(changes)
+        await changes.committed()
+    return pb.CleanEntityStorageResponse(orphanedLocksReleased=released)
+
+
+async def history(hub: TaskHub, request: pb.StreamInstanceHistoryRequest) -> list[pb.HistoryChunk] | None:
+    """StreamInstanceHistory; None for an orchestration that is not there."""
+    it = hub.orchestrations.find(request.instanceId)
+    if it is None or (request.executionId.value and request.executionId.value != it.execution_id):
+        return None
+    await hub.on_disk(it)
+    return list(_chunks(hub.store.load_history(it)))
+
+
+def _chunks(stored: bytes | bytearray) -> Iterator[pb.HistoryChunk]:
+    chunk, size = pb.HistoryChunk(), 0
+    for event in history_events(stored):
+        chunk.events.append(event)
+        size += event.ByteSize()
+        if len(chunk.events) >= _EVENTS_IN_CHUNK or size >= _BYTES_IN_CHUNK:
+            yield chunk
+            chunk, size = pb.HistoryChunk(), 0
+    if chunk.events:
+        yield chunk
+
+
+UNARY: Mapping[str, tuple[type, Handler]] = {
+    "QueryInstances": (pb.QueryInstancesRequest, query_instances),
+    "ListInstanceIds": (pb.ListInstanceIdsRequest, list_instance_ids),
+    "PurgeInstances": (pb.PurgeInstancesRequest, purge),
+    "QueryEntities": (pb.QueryEntitiesRequest, query_entities),
+    "CleanEntityStorage": (pb.CleanEntityStorageRequest, clean_entities),
+}

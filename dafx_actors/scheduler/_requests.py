@@ -1,0 +1,319 @@
+"""What each call of `TaskHubSidecarService` means, apart from gRPC.
+
+One function for each unary call, in the table `UNARY`: it is given the task hub and the request, and returns the
+reply once all that it promises is on disk. It raises `Refused` with the status that the caller shall get.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dafx_actors.scheduler import _events, _states
+from dafx_actors.scheduler._hub import Refused, Superseded, TaskHub
+from dafx_actors.scheduler._proto import Status, micros, pb, serialize, text_of
+from dafx_actors.scheduler._records import Activity, Entity, Orchestration, Start
+from dafx_actors.scheduler._turns import InvalidAnswer
+
+if TYPE_CHECKING:
+    from dafx_actors.scheduler._dispatch import Work
+    from dafx_actors.scheduler.storage.committer import Changes
+
+Handler: TypeAlias = Callable[[TaskHub, Any], Awaitable[Any]]
+
+_LIVE = {Status.PENDING, Status.RUNNING, Status.SUSPENDED}
+
+
+def _existing(hub: TaskHub, instance_id: str) -> Orchestration:
+    it = hub.orchestrations.find(instance_id)
+    if it is None:
+        raise Refused("NOT_FOUND", f"There is no orchestration with the instance id {instance_id!r}.")
+    return it
+
+
+# --- starting and waiting ------------------------------------------------------------------------------------------
+
+
+def _make_room(hub: TaskHub, changes: Changes, request: pb.CreateInstanceRequest, instance_id: str) -> None:
+    """Remove the instance that has this id, if the caller's policy allows that."""
+    replaceable = {int(status) for status in request.orchestrationIdReusePolicy.replaceableStatus}
+    if replaceable & _LIVE and Status.TERMINATED not in replaceable:
+        raise Refused(
+            "INVALID_ARGUMENT",
+            "Invalid reusable statuses: cannot exclude 'Terminated' while also allowing reuse of running instances",
+        )
+    existing = hub.orchestrations.find(instance_id)
+    if existing is None:
+        return
+    if existing.status not in replaceable:
+        status = Status.NAMES[existing.status]
+        raise Refused(
+            "ALREADY_EXISTS", f"An orchestration with the instance id {instance_id!r} already exists; it is {status}."
+        )
+    if not existing.ended:
+        hub.orchestrations.terminate(changes, existing, None, recurse=False)
+    hub.orchestrations.delete(changes, existing)
+
+
+async def start_instance(hub: TaskHub, request: pb.CreateInstanceRequest) -> pb.CreateInstanceResponse:
+    """StartInstance."""
+    instance_id = request.instanceId or uuid.uuid4().hex
+    start = Start(
+        name=request.name,
+        version=text_of(request, "version"),
+        input=text_of(request, "input"),
+        tags=dict(request.tags),
+        trace=serialize(request.parentTraceContext) if request.HasField("parentTraceContext") else b"",
+        # At least one SDK always sends it, and means "now" by the epoch.
+        scheduled=(micros(request.scheduledStartTimestamp) or None)
+        if request.HasField("scheduledStartTimestamp")
+        else None,
+    )
+    if not start.name:
+        raise Refused("INVALID_ARGUMENT", "An orchestration needs a name.")
+    with hub.changing() as changes:
+        _make_room(hub, changes, request, instance_id)
+        hub.orchestrations.create(changes, instance_id, start)
+    await changes.committed()
+    return pb.CreateInstanceResponse(instanceId=instance_id)
+
+
+async def get_instance(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
+    """GetInstance."""
+    it = hub.orchestrations.find(request.instanceId)
+    if it is None:
+        return pb.GetInstanceResponse(exists=False)
+    await hub.on_disk(it)
+    return _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+
+
+async def wait_for_start(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
+    """WaitForInstanceStart."""
+    it = await hub.wait(request.instanceId, ended=False)
+    return _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+
+
+async def wait_for_completion(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
+    """WaitForInstanceCompletion."""
+    it = await hub.wait(request.instanceId, ended=True)
+    return _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+
+
+# --- steering ------------------------------------------------------------------------------------------------------
+
+
+async def raise_event(hub: TaskHub, request: pb.RaiseEventRequest) -> pb.RaiseEventResponse:
+    """RaiseEvent."""
+    it = _existing(hub, request.instanceId)
+    with hub.changing() as changes:
+        event = _events.event_raised(hub.clock.now(), request.name, text_of(request, "input"))
+        hub.orchestrations.tell(changes, it, "event", event)
+    await changes.committed()
+    return pb.RaiseEventResponse()
+
+
+async def terminate(hub: TaskHub, request: pb.TerminateRequest) -> pb.TerminateResponse:
+    """TerminateInstance."""
+    it = hub.orchestrations.find(request.instanceId)
+    if it is not None:
+        with hub.changing() as changes:
+            hub.orchestrations.terminate(changes, it, text_of(request, "output"), recurse=request.recursive)
+        await changes.committed()
+    return pb.TerminateResponse()
+
+
+async def suspend(hub: TaskHub, request: pb.SuspendRequest) -> pb.SuspendResponse:
+    """SuspendInstance."""
+    it = _existing(hub, request.instanceId)
+    with hub.changing() as changes:
+        hub.orchestrations.suspend(changes, it, text_of(request, "reason"))
+    await changes.committed()
+    return pb.SuspendResponse()
+
+
+async def resume(hub: TaskHub, request: pb.ResumeRequest) -> pb.ResumeResponse:
+    """ResumeInstance."""
+    it = _existing(hub, request.instanceId)
+    with hub.changing() as changes:
+        hub.orchestrations.resume(changes, it, text_of(request, "reason"))
+    await changes.committed()
+    return pb.ResumeResponse()
+
+
+async def restart(hub: TaskHub, request: pb.RestartInstanceRequest) -> pb.RestartInstanceResponse:
+    """RestartInstance."""
+    it = _existing(hub, request.instanceId)
+    instance_id = uuid.uuid4().hex if request.restartWithNewInstanceId else it.instance_id
+    if not it.ended and instance_id == it.instance_id:
+        raise Refused(
+            "FAILED_PRECONDITION",
+            f"The orchestration {it.instance_id!r} is {Status.NAMES[it.status]}. Under its own instance id it can be "
+            "restarted when it has ended.",
+        )
+    hub.store.load_payload(it)
+    assert it.start is not None, "loaded"
+    start = Start(name=it.name, version=it.version, input=it.start.input, tags=it.start.tags, trace=it.start.trace)
+    with hub.changing() as changes:
+        if instance_id == it.instance_id:
+            hub.orchestrations.delete(changes, it)
+        hub.orchestrations.create(changes, instance_id, start)
+    await changes.committed()
+    return pb.RestartInstanceResponse(instanceId=instance_id)
+
+
+async def rewind(hub: TaskHub, request: pb.RewindInstanceRequest) -> pb.RewindInstanceResponse:
+    """RewindInstance."""
+    it = _existing(hub, request.instanceId)
+    if it.status != Status.FAILED:
+        raise Refused(
+            "FAILED_PRECONDITION",
+            f"The orchestration {it.instance_id!r} is {Status.NAMES[it.status]}; only a failed one can be rewound.",
+        )
+    with hub.changing() as changes:
+        hub.rewinding.request(changes, it, text_of(request, "reason"))
+    await changes.committed()
+    return pb.RewindInstanceResponse()
+
+
+# --- entities ------------------------------------------------------------------------------------------------------
+
+
+async def signal_entity(hub: TaskHub, request: pb.SignalEntityRequest) -> pb.SignalEntityResponse:
+    """SignalEntity."""
+    signaled = pb.EntityOperationSignaledEvent(requestId=request.requestId, operation=request.name)
+    signaled.targetInstanceId.value = request.instanceId
+    if request.HasField("input"):
+        signaled.input.CopyFrom(request.input)
+    due = None
+    if request.HasField("scheduledTime"):
+        signaled.scheduledTime.CopyFrom(request.scheduledTime)
+        due = micros(request.scheduledTime)
+    event = _events.event(hub.clock.now(), entityOperationSignaled=signaled)
+    with hub.changing() as changes:
+        hub.signal(changes, request, event, due)
+    await changes.committed()
+    return pb.SignalEntityResponse()
+
+
+async def get_entity(hub: TaskHub, request: pb.GetEntityRequest) -> pb.GetEntityResponse:
+    """GetEntity."""
+    entity = hub.entities.find(request.instanceId)
+    if entity is not None:
+        await hub.on_disk(entity)
+    if entity is None or entity.state is None:
+        return pb.GetEntityResponse(exists=False)
+    metadata = _states.entity_metadata(entity, len(entity.mailbox), state=request.includeState)
+    return pb.GetEntityResponse(exists=True, entity=metadata)
+
+
+# --- workers -------------------------------------------------------------------------------------------------------
+
+
+def _held(hub: TaskHub, token: str) -> Work | None:
+    try:
+        return hub.answered(token)
+    except Superseded:
+        raise Refused(
+            "FAILED_PRECONDITION",
+            "This answer came too late and was not used: the work was handed out again since, because its worker "
+            "was disconnected, took too long, or because the scheduler was restarted.",
+        ) from None
+
+
+async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) -> pb.CompleteTaskResponse:
+    """CompleteOrchestratorTask."""
+    work = _held(hub, request.completionToken)
+    if work is not None:
+        it = work.subject
+        assert isinstance(it, Orchestration), "the token is that of a turn"
+        try:
+            with hub.changing() as changes:
+                hub.orchestrations.turned(changes, it, request)
+        except InvalidAnswer as error:
+            hub.again(work)
+            raise Refused("INVALID_ARGUMENT", f"The turn of {it.instance_id!r} was not used: {error}.") from error
+        await changes.committed()
+    return pb.CompleteTaskResponse()
+
+
+async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:
+    """CompleteActivityTask."""
+    work = _held(hub, request.completionToken)
+    if work is not None:
+        activity = work.subject
+        assert isinstance(activity, Activity), "the token is that of an activity"
+        with hub.changing() as changes:
+            hub.orchestrations.activity_answered(changes, activity, request)
+        await changes.committed()
+    return pb.CompleteTaskResponse()
+
+
+async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.CompleteTaskResponse:
+    """CompleteEntityTask."""
+    work = _held(hub, request.completionToken)
+    if work is not None:
+        entity = work.subject
+        assert isinstance(entity, Entity), "the token is that of a batch"
+        if request.HasField("failureDetails") or not request.results:
+            # The worker could not do any of it, as against an operation that failed.
+            hub.again(work)
+            return pb.CompleteTaskResponse()
+        with hub.changing() as changes:
+            hub.entities.settled(changes, entity, request)
+        await changes.committed()
+    return pb.CompleteTaskResponse()
+
+
+def _abandon(hub: TaskHub, token: str) -> None:
+    work = _held(hub, token)
+    if work is not None:
+        hub.again(work)
+
+
+async def abandon_orchestrator(
+    hub: TaskHub, request: pb.AbandonOrchestrationTaskRequest
+) -> pb.AbandonOrchestrationTaskResponse:
+    """AbandonTaskOrchestratorWorkItem."""
+    _abandon(hub, request.completionToken)
+    return pb.AbandonOrchestrationTaskResponse()
+
+
+async def abandon_activity(hub: TaskHub, request: pb.AbandonActivityTaskRequest) -> pb.AbandonActivityTaskResponse:
+    """AbandonTaskActivityWorkItem."""
+    _abandon(hub, request.completionToken)
+    return pb.AbandonActivityTaskResponse()
+
+
+async def abandon_entity(hub: TaskHub, request: pb.AbandonEntityTaskRequest) -> pb.AbandonEntityTaskResponse:
+    """AbandonTaskEntityWorkItem."""
+    _abandon(hub, request.completionToken)
+    return pb.AbandonEntityTaskResponse()
+
+
+async def create_task_hub(_: TaskHub, __: pb.CreateTaskHubRequest) -> pb.CreateTaskHubResponse:
+    """CreateTaskHub: task hubs come into being when they are used."""
+    return pb.CreateTaskHubResponse()
+
+
+UNARY: Mapping[str, tuple[type, Handler]] = {
+    "StartInstance": (pb.CreateInstanceRequest, start_instance),
+    "GetInstance": (pb.GetInstanceRequest, get_instance),
+    "WaitForInstanceStart": (pb.GetInstanceRequest, wait_for_start),
+    "WaitForInstanceCompletion": (pb.GetInstanceRequest, wait_for_completion),
+    "RaiseEvent": (pb.RaiseEventRequest, raise_event),
+    "TerminateInstance": (pb.TerminateRequest, terminate),
+    "SuspendInstance": (pb.SuspendRequest, suspend),
+    "ResumeInstance": (pb.ResumeRequest, resume),
+    "RestartInstance": (pb.RestartInstanceRequest, restart),
+    "RewindInstance": (pb.RewindInstanceRequest, rewind),
+    "SignalEntity": (pb.SignalEntityRequest, signal_entity),
+    "GetEntity": (pb.GetEntityRequest, get_entity),
+    "CompleteOrchestratorTask": (pb.OrchestratorResponse, complete_orchestrator),
+    "CompleteActivityTask": (pb.ActivityResponse, complete_activity),
+    "CompleteEntityTask": (pb.EntityBatchResult, complete_entity),
+    "AbandonTaskOrchestratorWorkItem": (pb.AbandonOrchestrationTaskRequest, abandon_orchestrator),
+    "AbandonTaskActivityWorkItem": (pb.AbandonActivityTaskRequest, abandon_activity),
+    "AbandonTaskEntityWorkItem": (pb.AbandonEntityTaskRequest, abandon_entity),
+    "CreateTaskHub": (pb.CreateTaskHubRequest, create_task_hub),
+}

@@ -1,0 +1,235 @@
+"""The gRPC server: the only module of the scheduler that speaks gRPC (its small clients are in `hosted.py`).
+
+Calls are looked up by name in tables, and answered by functions that know nothing of gRPC. Two things are done
+here and nowhere else: finding the task hub and checking the token in the metadata of a call, and turning errors
+into statuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+import grpc.aio
+
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
+from dafx_actors.scheduler import _admin, _pages, _requests
+from dafx_actors.scheduler._dispatch import Worker
+from dafx_actors.scheduler._filters import read_filters
+from dafx_actors.scheduler._hub import Refused
+from dafx_actors.scheduler._proto import HEALTH_PING, pb, serialize
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from dafx_actors.scheduler._engine import Engine
+    from dafx_actors.scheduler._hub import TaskHub
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "TaskHubSidecarService"
+DEFAULT_HUB = "default"
+PING_EVERY = 30.0
+"""Seconds; workers give up a stream that was silent for 120."""
+
+Context = Any
+"""`grpc.aio.ServicerContext`, whose stubs ask for the types of every request and reply."""
+
+
+class Service:
+    """Answers calls for an engine."""
+
+    def __init__(self, engine: Engine, *, token: str | None, ping_every: float = PING_EVERY) -> None:
+        """Answer nobody yet.
+
+        Args:
+            engine: does what calls ask for.
+            token: what every call must carry as `authorization: Bearer ...`; None asks for nothing.
+            ping_every: seconds between signs of life on idle streams.
+        """
+        self._engine = engine
+        self._authorization = None if token is None else f"Bearer {token}".encode()
+        self._ping_every = ping_every
+        self._streams: set[_WorkStream] = set()
+        self._stopping = False
+        self._pinger: asyncio.TimerHandle | None = None
+
+    def handlers(self) -> tuple[Any, ...]:
+        """What to register with a server."""
+        tasks: dict[str, Any] = {name: self._unary(cls, handler) for name, (cls, handler) in _requests.UNARY.items()}
+        tasks.update({name: self._unary(cls, handler) for name, (cls, handler) in _pages.UNARY.items()})
+        tasks["Hello"] = grpc.unary_unary_rpc_method_handler(self._hello)
+        tasks["GetWorkItems"] = grpc.unary_stream_rpc_method_handler(
+            self._get_work_items, request_deserializer=pb.GetWorkItemsRequest.FromString
+        )
+        tasks["StreamInstanceHistory"] = grpc.unary_stream_rpc_method_handler(
+            self._stream_history,
+            request_deserializer=pb.StreamInstanceHistoryRequest.FromString,
+            response_serializer=serialize,
+        )
+        admin: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(self._administer(handler))
+            for name, handler in _admin.METHODS.items()
+        }
+        return (
+            grpc.method_handlers_generic_handler(SERVICE, tasks),
+            grpc.method_handlers_generic_handler(_admin.SERVICE, admin),
+        )
+
+    async def stop(self) -> None:
+        """End every stream and every wait, so that workers and clients look for the next scheduler."""
+        self._stopping = True
+        if self._pinger is not None:
+            self._pinger.cancel()
+        for stream in self._streams:
+            stream.end()
+        for hub in self._engine.hubs.values():
+            hub.stop(Refused("UNAVAILABLE", "The scheduler is stopping."))
+
+    # --- every call ------------------------------------------------------------------------------------------------
+
+    async def _hub(self, context: Context) -> TaskHub:
+        """The task hub that a call is for; ends the call if it may not be answered."""
+        name, authorization = DEFAULT_HUB, b""
+        for key, value in context.invocation_metadata() or ():
+            if key == "taskhub":
+                name = cast("str", value) or DEFAULT_HUB
+            elif key == "authorization":
+                authorization = value if isinstance(value, bytes) else cast("str", value).encode()
+        if self._authorization is not None and not hmac.compare_digest(authorization, self._authorization):
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED, "This scheduler wants its token, as `authorization: Bearer ...`."
+            )
+        if self._stopping:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "The scheduler is stopping.")
+        return self._engine.hub(name)
+
+    def _unary(self, cls: Any, handler: Callable[[TaskHub, Any], Awaitable[Any]]) -> Any:
+        async def answer(request: Any, context: Context) -> Any:
+            hub = await self._hub(context)
+            try:
+                return await handler(hub, request)
+            except Refused as refused:
+                await context.abort(grpc.StatusCode[refused.code], refused.message)
+            except SchedulerWriteFailed as error:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            except SchedulerDatabaseError as error:
+                await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer, request_deserializer=cls.FromString, response_serializer=serialize
+        )
+
+    def _administer(self, handler: Callable[[Engine, TaskHub, bytes], Awaitable[bytes]]) -> Any:
+        async def answer(request: bytes, context: Context) -> bytes:
+            hub = await self._hub(context)
+            try:
+                return await handler(self._engine, hub, request)
+            except Refused as refused:
+                await context.abort(grpc.StatusCode[refused.code], refused.message)
+                raise
+            except SchedulerDatabaseError as error:
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+                raise
+
+        return answer
+
+    async def _hello(self, _: bytes, context: Context) -> bytes:
+        await self._hub(context)
+        return b""
+
+    # --- streams ---------------------------------------------------------------------------------------------------
+
+    async def _get_work_items(self, request: pb.GetWorkItemsRequest, context: Context) -> None:
+        hub = await self._hub(context)
+        stream = _WorkStream(hub, request, _worker_name(request, context), self._engine.clock.now())
+        self._streams.add(stream)
+        if self._pinger is None:
+            self._ping()
+        try:
+            await stream.run(context)
+        except grpc.aio.InternalError:
+            # The worker has gone while something was sent to it.
+            logger.debug("The stream of worker %s broke off", stream.worker.name)
+        finally:
+            self._streams.discard(stream)
+            hub.disconnect(stream.worker)
+
+    def _ping(self) -> None:
+        """One timer for all streams."""
+        for stream in self._streams:
+            stream.ping()
+        self._pinger = asyncio.get_running_loop().call_later(self._ping_every, self._ping)
+
+    async def _stream_history(
+        self, request: pb.StreamInstanceHistoryRequest, context: Context
+    ) -> AsyncIterator[pb.HistoryChunk]:
+        hub = await self._hub(context)
+        chunks = await _pages.history(hub, request)
+        if chunks is None:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"There is no orchestration with the instance id {request.instanceId!r}."
+            )
+        for chunk in chunks or ():
+            yield chunk
+
+
+def _worker_name(request: pb.GetWorkItemsRequest, context: Context) -> str:
+    metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
+    return request.worker_instance_id or str(metadata.get("workerid", "")) or str(context.peer())
+
+
+class _WorkStream:
+    """One worker's stream of work items."""
+
+    def __init__(self, hub: TaskHub, request: pb.GetWorkItemsRequest, name: str, since: int) -> None:
+        self._hub = hub
+        self._awake = asyncio.Event()
+        self._pings = False
+        self._ended = False
+        self.worker = Worker(
+            name=name,
+            since=since,
+            filters=read_filters(request),
+            limits={
+                "orchestration": request.maxConcurrentOrchestrationWorkItems,
+                "activity": request.maxConcurrentActivityWorkItems,
+                "entity": request.maxConcurrentEntityWorkItems,
+            },
+            wake=self._awake.set,
+        )
+
+    def ping(self) -> None:
+        """Say that the stream is alive."""
+        self._pings = True
+        self._awake.set()
+
+    def end(self) -> None:
+        """Close the stream in an orderly way."""
+        self._ended = True
+        self._awake.set()
+
+    async def run(self, context: Context) -> None:
+        """Send work until the stream ends.
+
+        An item is made from what is known at the moment when it is sent, and counts as held from then on; whatever
+        ends this coroutine, the caller has it handed out again.
+        """
+        about = {"task_hub": self._hub.name, "worker": self.worker.name}
+        logger.info("Worker %s has connected to task hub %s", self.worker.name, self._hub.name, extra=about)
+        self._hub.delivery.queue.connect(self.worker)
+        try:
+            while not self._ended:
+                self._awake.clear()
+                if self._pings:
+                    self._pings = False
+                    await context.write(HEALTH_PING)
+                while not self._ended and (item := self._hub.delivery.take(self.worker)) is not None:
+                    await context.write(item)
+                if not self.worker.outbox and not self._pings and not self._ended:
+                    await self._awake.wait()
+        finally:
+            logger.info("Worker %s has left task hub %s", self.worker.name, self._hub.name, extra=about)

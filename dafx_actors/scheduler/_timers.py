@@ -1,0 +1,92 @@
+"""Everything that is due at some time, of all task hubs, in one heap with one alarm."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dafx_actors.scheduler._clock import Alarm, Clock
+
+Timer: TypeAlias = "tuple[int, int, int, int, int | None, bytes | None]"
+"""Due, id, task hub, kind, orchestration, event. A tuple, since there may be very many."""
+
+_FEWEST_DEAD = 1_000
+
+
+class Timers:
+    """A heap of timers; what is due is handed over in one go."""
+
+    def __init__(self, clock: Clock, fire: Callable[[list[Timer]], None]) -> None:
+        """Start empty.
+
+        Args:
+            clock: tells the time, and rings.
+            fire: is given all that is due, in order, whenever something is.
+        """
+        self._clock = clock
+        self._fire = fire
+        self._heap: list[Timer] = []
+        self._dead: set[int] = set()
+        self._alarm: Alarm | None = None
+        self._rings = 0
+        self.stopped = False
+
+    def __len__(self) -> int:
+        return len(self._heap) - len(self._dead)
+
+    def add(self, timer: Timer) -> None:
+        """One more; it may be due already."""
+        heapq.heappush(self._heap, timer)
+        if self._alarm is None or timer[0] < self._rings:
+            self._set_alarm()
+
+    def load(self, timers: list[Timer]) -> None:
+        """Many more at once."""
+        self._heap += timers
+        heapq.heapify(self._heap)
+        self._set_alarm()
+
+    def cancel(self, ids: set[int]) -> None:
+        """These must not fire any more."""
+        # Taken out of the heap when they come up, or all together when they have become the greater part.
+        self._dead |= ids
+        if len(self._dead) > max(_FEWEST_DEAD, len(self._heap) // 2):
+            self._heap = [timer for timer in self._heap if timer[1] not in self._dead]
+            heapq.heapify(self._heap)
+            self._dead.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._heap.clear()
+        self._dead.clear()
+        self._set_alarm()
+
+    def stop(self) -> None:
+        """Fire nothing any more."""
+        self.stopped = True
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._heap and not self.stopped:
+            self._rings = self._heap[0][0]
+            self._alarm = self._clock.alarm(self._rings, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = self._clock.now()
+        due: list[Timer] = []
+        while self._heap and self._heap[0][0] <= now:
+            timer = heapq.heappop(self._heap)
+            if timer[1] in self._dead:
+                self._dead.discard(timer[1])
+            else:
+                due.append(timer)
+        self._set_alarm()
+        if due:
+            self._fire(due)

@@ -1,0 +1,134 @@
+"""Clients of `dafx.scheduler.v1.Admin`, the embedded scheduler's own service (described in `_admin.py`).
+
+Each function takes a gRPC channel and the metadata of every other call (`taskhub`, `authorization`). Another
+backend does not know the service; then the answer is None, which means that nobody can tell.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import attrs
+import grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+_SERVICE = "/dafx.scheduler.v1.Admin/"
+_TIMEOUT = 10.0
+_UNKNOWN = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND}
+
+Metadata: TypeAlias = "Sequence[tuple[str, str]]"
+
+
+@attrs.frozen(kw_only=True)
+class Names:
+    """Names of one kind that connected workers take."""
+
+    names: frozenset[str]
+    all: bool = False
+    """Some worker takes whatever comes; whether it knows a name only it can tell."""
+
+    def take(self, name: str) -> bool:
+        """Whether some worker takes this."""
+        return self.all or name in self.names
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        return cls(names=frozenset(raw["names"]), all=bool(raw["all"]))
+
+
+@attrs.frozen(kw_only=True)
+class Hosted:
+    """What the workers take that are connected to a task hub at this moment."""
+
+    task_hub: str
+    workers: int
+    orchestrations: Names
+    activities: Names
+    entities: Names
+    """In lower case."""
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        return cls(
+            task_hub=raw["task_hub"],
+            workers=raw["workers"],
+            orchestrations=Names.load(raw["orchestration"]),
+            activities=Names.load(raw["activity"]),
+            entities=Names.load(raw["entity"]),
+        )
+
+
+def hosted(channel: Any, metadata: Metadata = (), *, timeout: float = _TIMEOUT) -> Hosted | None:
+    """What is hosted, over a `grpc.Channel`; None if the backend cannot tell.
+
+    Raises:
+        grpc.RpcError: the backend cannot be reached, or refuses the caller.
+    """
+    reply = _call(channel, "Hosted", {}, metadata, timeout)
+    return None if reply is None else Hosted.load(reply)
+
+
+async def hosted_async(channel: Any, metadata: Metadata = (), *, timeout: float = _TIMEOUT) -> Hosted | None:
+    """What is hosted, over a `grpc.aio.Channel`; None if the backend cannot tell.
+
+    Raises:
+        grpc.RpcError: the backend cannot be reached, or refuses the caller.
+    """
+    reply = await _call_async(channel, "Hosted", {}, metadata, timeout)
+    return None if reply is None else Hosted.load(reply)
+
+
+def stats(channel: Any, metadata: Metadata = (), *, timeout: float = _TIMEOUT) -> dict[str, Any] | None:
+    """Counts, queues and workers of every task hub, as JSON, over a `grpc.Channel`."""
+    return _call(channel, "Stats", {}, metadata, timeout)
+
+
+async def stats_async(channel: Any, metadata: Metadata = (), *, timeout: float = _TIMEOUT) -> dict[str, Any] | None:
+    """Counts, queues and workers of every task hub, as JSON, over a `grpc.aio.Channel`."""
+    return await _call_async(channel, "Stats", {}, metadata, timeout)
+
+
+def back_up(channel: Any, path: Path, metadata: Metadata = (), *, timeout: float = 600.0) -> int:
+    """Have the scheduler copy its database, while it works, into a new file on its machine. Returns its size.
+
+    Raises:
+        grpc.RpcError: it could not, or the backend is another one.
+    """
+    reply = _method(channel, "Backup")(
+        json.dumps({"path": str(path)}).encode(), metadata=tuple(metadata), timeout=timeout
+    )
+    return int(json.loads(reply)["bytes"])
+
+
+def _method(channel: Any, name: str) -> Any:
+    return channel.unary_unary(_SERVICE + name)
+
+
+def _call(channel: Any, name: str, request: object, metadata: Metadata, timeout: float) -> dict[str, Any] | None:
+    try:
+        reply = _method(channel, name)(json.dumps(request).encode(), metadata=tuple(metadata), timeout=timeout)
+    except grpc.RpcError as error:
+        if error.code() in _UNKNOWN:
+            return None
+        raise
+    return cast("dict[str, Any]", json.loads(reply))
+
+
+async def _call_async(
+    channel: Any, name: str, request: object, metadata: Metadata, timeout: float
+) -> dict[str, Any] | None:
+    try:
+        reply = await _method(channel, name)(json.dumps(request).encode(), metadata=tuple(metadata), timeout=timeout)
+    except grpc.RpcError as error:
+        if error.code() in _UNKNOWN:
+            return None
+        raise
+    return cast("dict[str, Any]", json.loads(reply))

@@ -1,0 +1,1 @@
+"""SQLite, and nothing else: the only package of the scheduler that speaks SQL."""

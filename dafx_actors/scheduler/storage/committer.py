@@ -1,0 +1,295 @@
+"""Group commit: changes that come together share one transaction and one wait for the disk.
+
+The event loop's thread executes the statements, which costs microseconds and never waits for the disk. (A thread
+that executed them would have to take Python's global lock again after each one, and wait up to 5 ms for it every
+time that the loop is busy.) COMMIT does wait for the disk. As long as the disk answers within a millisecond the
+loop waits for it as well, since to hand over to a thread and back takes as long again; a slower disk is left to a
+thread of its own, and so is the copying of the log into the database. Meanwhile changes pile up, and form the next
+group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from dafx_actors.scheduler.storage.database import write_failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dafx_actors.errors import SchedulerWriteFailed
+    from dafx_actors.scheduler.storage.database import Location, Row
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_AT = 16 * 2**20
+"""Bytes in the write-ahead log after which it is copied into the database."""
+
+_COMMITS_BETWEEN_LOOKS = 64
+"""How often the size of the log is looked at."""
+
+_QUICK = 0.001
+"""Seconds; the loop itself waits for a disk that usually takes less."""
+
+_INSTANT = 0.000_15
+"""Seconds; a disk that is faster than a turn of the event loop is not kept waiting for company, if none is usual."""
+
+_ALONE = 1.2
+"""Changes that usually come in one turn of the loop, up to which none waits for another."""
+
+_WEIGHT = 0.1
+"""Of the last one in what is usual."""
+
+
+class Changes:
+    """What one request changes: statements for the store, and what is done once they are on disk."""
+
+    __slots__ = ("_after", "_first", "_outcome", "_waiters", "seq", "writes")
+
+    def __init__(self, seq: int) -> None:
+        self.seq = seq
+        """Where these changes stand in the order of all."""
+        self.writes: list[tuple[str, Row]] = []
+        self._first: list[Callable[[], None]] = []
+        self._after: list[Callable[[], None]] = []
+        self._waiters: list[asyncio.Future[None]] = []
+        self._outcome: SchedulerWriteFailed | bool = False
+
+    def write(self, sql: str, *values: object) -> None:
+        """Add a statement."""
+        self.writes.append((sql, values))
+
+    def at_once(self, action: Callable[[], None]) -> None:
+        """Do this as soon as the changes are complete, without waiting for the disk."""
+        self._first.append(action)
+
+    def complete(self) -> None:
+        """Nothing more is added: do what need not wait."""
+        for action in self._first:
+            action()
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Do this once the changes are on disk; never, if they cannot be written."""
+        self._after.append(action)
+
+    async def committed(self) -> None:
+        """Wait until the changes are on disk.
+
+        Raises:
+            SchedulerWriteFailed: they were not written, and will not be.
+        """
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        if self._outcome:
+            return
+        # One for each who waits, since one of them may go away.
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(done)
+        await done
+
+    def settle(self, error: SchedulerWriteFailed | None) -> None:
+        """Tell whoever waits; the committer calls this, once."""
+        self._outcome = error or True
+        if error is None:
+            for action in self._after:
+                _guarded(action)
+        for done in self._waiters:
+            if done.done():
+                continue
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    """Others in the group wait to be told, whatever becomes of this one."""
+    try:
+        action()
+    except Exception:
+        logger.exception("What was to follow a commit has failed")
+
+
+class Committer:
+    """Writes changes in groups, in order.
+
+    Every method is called on the event loop's thread.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, location: Location, failed: Callable[[SchedulerWriteFailed], None]
+    ) -> None:
+        """Start writing.
+
+        Args:
+            connection: nobody else may use it until `close`.
+            location: of the file, for its size and for messages.
+            failed: called when a group could not be written; its changes are settled after that.
+        """
+        self._connection = connection
+        self._location = location
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Changes] = []
+        self._group: list[Changes] | None = None
+        self._scheduled = False
+        self._idle: asyncio.Future[None] | None = None
+        self._jobs: SimpleQueue[Callable[[], sqlite3.Error | None] | None] = SimpleQueue()
+        self._thread: Thread | None = None
+        self._usual = 0.0
+        """Seconds that a commit usually takes."""
+        self._came = 0
+        self._company = 1.0
+        """How many changes usually come in one turn of the loop."""
+        self.seq = 0
+        self.committed = 0
+        """All changes up to this one are on disk."""
+        self.commits = 0
+        self.slowest = 0.0
+        """Seconds that the slowest commit took."""
+
+    def begin(self) -> Changes:
+        """Changes that stand after all others."""
+        self.seq += 1
+        return Changes(self.seq)
+
+    def submit(self, changes: Changes) -> None:
+        """Have the changes written with the next group."""
+        changes.complete()
+        self._waiting.append(changes)
+        self._came += 1
+        if self._group is None and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+            if self._usual < _INSTANT and self._company < _ALONE:
+                self._flush()
+
+    def _turn(self) -> None:
+        """Whatever was ready to run on the loop has run, and its changes form the group."""
+        self._scheduled = False
+        self._company += (self._came - self._company) * _WEIGHT
+        self._came = 0
+        if self._group is None:
+            self._flush()
+
+    async def reached(self, seq: int) -> None:
+        """Wait until these changes, and all before them, are on disk.
+
+        Raises:
+            SchedulerWriteFailed: they were not written, and will not be.
+        """
+        for changes in (*(self._group or ()), *self._waiting):
+            if changes.seq >= seq:
+                await changes.committed()
+                return
+
+    async def drained(self) -> None:
+        """Wait until nothing is left to write."""
+        while self._group is not None or self._waiting:
+            if self._idle is None:
+                self._idle = self._loop.create_future()
+            await asyncio.shield(self._idle)
+
+    async def close(self) -> None:
+        """Write what is left and end the thread. The connection stays open."""
+        await self.drained()
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+
+    def _flush(self) -> None:
+        group, self._waiting = self._waiting, []
+        if not group:
+            self._rest()
+            return
+        self._group = group
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for changes in group:
+                for sql, values in changes.writes:
+                    execute(sql, values)
+        except sqlite3.Error as error:
+            self._finish(error)
+            return
+        if self._usual < _QUICK:
+            self._finish(self._commit())
+        else:
+            self._hand_over(self._commit)
+
+    def _hand_over(self, job: Callable[[], sqlite3.Error | None]) -> None:
+        """Have the thread do this; `_finish` is called on the loop after that."""
+        if self._thread is None:
+            self._thread = Thread(target=self._run, name="dafx-scheduler-commit", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            error = job()
+            with suppress(RuntimeError):  # The loop was closed under us; nobody waits for the answer.
+                self._loop.call_soon_threadsafe(self._finish, error)
+
+    def _commit(self) -> sqlite3.Error | None:
+        started = time.perf_counter()
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            return error
+        taken = time.perf_counter() - started
+        self._usual += (taken - self._usual) * _WEIGHT
+        self.slowest = max(self.slowest, taken)
+        return None
+
+    def _checkpoint(self) -> sqlite3.Error | None:
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        except sqlite3.Error as error:
+            # The changes are safe in the log; it only grows until a checkpoint succeeds.
+            logger.warning("The write-ahead log could not be copied into the database: %s", error)
+        return None
+
+    def _finish(self, error: sqlite3.Error | None) -> None:
+        """The group is on disk, or is not going to be; or the log was copied, and there is no group."""
+        group, self._group = self._group, None
+        if error is not None:
+            self._give_up(group or [], error)
+        elif group:
+            self.committed = group[-1].seq
+            self.commits += 1
+            for changes in group:
+                changes.settle(None)
+            if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > CHECKPOINT_AT:
+                self._group = []
+                self._hand_over(self._checkpoint)
+                return
+        if self._waiting:
+            if not self._scheduled:
+                self._scheduled = True
+                self._loop.call_soon(self._turn)
+        else:
+            self._rest()
+
+    def _give_up(self, group: list[Changes], error: sqlite3.Error) -> None:
+        with suppress(sqlite3.Error):
+            self._connection.execute("ROLLBACK")
+        failure = write_failed(self._location.path, error)
+        # What waits was decided on the strength of what was not written.
+        lost = [*group, *self._waiting]
+        self._waiting = []
+        self._failed(failure)
+        for changes in lost:
+            changes.settle(failure)
+
+    def _rest(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        self._idle = None

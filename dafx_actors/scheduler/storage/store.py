@@ -1,0 +1,268 @@
+"""The store: point reads on the loop, long reads in a thread, writes through the committer."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from dafx_actors.errors import SchedulerDatabaseError
+from dafx_actors.scheduler import _ids
+from dafx_actors.scheduler.storage import tables
+from dafx_actors.scheduler.storage.committer import Committer
+from dafx_actors.scheduler.storage.database import IN_MEMORY, FileLock, Location, connect, connect_reader
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from dafx_actors.errors import SchedulerWriteFailed
+    from dafx_actors.scheduler._records import Activity, Entity, LockRequest, Operation, Orchestration
+    from dafx_actors.scheduler.storage.database import Row, Synchronous
+
+_MANY: Final = 10_000
+
+
+class Store:
+    """One database, open for as long as `async with` lasts.
+
+    Point reads see what is committed. A caller that needs to see its own uncommitted changes keeps the records
+    that it changed in memory until they are on disk; see `IdleCache`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        synchronous: Synchronous = "full",
+        failed: Callable[[SchedulerWriteFailed], None],
+    ) -> None:
+        """Name a database; nothing is opened yet.
+
+        Args:
+            path: of the file, which is made if it is missing; None keeps everything in memory.
+            synchronous: `full` has every commit wait for the disk, and survives a power cut; `normal` survives the
+                end of the process in any way, but a power cut can take the last commits with it.
+            failed: called on the loop when a commit failed, before anybody who waits for it is told.
+        """
+        self.location = Location(path=IN_MEMORY if path is None else str(Path(path).absolute()))
+        self._synchronous: Synchronous = synchronous
+        self._failed = failed
+        self._stack = AsyncExitStack()
+        self._writer: sqlite3.Connection
+        self._reader: sqlite3.Connection
+        self.committer: Committer
+        self.failure: SchedulerWriteFailed | None = None
+        """Why nothing can be written at the moment."""
+        self.ids: _ids.Ids
+
+    async def __aenter__(self) -> Store:
+        """Open the database, bring it up to date, and reserve ids.
+
+        Raises:
+            SchedulerInUse: another process has it open.
+            SchedulerDatabaseError: it cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            path = self.location.path
+            if not self.location.in_memory:
+                try:
+                    Path(path).parent.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise SchedulerDatabaseError(path, f"its directory cannot be made ({error})") from error
+                stack.enter_context(FileLock(Path(path)))
+            self._writer = stack.enter_context(closing(connect(path, synchronous=self._synchronous)))
+            self.ids = self._reserve_ids()
+            # What is in memory can be seen through one connection only.
+            self._reader = self._writer
+            if not self.location.in_memory:
+                self._reader = stack.enter_context(closing(connect_reader(path)))
+            self.committer = Committer(self._writer, self.location, self._failed)
+            stack.push_async_callback(self.committer.close)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _reserve_ids(self) -> _ids.Ids:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            (first,) = self._writer.execute("SELECT next FROM ids").fetchone()
+            self._writer.execute("UPDATE ids SET next = ?", (first + _ids.BLOCK,))
+            self._writer.execute("COMMIT")
+        except (sqlite3.Error, TypeError) as error:
+            raise SchedulerDatabaseError(self.location.path, f"it cannot be written ({error})") from error
+        return _ids.Ids(first)
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def rows(self, sql: str, *values: object) -> list[Row]:
+        """A point read, on the loop: only for what an index finds at once."""
+        try:
+            return self._reader.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise SchedulerDatabaseError(self.location.path, f"it could not be read ({error})") from error
+
+    def row(self, sql: str, *values: object) -> Row | None:
+        """The first row of a point read."""
+        found = self.rows(sql, *values)
+        return found[0] if found else None
+
+    async def query(self, sql: str, *values: object) -> list[Row]:
+        """A read that may take long, beside the loop."""
+        if self.location.in_memory:
+            return self.rows(sql, *values)
+        return await asyncio.to_thread(self._query, sql, values)
+
+    def _query(self, sql: str, values: tuple[object, ...]) -> list[Row]:
+        try:
+            with closing(connect_reader(self.location.path)) as connection:
+                return connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise SchedulerDatabaseError(self.location.path, f"it could not be read ({error})") from error
+
+    async def back_up(self, target: Path) -> int:
+        """Copy the database, as it is at one moment, into a new file, while work goes on. Returns its size.
+
+        Raises:
+            SchedulerDatabaseError: the copy could not be written, or there is a file of that name.
+        """
+        await self.committer.drained()
+        if self.location.in_memory:
+            return _back_up(self._writer, target)
+        return await asyncio.to_thread(self._back_up, target)
+
+    def _back_up(self, target: Path) -> int:
+        with closing(connect_reader(self.location.path)) as source:
+            return _back_up(source, target)
+
+    # --- what there is -------------------------------------------------------------------------------------------
+
+    def hubs(self) -> list[Row]:
+        """Id and name of each task hub."""
+        return self.rows("SELECT id, name FROM hubs")
+
+    def orchestration(self, hub: int, instance_id: str) -> Orchestration | None:
+        """An orchestration with its inbox, activities and timers; without history and payload."""
+        return self._orchestration("o.hub = ? AND o.instance_id = ?", hub, instance_id)
+
+    def orchestration_by_id(self, row: int) -> Orchestration | None:
+        """The same, by the id of its row."""
+        return self._orchestration("o.id = ?", row)
+
+    def _orchestration(self, where: str, *values: Any) -> Orchestration | None:
+        row = self.row(f"SELECT {tables.ORCHESTRATION_COLUMNS} FROM orchestrations o WHERE {where}", *values)  # noqa: S608 - no outside text
+        if row is None:
+            return None
+        found = tables.read_orchestration(row)
+        if not found.ended:
+            inbox = f"SELECT {tables.MESSAGE_COLUMNS} FROM inbox WHERE orchestration = ? ORDER BY id"  # noqa: S608
+            found.inbox = tables.read_messages(self.rows(inbox, found.id))
+            activities = self.rows("SELECT id FROM activities WHERE orchestration = ?", found.id)
+            found.activities = {row[0] for row in activities}
+            found.timers = {row[0] for row in self.rows("SELECT id FROM timers WHERE orchestration = ?", found.id)}
+        return found
+
+    def load_history(self, orchestration: Orchestration) -> bytearray:
+        """Its history; read once, and kept in the record."""
+        if orchestration.history is None:
+            chunks = self.rows("SELECT events FROM histories WHERE orchestration = ? ORDER BY id", orchestration.id)
+            orchestration.history = bytearray().join([chunk for (chunk,) in chunks])
+        return orchestration.history
+
+    def load_payload(self, orchestration: Orchestration) -> None:
+        """What it was started with and what it came to; read once, and kept in the record."""
+        if orchestration.start is None:
+            sql = f"SELECT {tables.PAYLOAD_COLUMNS} FROM payloads p WHERE p.id = ?"  # noqa: S608 - no outside text
+            row = self.row(sql, orchestration.id)
+            tables.read_payload(orchestration, row or (None,) * 6)
+
+    def children(self, parent: int) -> list[int]:
+        """The rows of an orchestration's children, ended or not."""
+        return [row[0] for row in self.rows("SELECT id FROM orchestrations WHERE parent = ?", parent)]
+
+    def ready_orchestrations(self, hub: int, now: int, pending: int) -> Iterator[int]:
+        """The rows of those that may have a turn to take."""
+        sql = (
+            "SELECT id FROM orchestrations WHERE hub = ?1 AND status = ?2 AND completed IS NULL"
+            " AND coalesce(scheduled, 0) <= ?3"
+            " UNION SELECT DISTINCT i.orchestration FROM inbox i JOIN orchestrations o ON o.id = i.orchestration"
+            " WHERE o.hub = ?1 ORDER BY 1"
+        )
+        return (row[0] for row in self.rows(sql, hub, pending, now))
+
+    def activities(self, hub: int) -> Iterator[Activity]:
+        """All that were scheduled and not answered."""
+        sql = (
+            f"SELECT {tables.ACTIVITY_COLUMNS} FROM activities a JOIN orchestrations o ON o.id = a.orchestration"  # noqa: S608
+            " WHERE o.hub = ? ORDER BY a.id"
+        )
+        return map(tables.read_activity, self.rows(sql, hub))
+
+    def entity(self, hub: int, entity_id: str) -> Entity | None:
+        """An entity with its mailbox."""
+        return self._entity("hub = ? AND entity_id = ?", hub, entity_id)
+
+    def _entity(self, where: str, *values: Any) -> Entity | None:
+        row = self.row(f"SELECT {tables.ENTITY_COLUMNS} FROM entities WHERE {where}", *values)  # noqa: S608
+        if row is None:
+            return None
+        found = tables.read_entity(row)
+        sql = f"SELECT {tables.OPERATION_COLUMNS} FROM operations WHERE entity = ? ORDER BY id"  # noqa: S608
+        found.mailbox.extend(map(tables.read_operation, self.rows(sql, found.id)))
+        return found
+
+    def busy_entities(self, hub: int) -> Iterator[str]:
+        """The ids of entities with a mailbox that is not empty, or a lock."""
+        sql = (
+            "SELECT entity_id FROM entities WHERE hub = ?1 AND holder IS NOT NULL"
+            " UNION SELECT e.entity_id FROM operations m JOIN entities e ON e.id = m.entity WHERE e.hub = ?1"
+        )
+        return (row[0] for row in self.rows(sql, hub))
+
+    def lock_requests(self, hub: int) -> Iterator[LockRequest]:
+        """Everybody who waits for a lock, in order."""
+        sql = (
+            "SELECT id, section, holder, holder_instance, holder_execution, entities FROM lock_requests"
+            " WHERE hub = ? ORDER BY id"
+        )
+        return map(tables.read_lock_request, self.rows(sql, hub))
+
+    def timers(self, hub: int) -> Iterator[Row]:
+        """Due, id, kind, orchestration and event of every timer; a delayed operation's event stays on disk."""
+        sql = "SELECT due, id, kind, orchestration, CASE kind WHEN 0 THEN event END FROM timers WHERE hub = ?"
+        return iter(self.rows(sql, hub))
+
+    def delayed_operation(self, row: int) -> tuple[str, Operation] | None:
+        """Whom a delayed operation is for, and the operation under the id of its timer."""
+        found = self.row(
+            "SELECT entity, id, event, request, caller, caller_instance, caller_execution FROM timers WHERE id = ?", row
+        )
+        return None if found is None else (found[0], tables.read_operation(found[1:]))
+
+    def seen_signal(self, hub: int, request_id: str) -> bool:
+        """Whether a client's signal was taken before."""
+        return self.row("SELECT 1 FROM signals WHERE hub = ? AND request = ?", hub, request_id) is not None
+
+
+def _back_up(source: sqlite3.Connection, target: Path) -> int:
+    if target.exists():
+        raise SchedulerDatabaseError(str(target), "there is a file of that name, which a backup does not replace")
+    # Under another name until it is whole, so that nobody takes half a copy for a backup.
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        with closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        partial.replace(target)
+        return target.stat().st_size
+    except (sqlite3.Error, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise SchedulerDatabaseError(str(target), f"the backup could not be written ({error})") from error

@@ -1,0 +1,310 @@
+"""What may happen to turns, threads and workers, and what must not come of it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from durabletask.client import AsyncTaskHubGrpcClient
+from durabletask.entities import EntityContext
+from durabletask.worker import TaskHubGrpcWorker
+
+from dafx_actors import (
+    DurableAIAgentClient,
+    DurableAIAgentWorker,
+    ModelRequest,
+    OrchestrationContext,
+    durable_agent,
+    orchestrator,
+)
+from dafx_actors.errors import ThreadBusy, TurnTerminated, UnsupportedTranscript
+from dafx_actors.ids import AgentThread
+from dafx_actors.scheduler import EmbeddedScheduler
+from dafx_actors.testing import ScriptedModel
+from tests.integration.conftest import Hosting
+from tests.integration.test_conversations import agent_with, arrived, echo
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Any:
+    """Only this scheduler hands work out again: durabletask's in-memory one keeps it on the dead worker."""
+    return EmbeddedScheduler(db=tmp_path / "dafx.db").on_a_thread()
+
+
+class Held:
+    """A model that holds its calls until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.called = anyio.Event()
+        self.release = anyio.Event()
+        self.model = ScriptedModel(self.reply)
+
+    async def reply(self, request: ModelRequest) -> str:
+        self.called.set()
+        await self.release.wait()
+        return echo(request)
+
+
+@asynccontextmanager
+async def sdk(endpoint: str) -> AsyncGenerator[AsyncTaskHubGrpcClient]:
+    """durabletask's own client, as an operator or another system would use it."""
+    async with AsyncTaskHubGrpcClient(host_address=endpoint.removeprefix("http://")) as client:
+        yield client
+
+
+async def until(check: Callable[[], Any]) -> Any:
+    """Wait for a fact that nobody announces."""
+    with anyio.fail_after(60):
+        while not (found := await check()):
+            await anyio.lowlevel.checkpoint()
+    return found
+
+
+# durabletask's in-memory scheduler goes on with what was terminated when the answer of a step arrives.
+@pytest.mark.parametrize("endpoint", ["embedded"], indirect=True)
+async def test_a_terminated_turn_does_not_wedge_its_thread(hosting: Hosting, endpoint: str) -> None:
+    held = Held()
+    async with hosting(agent_with(held.model)) as client, sdk(endpoint) as operator:
+        joker = client.get_agent("Joker")
+        thread = joker.get_new_thread()
+        dead = await joker.run("Never answered", thread=thread, wait_for_response=False)
+        await held.called.wait()
+        await operator.terminate_orchestration(dead)
+        with pytest.raises(TurnTerminated):
+            await joker.run("Never answered", thread=thread, correlation_id=dead)
+        held.release.set()
+        answer = await joker.run("Next", thread=thread)
+        transcript = await joker.get_transcript(thread)
+    assert answer.text == "Next (2 messages)"
+    ended = transcript.response(dead)
+    assert ended is not None
+    assert ended.error is not None
+    assert ended.error.error_code == "TurnTerminated"
+
+
+async def test_a_turn_that_is_terminated_while_it_waits_lets_the_others_pass(hosting: Hosting, endpoint: str) -> None:
+    held = Held()
+    async with hosting(agent_with(held.model)) as client, sdk(endpoint) as operator:
+        joker = client.get_agent("Joker")
+        thread = joker.get_new_thread()
+        ids = []
+        for number in range(3):
+            ids.append(await joker.run(str(number), thread=thread, wait_for_response=False))
+            await arrived(client, joker.name, str(thread), number + 1)
+        await operator.terminate_orchestration(ids[1])
+        held.release.set()
+        first = await joker.run("0", thread=thread, correlation_id=ids[0])
+        last = await joker.run("2", thread=thread, correlation_id=ids[2])
+    assert [first.text, last.text] == ["0 (2 messages)", "2 (4 messages)"]
+
+
+async def test_stopping_a_worker_lets_its_steps_finish(endpoint: str) -> None:
+    held = Held()
+    async with DurableAIAgentClient.connect(endpoint) as client:
+        joker = client.get_agent("Joker")
+        thread = joker.get_new_thread()
+        first, second = (DurableAIAgentWorker.connect(endpoint) for _ in range(2))
+        first.add_agent(agent_with(held.model))
+        second.add_agent(agent_with(ScriptedModel()))
+        async with anyio.create_task_group() as tasks:
+            async with first:
+                sent = await joker.run("Hello", thread=thread, wait_for_response=False)
+                await held.called.wait()
+                # The stop waits for the step, which goes on only when the stop is on its way.
+                tasks.start_soon(until_gate_closed, first, held)
+        async with second:
+            answer = await joker.run("Hello", thread=thread, correlation_id=sent)
+    assert answer.text == "Hello (2 messages)"
+    assert len(held.model.requests) == 1
+
+
+async def until_gate_closed(worker: DurableAIAgentWorker, held: Held) -> None:
+    async def closed() -> bool:
+        return worker._gate._closed
+
+    await until(closed)
+    held.release.set()
+
+
+async def test_a_step_that_does_not_end_is_handed_to_another_worker(embedded: Any) -> None:
+    held = Held()
+    with embedded as scheduler:
+        async with DurableAIAgentClient.connect(scheduler.endpoint) as client:
+            joker = client.get_agent("Joker")
+            thread = joker.get_new_thread()
+            first = DurableAIAgentWorker.connect(scheduler.endpoint, stop_timeout=0.1)
+            first.add_agent(agent_with(held.model))
+            async with first:
+                sent = await joker.run("Hello", thread=thread, wait_for_response=False)
+                await held.called.wait()
+            second = DurableAIAgentWorker.connect(scheduler.endpoint)
+            second.add_agent(agent_with(ScriptedModel("From the second worker.")))
+            async with second:
+                answer = await joker.run("Hello", thread=thread, correlation_id=sent)
+            transcript = await joker.get_transcript(thread)
+    assert answer.text == "From the second worker."
+    assert [message.text for message in transcript] == ["Hello", "From the second worker."]
+
+
+WORKER_THAT_HANGS = """
+import sys, time
+import anyio
+from dafx_actors import DurableAIAgentWorker, durable_agent
+from dafx_actors.testing import ScriptedModel
+
+async def hang(request):
+    print("asked", flush=True)
+    await anyio.sleep_forever()
+
+@durable_agent(name="Joker", model=ScriptedModel(hang))
+class Joker:
+    instructions = "You are good at telling jokes."
+
+worker = DurableAIAgentWorker.connect(sys.argv[1])
+worker.add_agent(Joker)
+anyio.run(worker.serve)
+"""
+
+
+async def test_a_turn_survives_kill_9_of_its_worker(embedded: Any) -> None:
+    with embedded as scheduler:
+        async with DurableAIAgentClient.connect(scheduler.endpoint) as client:
+            joker = client.get_agent("Joker")
+            thread = joker.get_new_thread()
+            command = [sys.executable, "-c", WORKER_THAT_HANGS, scheduler.endpoint]
+            async with await anyio.open_process(command, stderr=None) as process:
+                try:
+                    sent = await joker.run("Hello", thread=thread, wait_for_response=False)
+                    assert process.stdout is not None
+                    await process.stdout.receive()
+                finally:
+                    process.kill()
+            second = DurableAIAgentWorker.connect(scheduler.endpoint)
+            second.add_agent(agent_with(ScriptedModel(echo)))
+            async with second:
+                answer = await joker.run("Hello", thread=thread, correlation_id=sent)
+    assert answer.text == "Hello (2 messages)"
+
+
+async def test_workers_of_different_agents_share_a_task_hub(hosting: Hosting, endpoint: str) -> None:
+    async with (
+        hosting(agent_with(ScriptedModel("A."), name="A")),
+        hosting(agent_with(ScriptedModel("B."), name="B")),
+        DurableAIAgentClient.connect(endpoint) as client,
+    ):
+        answers = [(await client.get_agent(name).run("Who?")).text for name in ("B", "A")]
+    assert answers == ["B.", "A."]
+
+
+async def test_an_error_in_the_body_comes_out_of_the_worker_as_it_is(endpoint: str) -> None:
+    worker = DurableAIAgentWorker.connect(endpoint)
+    worker.add_agent(agent_with(ScriptedModel()))
+    with pytest.raises(KeyError, match="mine"):
+        async with worker:
+            raise KeyError("mine")
+
+
+async def test_a_thread_of_a_newer_version_is_refused_and_left_as_it_is(hosting: Hosting, endpoint: str) -> None:
+    newer = {"schemaVersion": "2.0.0", "data": {"messages": "in another form"}}
+
+    def write(context: EntityContext, _: Any) -> None:
+        context.set_state(newer)
+
+    thread = AgentThread("Joker", "from-the-future")
+    # A worker without filters takes everything, so it must be gone before ours starts.
+    future = TaskHubGrpcWorker(host_address=endpoint.removeprefix("http://"))
+    future.add_entity(write, "dafx-Joker")
+    async with sdk(endpoint) as operator:
+
+        async def written() -> bool:
+            found = await operator.get_entity(thread.entity_id)
+            return found is not None and found.get_typed_state() == newer
+
+        future.start()  # type: ignore[no-untyped-call]
+        await operator.signal_entity(thread.entity_id, "write")
+        await until(written)
+        await anyio.to_thread.run_sync(future.stop)
+        async with hosting(agent_with(ScriptedModel(echo))) as client:
+            with pytest.raises(UnsupportedTranscript):
+                await client.get_agent("Joker").run("Hello", thread=thread)
+            with pytest.raises(UnsupportedTranscript):
+                await client.get_agent("Joker").get_transcript(thread)
+        stored = await operator.get_entity(thread.entity_id)
+    assert stored is not None
+    assert stored.get_typed_state() == newer
+
+
+async def test_the_peers_signal_starts_a_turn(hosting: Hosting, endpoint: str) -> None:
+    asked = {"message": "Hello", "correlationId": "peer-1", "role": "user", "request_response_format": "text"}
+    async with hosting(agent_with(ScriptedModel(echo))) as client, sdk(endpoint) as peer:
+        joker = client.get_agent("Joker")
+        thread = joker.get_new_thread()
+        await peer.signal_entity(thread.entity_id, "run", asked)
+
+        async def answered() -> Any:
+            return (await joker.get_transcript(thread)).response("peer-1")
+
+        response = await until(answered)
+    assert response.text == "Hello (2 messages)"
+
+
+@orchestrator
+async def call_as_the_peer_does(context: OrchestrationContext, thread_id: str) -> Any:
+    asked = {"message": "Hello", "correlationId": context.new_uuid(), "orchestrationId": context.instance_id}
+    return await context.call_entity(AgentThread("Joker", thread_id).entity_id, "run", asked)
+
+
+async def test_the_peers_call_is_answered_inside_the_operation(hosting: Hosting) -> None:
+    async with hosting(agent_with(ScriptedModel(echo)), orchestrators=(call_as_the_peer_does,)) as client:
+        calling = await client.schedule_new_orchestration(call_as_the_peer_does, input="called")
+        response = await calling
+        transcript = await client.get_agent("Joker").get_transcript("called")
+    assert response["$type"] == "response"
+    assert [message.text for message in transcript] == ["Hello", "Hello (2 messages)"]
+
+
+async def test_the_peers_call_fails_at_once_while_a_turn_is_active(hosting: Hosting) -> None:
+    held = Held()
+    async with hosting(agent_with(held.model), orchestrators=(call_as_the_peer_does,)) as client:
+        joker = client.get_agent("Joker")
+        active = await joker.run("First", thread="called", wait_for_response=False)
+        await held.called.wait()
+        refused = await (await client.schedule_new_orchestration(call_as_the_peer_does, input="called"))
+        held.release.set()
+        await joker.run("First", thread="called", correlation_id=active)
+    assert refused["error"]["type"] == ThreadBusy.__name__
+    assert refused["error"]["fields"]["active"] == active
+
+
+async def test_reset_forgets_and_delete_leaves_nothing(hosting: Hosting, endpoint: str) -> None:
+    async with hosting(agent_with(ScriptedModel(echo))) as client, sdk(endpoint) as operator:
+        joker = client.get_agent("Joker")
+        thread = joker.get_new_thread()
+        await joker.run("Hello", thread=thread)
+        await operator.signal_entity(thread.entity_id, "reset")
+        answer = await joker.run("Again", thread=thread)
+        await operator.signal_entity(thread.entity_id, "delete")
+
+        async def gone() -> bool:
+            return not list(await joker.get_transcript(thread))
+
+        await until(gone)
+    assert answer.text == "Again (2 messages)"
+
+
+@durable_agent(name="Greeter", model=ScriptedModel(echo))
+class Greeter:
+    instructions = "Greet."
+
+
+async def test_importing_and_declaring_registers_nothing(endpoint: str) -> None:
+    worker = DurableAIAgentWorker.connect(endpoint)
+    assert worker.registered_agent_names == []

@@ -1,0 +1,335 @@
+"""The mapping to chat completions and back, without a server."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from dafx_actors.errors import ModelError
+from dafx_actors.models import UNPARSED_ARGUMENTS, ModelRequest, ToolDefinition
+from dafx_actors.models._chat import StreamedReply, body, can_be_strict, reply
+from dafx_actors.transcript import (
+    ChatMessage,
+    Content,
+    DataContent,
+    ErrorContent,
+    FunctionCallContent,
+    FunctionResultContent,
+    HostedFileContent,
+    HostedVectorStoreContent,
+    OpaqueContent,
+    TextContent,
+    TextReasoningContent,
+    UnknownContent,
+    UriContent,
+    UsageContent,
+    UsageStats,
+)
+
+PNG = DataContent.from_bytes(b"\x89PNG", "image/png")
+
+
+def sent(*messages: ChatMessage) -> list[dict[str, Any]]:
+    wire: list[dict[str, Any]] = body("m", ModelRequest(messages=messages), {})["messages"]
+    return wire
+
+
+def test_conversation() -> None:
+    """Instructions, a question, a tool's call and its result, and the answer."""
+    assert sent(
+        ChatMessage("system", "Be brief."),
+        ChatMessage("user", "Weather in Oslo?", author_name="Ann Smith <ann>"),
+        ChatMessage("assistant", (FunctionCallContent("c1", "weather", {"city": "Oslo", "räum": 1}),)),
+        ChatMessage("tool", (FunctionResultContent("c1", {"celsius": 3}), FunctionResultContent("c2", "Ø"))),
+        ChatMessage("assistant", "3 °C", author_name="Meteorologist"),
+    ) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "name": "Ann_Smith_ann_", "content": "Weather in Oslo?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {
+                    "id": "c1",
+                    "type": "function",
+                    "function": {"name": "weather", "arguments": '{"city": "Oslo", "räum": 1}'},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": '{"celsius": 3}'},
+        {"role": "tool", "tool_call_id": "c2", "content": "Ø"},
+        {"role": "assistant", "name": "Meteorologist", "content": "3 °C"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (UriContent("https://a/b.png", "image/png"), {"type": "image_url", "image_url": {"url": "https://a/b.png"}}),
+        (PNG, {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw=="}}),
+        # Not base64, upper case, with a parameter, and the type only in the URI: RFC 2397 has it all.
+        (
+            DataContent("data:image/SVG+xml;charset=utf-8,%3Csvg/%3E"),
+            {"type": "image_url", "image_url": {"url": "data:image/svg+xml;base64,PHN2Zy8+"}},
+        ),
+        (
+            DataContent.from_bytes(b"RIFF", "audio/x-wav"),
+            {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+        ),
+        (
+            DataContent.from_bytes(b"ID3", "audio/mpeg"),
+            {"type": "input_audio", "input_audio": {"data": "SUQz", "format": "mp3"}},
+        ),
+        (
+            DataContent.from_bytes(b"%PDF", "application/pdf"),
+            {
+                "type": "file",
+                "file": {"filename": "document.pdf", "file_data": "data:application/pdf;base64,JVBERg=="},
+            },
+        ),
+        (HostedFileContent("file-1"), {"type": "file", "file": {"file_id": "file-1"}}),
+    ],
+)
+def test_what_a_user_can_show(content: Content, part: dict[str, Any]) -> None:
+    """Images, sound, PDF and files that the provider holds, beside text."""
+    message = ChatMessage("user", (TextContent("What is this?"), content))
+    assert sent(message) == [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, part]}]
+
+
+@pytest.mark.parametrize(
+    ("role", "content", "why"),
+    [
+        ("user", UriContent("https://a/b.pdf", "application/pdf"), "only images can be sent by URI"),
+        ("user", DataContent.from_bytes(b"PK", "application/zip"), "application/zip"),
+        ("user", DataContent("data:image/png;base64,***", "image/png"), "base64 is broken"),
+        ("user", DataContent("data:image/png;base64"), "holds no data"),
+        ("user", DataContent("https://a/b.png", "image/png"), "no form"),
+        ("user", HostedVectorStoreContent("vs-1"), "HostedVectorStoreContent"),
+        ("user", FunctionCallContent("c1", "f"), "FunctionCallContent"),
+        ("system", PNG, "text only"),
+        ("assistant", PNG, "text only"),
+        ("tool", TextContent("done"), "function results only"),
+    ],
+)
+def test_what_cannot_be_sent(role: Any, content: Content, why: str) -> None:
+    """An error that names the content, before anything is sent; never a message without it."""
+    with pytest.raises(ModelError, match=why) as raised:
+        sent(ChatMessage(role, (content,)))
+    assert raised.value.kind == "bad_request"
+
+
+def test_what_stays_behind() -> None:
+    """What is not for models is left out, and so is a message that holds nothing else."""
+    hidden: tuple[Content, ...] = (
+        TextReasoningContent("hm"),
+        UsageContent(UsageStats(1, 1, 2)),
+        ErrorContent("it broke"),
+        UnknownContent({"a": 1}),
+        OpaqueContent({"$type": "new"}),
+    )
+    assert sent(ChatMessage("assistant", (*hidden, TextContent("Yes"))), ChatMessage("assistant", hidden)) == [
+        {"role": "assistant", "content": "Yes"}
+    ]
+
+
+def test_tools_and_their_choice() -> None:
+    """Tools, strict ones marked, and a choice by word or by name; a choice without tools is not sent."""
+    schema: dict[str, Any] = {"type": "object", "properties": {}}
+    tools = (
+        ToolDefinition(name="a", description="does a", parameters=schema),
+        ToolDefinition(name="b", description="does b", parameters=schema, strict=True),
+    )
+    wire = body("m", ModelRequest(messages=(), tools=tools, tool_choice="b"), {})
+    assert wire["tools"] == [
+        {"type": "function", "function": {"name": "a", "description": "does a", "parameters": schema}},
+        {"type": "function", "function": {"name": "b", "description": "does b", "parameters": schema, "strict": True}},
+    ]
+    assert wire["tool_choice"] == {"type": "function", "function": {"name": "b"}}
+    assert body("m", ModelRequest(messages=(), tools=tools, tool_choice="required"), {})["tool_choice"] == "required"
+    assert "tool_choice" not in body("m", ModelRequest(messages=(), tool_choice="auto"), {})
+
+
+def test_options() -> None:
+    """A request's options come over the model's; neither comes over what the request says itself."""
+    request = ModelRequest(messages=(), options={"temperature": 0.1, "model": "other"})
+    wire = body("m", request, {"temperature": 0.9, "seed": 1})
+    assert wire == {"temperature": 0.1, "seed": 1, "model": "m", "messages": []}
+
+
+STRICT: dict[str, Any] = {
+    "type": "object",
+    "title": "A city!",
+    "properties": {"name": {"type": "string"}, "twins": {"type": "array", "items": {"$ref": "#/$defs/twin"}}},
+    "required": ["name", "twins"],
+    "additionalProperties": False,
+    "$defs": {"twin": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+}
+
+
+def test_response_schema() -> None:
+    """The schema goes as it is, under a name that the API takes, and strictly where it can."""
+    wire = body("m", ModelRequest(messages=(), response_schema=STRICT), {})
+    assert wire["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "A_city_", "schema": STRICT, "strict": True},
+    }
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**STRICT, "required": ["name"]},
+        {**STRICT, "additionalProperties": True},
+        {key: value for key, value in STRICT.items() if key != "additionalProperties"},
+        {**STRICT, "$defs": {"twin": {"type": "object", "properties": {"a": {}}}}},
+        {**STRICT, "$defs": {"twin": {"type": "string", "default": "none"}}},
+        {**STRICT, "$defs": {"twin": {"oneOf": [{"type": "string"}]}}},
+        {"type": "array", "items": {"type": "string"}},
+        {},
+    ],
+)
+def test_schema_that_cannot_be_strict(schema: dict[str, Any]) -> None:
+    """An optional property, an open object anywhere, or a keyword that strict mode refuses."""
+    assert not can_be_strict(schema)
+    assert can_be_strict(STRICT)
+
+
+def answer(finish_reason: Any = "stop", **message: Any) -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": None, **message}}
+    return {"id": "r1", "choices": [choice], "usage": {"prompt_tokens": 42, "completion_tokens": 18}}
+
+
+def test_text_reply() -> None:
+    """Text, usage, and reasoning where a server shows it."""
+    got = reply(answer(content="Hi", reasoning_content="greet back"))
+    assert got.message == ChatMessage("assistant", (TextReasoningContent("greet back"), TextContent("Hi")))
+    assert got.usage == UsageStats(input_tokens=42, output_tokens=18, total_tokens=60)
+    assert got.finish_reason == "stop"
+
+
+def call(arguments: Any, **more: Any) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}, **more}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"a": [1]}', FunctionCallContent("c1", "f", {"a": [1]})),
+        ("", FunctionCallContent("c1", "f")),
+        (None, FunctionCallContent("c1", "f")),
+        ('{"a": ', FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: '{"a": '})),
+        ("[1]", FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: "[1]"})),
+        ("[" * 100_000, FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: "[" * 100_000})),
+    ],
+    ids=["object", "empty", "none", "cut", "array", "deep"],
+)
+def test_tool_call(arguments: Any, expected: FunctionCallContent) -> None:
+    """Arguments are parsed; nonsense is kept for the model to be told, and goes back to it as it came."""
+    got = reply(answer("tool_calls", tool_calls=[call(arguments)]))
+    assert got.message.contents == (expected,)
+    assert got.finish_reason == "tool_calls"
+    (wire,) = sent(got.message)
+    assert wire["tool_calls"][0]["function"]["arguments"] == (arguments or "{}")
+
+
+def test_call_without_id_or_finish_reason() -> None:
+    """Servers that leave these out are understood; the id is not one that an earlier reply has used."""
+    got = reply(answer(None, tool_calls=[{"function": {"name": "f", "arguments": "{}"}}]))
+    assert got.message.contents == (FunctionCallContent("r1-0", "f"),)
+    assert got.finish_reason == "tool_calls"
+
+
+def test_refusal() -> None:
+    """A refusal is text that says that it is one."""
+    got = reply(answer(refusal="I can't help with that."))
+    assert got.message.text == "I can't help with that."
+    assert got.message.contents == (TextContent("I can't help with that.", extra={"refusal": True}),)
+    assert got.finish_reason == "content_filter"
+
+
+NONSENSE: list[Any] = [
+    None,
+    "text",
+    [],
+    {},
+    {"choices": None},
+    {"choices": {}},
+    {"choices": [[]]},
+    {"choices": [{"message": "Hi"}]},
+    answer(content={"a": 1}),
+    answer(tool_calls=["f"]),
+    answer(tool_calls=[{"id": "c1"}]),
+    answer(tool_calls=[{"id": "c1", "function": {"name": ""}}]),
+    answer(tool_calls=[call({"a": 1})]),
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE)
+def test_nonsense(nonsense: Any) -> None:
+    """Whatever a server sends, it is an answer or an error of this package."""
+    with pytest.raises(ModelError) as raised:
+        reply(nonsense)
+    assert raised.value.kind == "bad_response"
+
+
+@pytest.mark.parametrize("usage", [None, [], {}, {"prompt_tokens": "3", "completion_tokens": 1}])
+def test_usage_that_is_none(usage: Any) -> None:
+    """Usage that cannot be read does not spoil the answer."""
+    got = reply({**answer(content="Hi"), "usage": usage})
+    assert (got.message.text, got.usage) == ("Hi", None)
+
+
+def piece(finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    return {"id": "r1", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+def test_streamed_text() -> None:
+    """Pieces make up the text; usage comes last, in a chunk without choices."""
+    streamed = StreamedReply()
+    chunks: list[dict[str, Any]] = [
+        {"choices": [], "prompt_filter_results": []},
+        piece(role="assistant", content=""),
+        piece(content="Hel"),
+        piece(content="lo"),
+        piece("stop"),
+        {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}},
+    ]
+    assert [streamed.add(chunk) for chunk in chunks] == ["", "", "Hel", "lo", "", ""]
+    assert streamed.reply().message.text == "Hello"
+    assert streamed.reply().usage == UsageStats(1, 2, 3)
+
+
+def test_streamed_calls() -> None:
+    """Two calls in pieces, mixed; the name and the id come with the first piece of each."""
+    streamed = StreamedReply()
+    for chunk in (
+        piece(tool_calls=[{"index": 0, "id": "c1", "function": {"name": "f", "arguments": ""}}]),
+        piece(tool_calls=[{"index": 1, "id": "c2", "function": {"name": "g", "arguments": '{"b"'}}]),
+        piece(tool_calls=[{"index": 0, "function": {"arguments": '{"a": 1}'}}]),
+        piece(tool_calls=[{"index": 1, "function": {"arguments": ": 2}"}}]),
+        piece("tool_calls"),
+    ):
+        assert streamed.add(chunk) == ""
+    got = streamed.reply()
+    assert got.message.contents == (FunctionCallContent("c1", "f", {"a": 1}), FunctionCallContent("c2", "g", {"b": 2}))
+    assert got.finish_reason == "tool_calls"
+
+
+def test_stream_without_an_end() -> None:
+    """Half an answer is no answer; what there was of it is in the error."""
+    streamed = StreamedReply()
+    streamed.add(piece(content="Once upon"))
+    with pytest.raises(ModelError) as raised:
+        streamed.reply()
+    assert raised.value.kind == "bad_response"
+    assert raised.value.data == {"received": "Once upon"}
+
+
+def test_bytes_survive() -> None:
+    """What was put into a `DataContent` is what is sent."""
+    every_byte = bytes(range(256))
+    (message,) = sent(ChatMessage("user", (DataContent.from_bytes(every_byte, "image/png"),)))
+    url: str = message["content"][0]["image_url"]["url"]
+    assert base64.b64decode(url.partition(",")[2]) == every_byte

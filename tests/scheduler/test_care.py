@@ -1,0 +1,336 @@
+"""Keeping it: retention, backup, figures, logs, the command, and files with very much in them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import grpc
+import grpc.aio
+import pytest
+from durabletask import task
+from durabletask.client import OrchestrationQuery, OrchestrationStatus
+from durabletask.entities import EntityInstanceId
+from durabletask.testing.in_memory_backend import InMemoryOrchestrationBackend
+
+from dafx_actors import cli
+from dafx_actors.errors import DafxError
+from dafx_actors.scheduler import EmbeddedScheduler, Retention
+from dafx_actors.scheduler._logs import JsonFormatter
+from dafx_actors.scheduler.hosted import back_up, hosted, hosted_async, stats, stats_async
+from dafx_actors.scheduler.storage.database import connect
+from tests.conftest import free_port
+from tests.scheduler.bench import Bench, RawWorker, Steps
+from tests.scheduler.test_entities import COUNTER, Counter, calls, state_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+def do_work(_: task.ActivityContext, number: int) -> int:
+    return number
+
+
+def one(context: task.OrchestrationContext, number: int) -> Steps:
+    return (yield context.call_activity(do_work, input=number))
+
+
+def waits(context: task.OrchestrationContext, _: object) -> Steps:
+    return (yield context.wait_for_external_event("go"))
+
+
+def parent(context: task.OrchestrationContext, numbers: list[int]) -> Steps:
+    return (yield task.when_all([context.call_sub_orchestrator(one, input=number) for number in numbers]))
+
+
+# --- queries and purging ---------------------------------------------------------------------------------------------
+
+
+async def test_queries_in_pages(bench: Bench) -> None:
+    await bench.worker(one, do_work, waits)
+    ids = [await bench.client.schedule_new_orchestration(one, input=n, instance_id=f"q-{n:02}") for n in range(12)]
+    running = await bench.client.schedule_new_orchestration(waits, instance_id="other")
+    for name in ids:
+        await bench.end_of(name)
+    every = await bench.client.get_all_orchestration_states(OrchestrationQuery(max_instance_count=5))
+    assert [state.instance_id for state in every] == [*ids, running]
+    assert every[0].serialized_input is None
+    some = await bench.client.get_all_orchestration_states(
+        OrchestrationQuery(instance_id_prefix="q-0", fetch_inputs_and_outputs=True)
+    )
+    assert [(state.serialized_input, state.serialized_output) for state in some] == [
+        (str(n), str(n)) for n in range(10)
+    ]
+    later = await bench.client.get_all_orchestration_states(
+        OrchestrationQuery(created_time_from=every[6].created_at, created_time_to=every[9].created_at)
+    )
+    assert [state.instance_id for state in later] == ids[6:9]
+    await bench.client.wait_for_orchestration_start(running, timeout=30)
+    active = await bench.client.get_all_orchestration_states(
+        OrchestrationQuery(runtime_status=[OrchestrationStatus.RUNNING])
+    )
+    assert [state.instance_id for state in active] == [running]
+
+
+async def test_ended_ids_in_pages(bench: Bench) -> None:
+    """The key of a page holds an instance id of that page, and a last page has none, also when it is full."""
+    await bench.worker(one, do_work)
+    ids = [(await bench.run(one, number)).instance_id for number in range(6)]
+    first = await bench.client.list_instance_ids(page_size=3)
+    assert first.items == ids[:3]
+    assert first.continuation_token is not None
+    assert any(name in first.continuation_token for name in first.items)
+    second = await bench.client.list_instance_ids(page_size=3, continuation_token=first.continuation_token)
+    assert (second.items, second.continuation_token) == (ids[3:], None)
+
+
+async def test_purging(bench: Bench) -> None:
+    await bench.worker(one, do_work, parent, waits)
+    family = await bench.run(parent, [1, 2])
+    running = await bench.client.schedule_new_orchestration(waits)
+    assert (await bench.client.purge_orchestration(running)).deleted_instance_count == 0
+    assert (await bench.client.purge_orchestration("nobody")).deleted_instance_count == 0
+    result = await bench.client.purge_orchestration(family.instance_id, recursive=True)
+    assert (result.deleted_instance_count, result.is_complete) == (3, True)
+    assert await bench.client.get_orchestration_state(family.instance_id) is None
+    family = await bench.run(parent, [1, 2])
+    assert (await bench.client.purge_orchestration(family.instance_id, recursive=False)).deleted_instance_count == 1
+    done = [OrchestrationStatus.FAILED]
+    assert (await bench.client.purge_orchestrations_by(runtime_status=done)).deleted_instance_count == 0
+    assert (await bench.client.purge_orchestrations_by()).deleted_instance_count == 2
+    assert await bench.client.get_orchestration_state(running) is not None
+
+
+async def test_retention_by_age_and_by_count(tmp_path: Path) -> None:
+    async with Bench(tmp_path / "dafx.db", retention=Retention(count=2, every=3600)) as bench:
+        await bench.worker(one, do_work, waits, calls, Counter)
+        running = await bench.client.schedule_new_orchestration(waits)
+        await bench.run(calls, 5)
+        ids = [(await bench.run(one, number)).instance_id for number in range(4)]
+        assert await bench.scheduler.engine.tidy() == 3
+        left = await bench.client.get_all_orchestration_states()
+        assert {state.instance_id for state in left} == {running, *ids[2:]}
+        await state_of(bench, COUNTER, "5")
+    async with Bench(tmp_path / "dafx.db", retention=Retention(age=0.0, every=0.05)) as bench:
+        while len(await bench.client.get_all_orchestration_states()) > 1:
+            await anyio.lowlevel.checkpoint()
+        assert await bench.client.get_orchestration_state(running) is not None
+
+
+# --- what is hosted, figures, backup ---------------------------------------------------------------------------------
+
+
+async def test_what_is_hosted(bench: Bench) -> None:
+    address = bench.scheduler.endpoint[7:]
+    async with grpc.aio.insecure_channel(address) as channel:
+        nothing = await hosted_async(channel)
+        assert nothing is not None
+        assert (nothing.workers, nothing.orchestrations.take("one")) == (0, False)
+        await bench.worker(one, do_work, Counter, filters=True)
+        queue = bench.scheduler.engine.hub("default").delivery.queue
+        while not queue.workers:
+            await anyio.lowlevel.checkpoint()
+        found = await hosted_async(channel)
+        assert found is not None
+        names = [sorted(kind.names) for kind in (found.orchestrations, found.activities, found.entities)]
+        assert names == [["one"], ["do_work"], ["counter"]]
+        assert found.orchestrations.take("one")
+        assert not found.orchestrations.take("two")
+        elsewhere = await hosted_async(channel, [("taskhub", "elsewhere")])
+        assert elsewhere is not None
+        assert (elsewhere.task_hub, elsewhere.workers) == ("elsewhere", 0)
+        everything = RawWorker(await bench.stub())
+        while len(queue.workers) < 2:
+            await anyio.lowlevel.checkpoint()
+        found = await anyio.to_thread.run_sync(lambda: with_channel(address, hosted))
+        assert found is not None
+        assert found.orchestrations.take("two")
+        everything.leave()
+
+
+def with_channel(address: str, call: Any) -> Any:
+    with grpc.insecure_channel(address) as channel:
+        return call(channel)
+
+
+async def test_another_backend_cannot_tell() -> None:
+    port = free_port()
+    backend = InMemoryOrchestrationBackend(port=port)
+    backend.start()
+    try:
+        assert await anyio.to_thread.run_sync(lambda: with_channel(f"127.0.0.1:{port}", hosted)) is None
+        assert await anyio.to_thread.run_sync(lambda: with_channel(f"127.0.0.1:{port}", stats)) is None
+    finally:
+        backend.stop()
+
+
+async def test_figures(bench: Bench) -> None:
+    stub = await bench.stub()
+    worker = RawWorker(stub, maxConcurrentOrchestrationWorkItems=1)
+    for number in range(3):
+        await bench.client.schedule_new_orchestration("any", instance_id=f"s{number}")
+    await worker.take()
+    async with grpc.aio.insecure_channel(bench.scheduler.endpoint[7:]) as channel:
+        figures = await stats_async(channel)
+    assert figures is not None
+    assert figures["writable"]
+    hub = figures["task_hubs"]["default"]
+    assert hub["orchestrations"]["pending"] == 3
+    work = hub["work"]["orchestration"]
+    assert (work["waiting"], work["held"]) == (2, 1)
+    assert work["oldest"] >= 0
+    assert hub["workers"][0]["holds"] == {"orchestration": 1, "activity": 0, "entity": 0}
+
+
+async def test_a_backup_while_it_works(bench: Bench, tmp_path: Path) -> None:
+    await bench.worker(one, do_work, calls, Counter)
+    state = await bench.run(one, 7)
+    await bench.run(calls, 3)
+    address = bench.scheduler.endpoint[7:]
+
+    def copy(path: Path) -> int:
+        with grpc.insecure_channel(address) as channel:
+            return back_up(channel, path)
+
+    target = tmp_path / "backup.db"
+    assert await anyio.to_thread.run_sync(copy, target) == target.stat().st_size
+    for path in (target, tmp_path / "no" / "such.db"):
+        with pytest.raises(grpc.RpcError) as caught:
+            await anyio.to_thread.run_sync(copy, path)
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    async with Bench(target) as restored:
+        found = await restored.client.get_orchestration_state(state.instance_id)
+        assert found is not None
+        assert found.serialized_output == "7"
+        await state_of(restored, COUNTER, "3")
+
+
+# --- in memory, and very much ----------------------------------------------------------------------------------------
+
+
+async def test_in_memory() -> None:
+    async with Bench(None) as bench:
+        await bench.worker(one, do_work, calls, Counter, waits)
+        assert (await bench.run(one, 4)).serialized_output == "4"
+        assert (await bench.run(calls, 3)).serialized_output == "3"
+        instance_id = await bench.client.schedule_new_orchestration(waits)
+        await bench.client.raise_orchestration_event(instance_id, "go", data=1)
+        assert (await bench.end_of(instance_id)).serialized_output == "1"
+        assert len(await bench.client.get_all_orchestration_states()) == 3
+
+
+def fill(path: Path, count: int) -> None:
+    """A file with so many ended, as many sleeping and as many pending orchestrations, and entities."""
+    connection = connect(str(path), synchronous="normal")
+    now = time.time_ns() // 1_000
+    connection.execute("BEGIN")
+    connection.execute("INSERT INTO hubs VALUES (1, 'default')")
+    third = count // 3
+    rows = [
+        (number + 10, f"i{number}", status, now, now if status == 1 else None)
+        for number, status in enumerate([1] * third + [0] * third + [6] * third)
+    ]
+    connection.executemany(
+        "INSERT INTO orchestrations (id, hub, instance_id, execution_id, name, status, created, updated, completed)"
+        " VALUES (?1, 1, ?2, 'x', 'any', ?3, ?4, ?4, ?5)",
+        rows,
+    )
+    connection.executemany("INSERT INTO payloads (id, input) VALUES (?, ?)", [(row[0], "x" * 100) for row in rows])
+    connection.executemany(
+        "INSERT INTO timers (id, hub, due, kind, orchestration, event) VALUES (?, 1, ?, 0, ?, ?)",
+        [(row[0], now + 10**12, row[0], b"x" * 20) for row in rows if row[2] == 0],
+    )
+    connection.executemany(
+        "INSERT INTO entities (id, hub, entity_id, state, modified) VALUES (?, 1, ?, ?, ?)",
+        [(number + 10, f"@e@{number}", "x" * 100, now) for number in range(count)],
+    )
+    connection.execute("UPDATE ids SET next = 1000000")
+    connection.execute("COMMIT")
+    connection.close()
+
+
+async def test_a_file_with_a_hundred_thousand_instances_opens_quickly(tmp_path: Path) -> None:
+    path = tmp_path / "dafx.db"
+    await anyio.to_thread.run_sync(fill, path, 99_999)
+    started = time.perf_counter()
+    async with Bench(path) as bench:
+        state = await bench.client.get_orchestration_state("i0")
+        assert state is not None
+        seconds = time.perf_counter() - started
+        hub = bench.scheduler.engine.hub("default")
+        assert sum(hub.delivery.queue.waiting("orchestration").values()) == 33_333
+        assert len(bench.scheduler.engine.timers) == 33_333
+    assert seconds < 3.0
+
+
+async def test_idle_instances_are_not_kept_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "dafx.db"
+    await anyio.to_thread.run_sync(fill, path, 9_000)
+    async with Bench(path) as bench:
+        for number in range(6_000):
+            entity = EntityInstanceId("e", str(number))
+            assert await bench.client.get_entity(entity) is not None
+        hub = bench.scheduler.engine.hub("default")
+        assert len(hub.entities) == 5_000
+
+
+# --- the command and its logs ----------------------------------------------------------------------------------------
+
+
+def test_json_logs() -> None:
+    record = logging.makeLogRecord({"msg": "hello %s", "args": ("you",), "levelname": "INFO", "task_hub": "blue"})
+    entry = json.loads(JsonFormatter().format(record))
+    assert (entry["message"], entry["level"], entry["task_hub"]) == ("hello you", "info", "blue")
+
+
+def test_the_command_is_quick_to_help() -> None:
+    command = [sys.executable, "-c", "import sys; from dafx_actors import cli; print(*sys.modules)"]
+    modules = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "dafx_actors.cli" in modules
+    assert "dafx_actors.scheduler.embedded" not in modules
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--host", "0.0.0.0"],
+        ["--tls-certificate", "only.pem"],
+        ["--token-file", "/no/such/file"],
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scheduler", "--in-memory", *arguments]) == 1
+    assert capsys.readouterr().err.startswith("dafx: ")
+
+
+async def test_errors_are_of_one_tree_and_say_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "dafx.db").write_bytes(b"nonsense" * 1_000)
+    with pytest.raises(DafxError, match="restore a backup"):
+        async with EmbeddedScheduler(tmp_path / "dafx.db"):
+            pass
+
+
+async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """No task of the scheduler outlives it, and no connection to the file."""
+    before = asyncio.all_tasks()
+    async with Bench(tmp_path / "dafx.db") as bench:
+        await bench.worker(one, do_work)
+        await bench.run(one, 1)
+    assert asyncio.all_tasks() == before
+    connection = sqlite3.connect(tmp_path / "dafx.db")
+    assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+    connection.close()

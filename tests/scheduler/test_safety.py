@@ -1,0 +1,225 @@
+"""Who may open the file, who may connect, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import sys
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import grpc
+import grpc.aio
+import pytest
+from durabletask.client import AsyncTaskHubGrpcClient
+from durabletask.internal import orchestrator_service_pb2 as pb
+from durabletask.internal import orchestrator_service_pb2_grpc as stubs
+
+from dafx_actors.errors import (
+    ConfigurationError,
+    SchedulerCannotListen,
+    SchedulerDatabaseError,
+    SchedulerInUse,
+    SchedulerNotSecured,
+)
+from dafx_actors.scheduler import EmbeddedScheduler, Tls
+from dafx_actors.scheduler.storage import schema
+from dafx_actors.scheduler.storage.database import connect, statements
+from tests.scheduler.bench import QUIET, Bench
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+async def open_and_close(db: Path) -> None:
+    async with EmbeddedScheduler(db):
+        pass
+
+
+async def test_one_process_per_file(tmp_path: Path) -> None:
+    async with Bench(tmp_path / "dafx.db"):
+        with pytest.raises(SchedulerInUse, match=f"process {os.getpid()}") as caught:
+            await open_and_close(tmp_path / "dafx.db")
+        assert caught.value.pid == os.getpid()
+        command = [sys.executable, "-m", "dafx_actors.cli", "scheduler", "--port", "0", "--db", f"{tmp_path}/dafx.db"]
+        other = await anyio.run_process(command, check=False)
+        errors = other.stderr.decode()
+        assert other.returncode == 1
+        assert "is in use by process" in errors
+        assert "Traceback" not in errors
+    await open_and_close(tmp_path / "dafx.db")
+
+
+async def test_two_schedulers_on_one_port(tmp_path: Path) -> None:
+    async with Bench(tmp_path / "one.db") as bench:
+        with pytest.raises(SchedulerCannotListen, match=str(bench.scheduler.port)):
+            async with EmbeddedScheduler(tmp_path / "two.db", port=bench.scheduler.port):
+                pass
+    await open_and_close(tmp_path / "two.db")  # The failed start left nothing open.
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
+def test_other_machines_need_tls_and_a_token(host: str, tmp_path: Path) -> None:
+    tls = Tls(certificate=tmp_path / "c.pem", key=tmp_path / "k.pem")
+    every: list[dict[str, Any]] = [{}, {"token": "secret"}, {"tls": tls}]
+    for options in every:
+        with pytest.raises(SchedulerNotSecured):
+            EmbeddedScheduler(host=host, **options)
+    EmbeddedScheduler(host=host, token="secret", tls=tls)
+
+
+async def test_a_certificate_that_cannot_be_read(tmp_path: Path) -> None:
+    tls = Tls(certificate=tmp_path / "missing.pem", key=tmp_path / "k.pem")
+    with pytest.raises(ConfigurationError, match=r"missing\.pem|k\.pem"):
+        async with EmbeddedScheduler(tmp_path / "dafx.db", tls=tls, token="secret"):
+            pass
+
+
+async def test_a_token_is_asked_for(tmp_path: Path) -> None:
+    async with Bench(tmp_path / "dafx.db", token="secret") as bench:
+        for authorization in (None, "Bearer wrong", "secret", "Bearer secret "):
+            metadata = [("authorization", authorization)] if authorization else None
+            client = AsyncTaskHubGrpcClient(host_address=bench.scheduler.endpoint, metadata=metadata, logger=QUIET)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.get_orchestration_state("any")
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            await client.close()
+        stub = await bench.stub()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stub.GetWorkItems(pb.GetWorkItemsRequest()):
+                pass
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        right = [("authorization", "Bearer secret")]
+        async with AsyncTaskHubGrpcClient(
+            host_address=bench.scheduler.endpoint, metadata=right, logger=QUIET
+        ) as client:
+            assert await client.get_orchestration_state("any") is None
+
+
+async def test_tls(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    tls = Tls(certificate=certificate, key=key)
+    async with EmbeddedScheduler(tmp_path / "dafx.db", tls=tls, token="secret") as scheduler:
+        assert scheduler.endpoint.startswith("https://127.0.0.1:")
+        credentials = grpc.ssl_channel_credentials(certificate.read_bytes())
+        address = f"localhost:{scheduler.port}"
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            stub: Any = stubs.TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
+            request = pb.GetInstanceRequest(instanceId="any")
+            reply = await stub.GetInstance(request, metadata=[("authorization", "Bearer secret")])
+            assert not reply.exists
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for localhost, and its key."""
+    from datetime import datetime, timedelta, timezone
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "certificate.pem", folder / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
+
+
+async def test_files_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.db"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE somebody (elses INTEGER)")
+    connection.close()
+    nonsense = tmp_path / "nonsense.db"
+    nonsense.write_bytes(b"this is not a database, " * 1_000)
+    newer = tmp_path / "newer.db"
+    await open_and_close(newer)
+    with sqlite3.connect(newer) as connection:
+        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
+    connection.close()
+    for path, reason in ((foreign, "another program"), (nonsense, "not a database"), (newer, "newer dafx_actors")):
+        before = hashlib.sha256(path.read_bytes()).digest()
+        with pytest.raises(SchedulerDatabaseError, match=reason):
+            await open_and_close(path)
+        assert hashlib.sha256(path.read_bytes()).digest() == before
+
+
+async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dafx.db"
+    await open_and_close(path)
+    content = bytearray(path.read_bytes())
+    content[100:4000] = b"\xff" * 3_900
+    path.write_bytes(content)
+    with pytest.raises(SchedulerDatabaseError, match=r"damaged|malformed"):
+        await open_and_close(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(SchedulerDatabaseError, match="cannot be used"):
+            await open_and_close(tmp_path / "dafx.db")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+async def test_a_path_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SchedulerDatabaseError, match="directory cannot be made"):
+        await open_and_close(tmp_path / "file" / "dafx.db")
+
+
+async def test_an_old_file_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Files are migrated from the state in which each version left them, kept here as scripts."""
+    for version in range(1, schema.VERSION + 1):
+        path = tmp_path / f"v{version}.db"
+        connection = sqlite3.connect(path, isolation_level=None)
+        for step in schema.STEPS[:version]:
+            for statement in statements(step):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute("INSERT INTO hubs VALUES (1, 'default')")
+        connection.execute(
+            "INSERT INTO orchestrations (id, hub, instance_id, execution_id, name, status, created, updated, completed)"
+            " VALUES (2, 1, 'old', 'x', 'any', 1, 1, 1, 1)"
+        )
+        connection.execute("INSERT INTO payloads (id, input, output) VALUES (2, '1', '2')")
+        connection.close()
+        async with Bench(path) as bench:
+            state = await bench.client.get_orchestration_state("old")
+            assert state is not None
+            assert (state.serialized_input, state.serialized_output) == ("1", "2")
+
+
+def test_steps_are_taken_one_by_one_and_a_failed_one_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = str(tmp_path / "dafx.db")
+    connect(path, synchronous="normal").close()
+    broken = (*schema.STEPS, "CREATE TABLE half (a); INSERT INTO nowhere VALUES (1);")
+    with pytest.raises(SchedulerDatabaseError, match=rf"from version {schema.VERSION} to {schema.VERSION + 1}"):
+        connect(path, synchronous="normal", steps=broken)
+    connection = connect(path, synchronous="normal", steps=(*schema.STEPS, "CREATE TABLE whole (a);"))
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
+    assert connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION + 1,)
+    connection.close()
+    assert "whole" in tables
+    assert "half" not in tables
