@@ -399,6 +399,8 @@ class OrchestrationContext:
         for attempt in range(1, policy.max_number_of_attempts + 1):
             try:
                 return await once()
+            except ValueMismatch:
+                raise  # the same result would not fit the next time either
             except Exception:
                 last = attempt == policy.max_number_of_attempts
                 if last or (deadline is not None and self.current_utc_datetime + pause > deadline):
