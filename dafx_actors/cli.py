@@ -45,6 +45,7 @@ def _declare_scheduler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-key", metavar="FILE", help="a PEM file; with --tls-certificate")
     parser.add_argument("--keep-days", type=float, metavar="DAYS", help="remove ended orchestrations that are older")
     parser.add_argument("--keep-count", type=int, metavar="N", help="keep so many ended orchestrations per task hub")
+    parser.add_argument("--backups", metavar="DIR", help="where backups go (default: beside the database)")
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="default: %(default)s")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 

@@ -3,13 +3,14 @@
 Requests and replies are JSON objects in UTF-8, so that nobody needs generated code to use it: any gRPC client that
 can send bytes will do. Metadata are those of every other call (`taskhub`, `authorization`).
 
-=========  ==========================  =====================================================================
-method     request                     reply
-=========  ==========================  =====================================================================
-Hosted     `{}`                        which names the workers of the task hub take; see `hosted`
-Stats      `{}`                        counts, queues and workers of every task hub; see `stats`
-Backup     `{"path": "/new/file.db"}`  `{"path": ..., "bytes": ...}`; the file must not exist
-=========  ==========================  =====================================================================
+=========  =====================  =====================================================================
+method     request                reply
+=========  =====================  =====================================================================
+Hosted     `{}`                   which names the workers of the task hub take; see `hosted`
+Stats      `{}`                   counts, queues and workers of every task hub; see `stats`
+Backup     `{"name": "new.db"}`   `{"path": ..., "bytes": ...}`; a new file in the scheduler's folder for
+                                  backups, which by default is that of its database
+=========  =====================  =====================================================================
 """
 
 from __future__ import annotations
@@ -97,12 +98,12 @@ async def _stats(engine: Engine, _: TaskHub, __: bytes) -> bytes:
 
 async def _backup(engine: Engine, _: TaskHub, request: bytes) -> bytes:
     try:
-        path = json.loads(request)["path"]
-        target = Path(path)
+        name = json.loads(request)["name"]
     except (ValueError, KeyError, TypeError):
-        raise Refused("INVALID_ARGUMENT", 'Send a JSON object with the path of a new file: {"path": "..."}.') from None
-    if not target.is_absolute():
-        raise Refused("INVALID_ARGUMENT", f"{path!r} must be an absolute path.")
+        name = None
+    if not isinstance(name, str) or Path(name).name != name or not name:
+        raise Refused("INVALID_ARGUMENT", 'Send a JSON object with the name of a new file: {"name": "new.db"}.')
+    target = engine.backups.absolute() / name
     size = await engine.store.back_up(target)
     return json.dumps({"path": str(target), "bytes": size}).encode()
 

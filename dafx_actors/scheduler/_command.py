@@ -46,6 +46,7 @@ def _scheduler(arguments: argparse.Namespace) -> EmbeddedScheduler:
         synchronous=arguments.synchronous,
         token=_token(arguments.token_file),
         tls=tls,
+        backups=arguments.backups,
         retention=Retention(
             age=None if arguments.keep_days is None else arguments.keep_days * _DAY, count=arguments.keep_count
         ),

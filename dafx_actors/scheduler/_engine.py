@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -70,11 +71,13 @@ class Engine:
         clock: Clock,
         retention: Retention,
         patience: Patience,
+        backups: str | os.PathLike[str] | None = None,
     ) -> None:
+        self.backups = Path(backups if backups is not None else Path(path or "backup").parent)
+        """The only folder that backups go to: whoever may call need not be allowed to write anywhere else."""
         self.clock = clock
         self.store = Store(path, synchronous=synchronous, failed=self._write_failed)
         self.hubs: dict[str, TaskHub] = {}
-        self._by_id: dict[int, TaskHub] = {}
         self.timers = Timers(clock, self._fire)
         self._retention = retention
         self._patience = patience
@@ -94,7 +97,6 @@ class Engine:
             self.started = self.clock.now()
             for row, name in self.store.hubs():
                 self._add_hub(row, name, stored=True)
-            self._load_timers()
             stack.callback(self.timers.stop)
             for job in (self._retain(), self._watch()):
                 stack.push_async_callback(_cancelled, asyncio.create_task(job))
@@ -113,29 +115,20 @@ class Engine:
 
     def _add_hub(self, row: int, name: str, *, stored: bool) -> TaskHub:
         hub = TaskHub(name, row, store=self.store, clock=self.clock, timers=self.timers, stored=stored)
-        self.hubs[name] = self._by_id[row] = hub
+        self.hubs[name] = hub
         if stored:
             hub.load()
         return hub
 
     # --- timers --------------------------------------------------------------------------------------------------
 
-    def _load_timers(self) -> None:
-        self.timers.clear()
-        timers: list[Timer] = []
-        for hub in self.hubs.values():
-            timers += [
-                (due, row, hub.id, kind, orchestration, event)
-                for due, row, kind, orchestration, event in self.store.timers(hub.id)
-            ]
-        self.timers.load(timers)
-
     def _fire(self, due: list[Timer]) -> None:
         """Deliver what is due, all of a task hub in one change."""
         for hub in self.hubs.values():
             mine = [timer for timer in due if timer[2] == hub.id]
             if mine:
-                with suppress(SchedulerWriteFailed), hub.changing() as changes:
+                # Whatever goes wrong, the task hub has its timers again when it has read itself from the store.
+                with suppress(Exception), hub.changing() as changes:
                     for timer in mine:
                         hub.fire(changes, timer)
 
@@ -155,7 +148,6 @@ class Engine:
         try:
             for hub in self.hubs.values():
                 hub.reload()
-            self._load_timers()
         except SchedulerDatabaseError as unreadable:
             logger.error("%s", unreadable)  # noqa: TRY400 - the message says it all
 

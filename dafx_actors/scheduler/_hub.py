@@ -135,6 +135,7 @@ class TaskHub:
     def load(self) -> None:
         """Read what is ready from the store: after a start, whatever was out is out again."""
         now = self.clock.now()
+        self.timers.replace(self.id, [(row[0], row[1], self.id, *row[2:]) for row in self.store.timers(self.id)])
         self.entities.load(list(self.store.lock_requests(self.id)))
         for row in self.store.ready_orchestrations(self.id, now, Status.PENDING):
             it = self.orchestrations.find_by_id(row)

@@ -11,7 +11,7 @@ from dafx_actors.scheduler._proto import history_events, micros, pb, text, text_
 from dafx_actors.scheduler.storage import queries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 Handler: TypeAlias = Callable[[TaskHub, Any], Awaitable[Any]]
 
@@ -19,7 +19,10 @@ PAGE = 100
 """Items on a page, where the caller does not say."""
 
 LARGEST_PAGE = 1_000
-"""Items on a page, whatever the caller says: a client receives 4 MiB by default."""
+"""Items on a page, whatever the caller says."""
+
+_BYTES_ON_PAGE = 3 * 2**20
+"""A client receives 4 MiB in one message, unless it is told otherwise."""
 
 _EVENTS_IN_CHUNK = 100
 _BYTES_IN_CHUNK = 2**20
@@ -44,9 +47,20 @@ def _position(token: str) -> tuple[int, int] | None:
         raise Refused("INVALID_ARGUMENT", f"{token!r} is not a continuation token of this scheduler.") from None
 
 
+def _fitting(items: Sequence[Any]) -> int:
+    """How many of these messages fit on one page; one at least, or there would be no end of pages."""
+    size = 0
+    for number, item in enumerate(items):
+        size += item.ByteSize()
+        if size > _BYTES_ON_PAGE:
+            return max(number, 1)
+    return len(items)
+
+
 async def query_instances(hub: TaskHub, request: pb.QueryInstancesRequest) -> pb.QueryInstancesResponse:
     """QueryInstances."""
     query = request.query
+    position = _position(query.continuationToken.value)
     wanted = queries.InstanceFilter(
         statuses=tuple(int(status) for status in query.runtimeStatus),
         created_from=_time(query, "createdTimeFrom"),
@@ -57,14 +71,17 @@ async def query_instances(hub: TaskHub, request: pb.QueryInstancesRequest) -> pb
         hub.store,
         hub.id,
         wanted,
-        after=_position(query.continuationToken.value),
+        after=0 if position is None else position[1],
         size=_size(query.maxInstanceCount),
         payloads=query.fetchInputsAndOutputs,
     )
-    return pb.QueryInstancesResponse(
-        orchestrationState=[_states.state(it, payloads=query.fetchInputsAndOutputs) for it in page.items],
-        continuationToken=text(f"{page.items[-1].created}:{page.items[-1].id}") if page.more else None,
-    )
+    states = [_states.state(it, payloads=query.fetchInputsAndOutputs) for it in page.items]
+    fitting = _fitting(states)
+    token = None
+    if page.more or fitting < len(states):
+        last = page.items[fitting - 1]
+        token = f"{last.created}:{last.id}"
+    return pb.QueryInstancesResponse(orchestrationState=states[:fitting], continuationToken=text(token))
 
 
 async def list_instance_ids(hub: TaskHub, request: pb.ListInstanceIdsRequest) -> pb.ListInstanceIdsResponse:
@@ -125,10 +142,10 @@ async def query_entities(hub: TaskHub, request: pb.QueryEntitiesRequest) -> pb.Q
         size=_size(query.pageSize.value),
         state=query.includeState,
     )
-    return pb.QueryEntitiesResponse(
-        entities=[_states.entity_metadata(it, backlog, state=query.includeState) for it, backlog in page.items],
-        continuationToken=text(page.items[-1][0].entity_id) if page.more else None,
-    )
+    found = [_states.entity_metadata(it, backlog, state=query.includeState) for it, backlog in page.items]
+    fitting = _fitting(found)
+    token = found[fitting - 1].instanceId if page.more or fitting < len(found) else None
+    return pb.QueryEntitiesResponse(entities=found[:fitting], continuationToken=text(token))
 
 
 async def clean_entities(hub: TaskHub, request: pb.CleanEntityStorageRequest) -> pb.CleanEntityStorageResponse:

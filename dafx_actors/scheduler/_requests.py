@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dafx_actors.scheduler import _events, _states
@@ -37,7 +38,9 @@ def _existing(hub: TaskHub, instance_id: str) -> Orchestration:
 
 def _make_room(hub: TaskHub, changes: Changes, request: pb.CreateInstanceRequest, instance_id: str) -> None:
     """Remove the instance that has this id, if the caller's policy allows that."""
-    replaceable = {int(status) for status in request.orchestrationIdReusePolicy.replaceableStatus}
+    replaceable: set[int] = set()
+    if request.HasField("orchestrationIdReusePolicy"):
+        replaceable = {int(status) for status in request.orchestrationIdReusePolicy.replaceableStatus}
     if replaceable & _LIVE and Status.TERMINATED not in replaceable:
         raise Refused(
             "INVALID_ARGUMENT",
@@ -266,9 +269,11 @@ async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.Com
 
 
 def _abandon(hub: TaskHub, token: str) -> None:
-    work = _held(hub, token)
-    if work is not None:
-        hub.again(work)
+    # A worker that stops gives back what it has left, also what was handed out again since: then all is well.
+    with suppress(Superseded):
+        work = hub.answered(token)
+        if work is not None:
+            hub.again(work)
 
 
 async def abandon_orchestrator(

@@ -43,10 +43,12 @@ class Timers:
         if self._alarm is None or timer[0] < self._rings:
             self._set_alarm()
 
-    def load(self, timers: list[Timer]) -> None:
-        """Many more at once."""
+    def replace(self, hub: int, timers: list[Timer]) -> None:
+        """These are all the timers of a task hub; whatever else it had is forgotten."""
+        self._heap = [timer for timer in self._heap if timer[2] != hub and timer[1] not in self._dead]
         self._heap += timers
         heapq.heapify(self._heap)
+        self._dead.clear()
         self._set_alarm()
 
     def cancel(self, ids: set[int]) -> None:
@@ -57,12 +59,6 @@ class Timers:
             self._heap = [timer for timer in self._heap if timer[1] not in self._dead]
             heapq.heapify(self._heap)
             self._dead.clear()
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._heap.clear()
-        self._dead.clear()
-        self._set_alarm()
 
     def stop(self) -> None:
         """Fire nothing any more."""

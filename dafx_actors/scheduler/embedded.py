@@ -82,6 +82,7 @@ class EmbeddedScheduler:
         tls: Tls | None = None,
         retention: Retention | None = None,
         patience: Patience | None = None,
+        backups: str | os.PathLike[str] | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         worker_timeout: float = 20.0,
         ping_every: float = PING_EVERY,
@@ -101,6 +102,7 @@ class EmbeddedScheduler:
             tls: encrypts connections.
             retention: which ended orchestrations are removed by themselves; none by default.
             patience: how long a worker that stays connected may hold work.
+            backups: the folder for backups; by default that of the database.
             max_message_bytes: the largest message that is accepted.
             worker_timeout: seconds after which a peer that does not answer (stopped, or cut off) counts as gone.
             ping_every: seconds between signs of life to idle workers.
@@ -124,6 +126,7 @@ class EmbeddedScheduler:
             clock=clock or SystemClock(),
             retention=retention or Retention(),
             patience=patience or Patience(),
+            backups=backups,
         )
         self._stack = AsyncExitStack()
         self.port = port

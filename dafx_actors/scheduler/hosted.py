@@ -7,6 +7,7 @@ backend does not know the service; then the answer is None, which means that nob
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import attrs
@@ -14,7 +15,6 @@ import grpc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from typing_extensions import Self
 
@@ -96,16 +96,18 @@ async def stats_async(channel: Any, metadata: Metadata = (), *, timeout: float =
     return await _call_async(channel, "Stats", {}, metadata, timeout)
 
 
-def back_up(channel: Any, path: Path, metadata: Metadata = (), *, timeout: float = 600.0) -> int:
-    """Have the scheduler copy its database, while it works, into a new file on its machine. Returns its size.
+def back_up(channel: Any, name: str, metadata: Metadata = (), *, timeout: float = 600.0) -> Path:
+    """Have the scheduler copy its database, while it works, into a new file in its folder for backups.
+
+    Returns:
+        Where the file is, on the scheduler's machine.
 
     Raises:
-        grpc.RpcError: it could not, or the backend is another one.
+        grpc.RpcError: it could not, or there is a file of that name, or the backend is another one.
     """
-    reply = _method(channel, "Backup")(
-        json.dumps({"path": str(path)}).encode(), metadata=tuple(metadata), timeout=timeout
-    )
-    return int(json.loads(reply)["bytes"])
+    request = json.dumps({"name": name}).encode()
+    reply = _method(channel, "Backup")(request, metadata=tuple(metadata), timeout=timeout)
+    return Path(json.loads(reply)["path"])
 
 
 def _method(channel: Any, name: str) -> Any:

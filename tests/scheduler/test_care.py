@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -80,6 +81,14 @@ async def test_queries_in_pages(bench: Bench) -> None:
         OrchestrationQuery(runtime_status=[OrchestrationStatus.RUNNING])
     )
     assert [state.instance_id for state in active] == [running]
+
+
+async def test_pages_fit_into_what_a_client_receives(bench: Bench) -> None:
+    for number in range(6):
+        await bench.client.schedule_new_orchestration("any", input="x" * 1_500_000, instance_id=f"large-{number}")
+    found = await bench.client.get_all_orchestration_states(OrchestrationQuery(fetch_inputs_and_outputs=True))
+    assert [state.instance_id for state in found] == [f"large-{number}" for number in range(6)]
+    assert all(len(state.serialized_input or "") == 1_500_002 for state in found)
 
 
 async def test_ended_ids_in_pages(bench: Bench) -> None:
@@ -198,17 +207,22 @@ async def test_a_backup_while_it_works(bench: Bench, tmp_path: Path) -> None:
     await bench.run(calls, 3)
     address = bench.scheduler.endpoint[7:]
 
-    def copy(path: Path) -> int:
+    def copy(name: str) -> Path:
         with grpc.insecure_channel(address) as channel:
-            return back_up(channel, path)
+            return back_up(channel, name)
 
     target = tmp_path / "backup.db"
-    assert await anyio.to_thread.run_sync(copy, target) == target.stat().st_size
-    for path in (target, tmp_path / "no" / "such.db"):
+    assert await anyio.to_thread.run_sync(copy, "backup.db") == target
+    for name, code in (
+        ("backup.db", grpc.StatusCode.FAILED_PRECONDITION),  # It does not replace a file,
+        ("../backup.db", grpc.StatusCode.INVALID_ARGUMENT),  # and writes to no other folder.
+        (f"{tmp_path}/other.db", grpc.StatusCode.INVALID_ARGUMENT),
+        ("", grpc.StatusCode.INVALID_ARGUMENT),
+    ):
         with pytest.raises(grpc.RpcError) as caught:
-            await anyio.to_thread.run_sync(copy, path)
+            await anyio.to_thread.run_sync(copy, name)
         error: Any = caught.value
-        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert error.code() is code
     async with Bench(target) as restored:
         found = await restored.client.get_orchestration_state(state.instance_id)
         assert found is not None
@@ -322,6 +336,28 @@ async def test_errors_are_of_one_tree_and_say_what_to_do(tmp_path: Path) -> None
     with pytest.raises(DafxError, match="restore a backup"):
         async with EmbeddedScheduler(tmp_path / "dafx.db"):
             pass
+
+
+async def test_a_fault_of_our_own_costs_one_request_and_nothing_else(bench: Bench) -> None:
+    """Memory is read again from the store: timers, waiting clients and work go on."""
+
+    def naps(context: task.OrchestrationContext, _: object) -> Steps:
+        yield context.create_timer(timedelta(seconds=1))
+        return (yield context.wait_for_external_event("go"))
+
+    await bench.worker(naps)
+    instance_id = await bench.client.schedule_new_orchestration(naps)
+    await bench.client.wait_for_orchestration_start(instance_id, timeout=30)
+    waiting = asyncio.create_task(bench.end_of(instance_id))
+    hub = bench.scheduler.engine.hub("default")
+    it = hub.orchestrations.find(instance_id)
+    assert it is not None
+    with pytest.raises(ZeroDivisionError), hub.changing() as changes:  # noqa: PT012 - the fault is half-way
+        hub.orchestrations.terminate(changes, it, None, recurse=False)
+        _ = 1 / 0
+    assert len(bench.scheduler.engine.timers) == 1
+    await bench.client.raise_orchestration_event(instance_id, "go", data=2)
+    assert (await waiting).serialized_output == "2"
 
 
 async def test_nothing_is_left_behind(tmp_path: Path) -> None:

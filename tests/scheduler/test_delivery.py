@@ -11,6 +11,8 @@ import anyio.lowlevel
 import grpc.aio
 import pytest
 from durabletask import task
+from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.entities import EntityInstanceId
 from durabletask.grpc_options import GrpcWorkerResiliencyOptions
 from durabletask.internal import orchestrator_service_pb2 as pb
@@ -19,7 +21,7 @@ from durabletask.worker import ActivityWorkItemFilter, OrchestrationWorkItemFilt
 from dafx_actors.scheduler import Patience
 from dafx_actors.scheduler._records import Lock
 from dafx_actors.scheduler.storage import tables
-from tests.scheduler.bench import PATIENCE, Bench, RawWorker, Steps
+from tests.scheduler.bench import PATIENCE, QUIET, Bench, RawWorker, Steps
 from tests.scheduler.test_rules import HandClock
 
 if TYPE_CHECKING:
@@ -344,3 +346,38 @@ async def test_a_lock_whose_holder_is_gone_can_be_released(bench: Bench) -> None
         worker = RawWorker(await again.stub())
         assert (await again.client.clean_entity_storage()).orphaned_locks_released == 1
         assert (await worker.take()).entityRequestV2.instanceId == "@e@k"
+
+
+async def test_clients_and_workers_of_the_hosted_scheduler(bench: Bench) -> None:
+    """The same program runs on the hosted scheduler and here; they send a task hub, and nothing of their own."""
+    settings: Any = {
+        "host_address": bench.scheduler.endpoint,
+        "taskhub": "hosted",
+        "token_credential": None,
+        "secure_channel": False,
+        "logger": QUIET,
+    }
+    worker: Any = DurableTaskSchedulerWorker(**settings)
+    worker.add_orchestrator(one)
+    worker.add_activity(do_work)
+    worker.use_work_item_filters()
+    worker.start()
+    try:
+        async with AsyncDurableTaskSchedulerClient(**settings) as client:
+            instance_id = await client.schedule_new_orchestration(one, input=6)
+            state = await client.wait_for_orchestration_completion(instance_id, timeout=PATIENCE)
+            assert state is not None
+            assert state.serialized_output == "6"
+        assert bench.scheduler.engine.hub("hosted").delivery.queue.workers[0].name
+    finally:
+        await anyio.to_thread.run_sync(worker.stop)
+
+
+async def test_giving_back_what_was_handed_out_again_is_no_error(bench: Bench) -> None:
+    stub = await bench.stub()
+    for call, request in (
+        (stub.AbandonTaskOrchestratorWorkItem, pb.AbandonOrchestrationTaskRequest),
+        (stub.AbandonTaskActivityWorkItem, pb.AbandonActivityTaskRequest),
+        (stub.AbandonTaskEntityWorkItem, pb.AbandonEntityTaskRequest),
+    ):
+        await call(request(completionToken="old"))

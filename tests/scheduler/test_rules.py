@@ -291,9 +291,12 @@ def test_timers_fire_in_order_and_with_one_alarm() -> None:
 
 def test_many_cancelled_timers_do_not_stay_in_memory() -> None:
     timers = Timers(HandClock(), lambda _: None)
-    timers.load([(NOW + row, row, 1, 0, row, None) for row in range(5_000)])
+    timers.replace(1, [(NOW + row, row, 1, 0, row, None) for row in range(5_000)])
     timers.cancel(set(range(4_000)))
     assert len(timers) == len(timers._heap) == 1_000
+    timers.replace(2, [(NOW, 9_000, 2, 0, 1, None)])
+    timers.replace(1, [])
+    assert len(timers) == 1
 
 
 # --- memory and bytes ------------------------------------------------------------------------------------------------

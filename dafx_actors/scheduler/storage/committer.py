@@ -35,14 +35,8 @@ CHECKPOINT_AT = 16 * 2**20
 _COMMITS_BETWEEN_LOOKS = 64
 """How often the size of the log is looked at."""
 
-_QUICK = 0.001
+QUICK = 0.001
 """Seconds; the loop itself waits for a disk that usually takes less."""
-
-_INSTANT = 0.000_15
-"""Seconds; a disk that is faster than a turn of the event loop is not kept waiting for company, if none is usual."""
-
-_ALONE = 1.2
-"""Changes that usually come in one turn of the loop, up to which none waits for another."""
 
 _WEIGHT = 0.1
 """Of the last one in what is usual."""
@@ -124,7 +118,13 @@ class Committer:
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, location: Location, failed: Callable[[SchedulerWriteFailed], None]
+        self,
+        connection: sqlite3.Connection,
+        location: Location,
+        failed: Callable[[SchedulerWriteFailed], None],
+        *,
+        quick: float = QUICK,
+        checkpoint_at: int = CHECKPOINT_AT,
     ) -> None:
         """Start writing.
 
@@ -132,6 +132,8 @@ class Committer:
             connection: nobody else may use it until `close`.
             location: of the file, for its size and for messages.
             failed: called when a group could not be written; its changes are settled after that.
+            quick: seconds that the loop itself waits for the disk; a disk that usually takes longer is a thread's.
+            checkpoint_at: bytes in the write-ahead log after which it is copied into the database.
         """
         self._connection = connection
         self._location = location
@@ -143,11 +145,10 @@ class Committer:
         self._idle: asyncio.Future[None] | None = None
         self._jobs: SimpleQueue[Callable[[], sqlite3.Error | None] | None] = SimpleQueue()
         self._thread: Thread | None = None
+        self._quick = quick
+        self._checkpoint_at = checkpoint_at
         self._usual = 0.0
         """Seconds that a commit usually takes."""
-        self._came = 0
-        self._company = 1.0
-        """How many changes usually come in one turn of the loop."""
         self.seq = 0
         self.committed = 0
         """All changes up to this one are on disk."""
@@ -164,20 +165,13 @@ class Committer:
         """Have the changes written with the next group."""
         changes.complete()
         self._waiting.append(changes)
-        self._came += 1
+        # Not at once: whatever else is ready to run on the loop joins the group.
+        self._soon()
+
+    def _soon(self) -> None:
         if self._group is None and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
-            if self._usual < _INSTANT and self._company < _ALONE:
-                self._flush()
-
-    def _turn(self) -> None:
-        """Whatever was ready to run on the loop has run, and its changes form the group."""
-        self._scheduled = False
-        self._company += (self._came - self._company) * _WEIGHT
-        self._came = 0
-        if self._group is None:
-            self._flush()
+            self._loop.call_soon(self._flush)
 
     async def reached(self, seq: int) -> None:
         """Wait until these changes, and all before them, are on disk.
@@ -206,6 +200,7 @@ class Committer:
             self._thread = None
 
     def _flush(self) -> None:
+        self._scheduled = False
         group, self._waiting = self._waiting, []
         if not group:
             self._rest()
@@ -220,7 +215,7 @@ class Committer:
         except sqlite3.Error as error:
             self._finish(error)
             return
-        if self._usual < _QUICK:
+        if self._usual < self._quick:
             self._finish(self._commit())
         else:
             self._hand_over(self._commit)
@@ -267,14 +262,12 @@ class Committer:
             self.commits += 1
             for changes in group:
                 changes.settle(None)
-            if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > CHECKPOINT_AT:
+            if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > self._checkpoint_at:
                 self._group = []
                 self._hand_over(self._checkpoint)
                 return
         if self._waiting:
-            if not self._scheduled:
-                self._scheduled = True
-                self._loop.call_soon(self._turn)
+            self._soon()
         else:
             self._rest()
 

@@ -87,19 +87,18 @@ def _matching(hub: int, wanted: InstanceFilter) -> Conditions:
 
 
 async def instances(
-    store: Store, hub: int, wanted: InstanceFilter, *, after: tuple[int, int] | None, size: int, payloads: bool
+    store: Store, hub: int, wanted: InstanceFilter, *, after: int, size: int, payloads: bool
 ) -> Page[Orchestration]:
-    """Orchestrations in order of creation, from behind `after` (created, id)."""
+    """Orchestrations in order of creation, from behind the row `after`."""
     where = _matching(hub, wanted)
-    if after is not None:
-        where.add("(o.created, o.id) > (?, ?)", *after)
+    where.add("o.id > ?", after)
     columns = f"{tables.ORCHESTRATION_COLUMNS}, {tables.PAYLOAD_COLUMNS}"
     if not payloads:
         # Tags belong to every answer, inputs and outputs do not.
         columns = columns.replace("p.input, p.output", "NULL, NULL")
     rows = await store.query(
         f"SELECT {columns} FROM orchestrations o LEFT JOIN payloads p ON p.id = o.id WHERE {where}"  # noqa: S608
-        " ORDER BY o.created, o.id LIMIT ?",
+        " ORDER BY o.id LIMIT ?",
         *where.values,
         size + 1,
     )

@@ -20,7 +20,8 @@ INSERT INTO ids VALUES (1);
 
 CREATE TABLE hubs (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 
--- What changes at every turn is kept apart from payloads, or every turn would write those again.
+-- What changes at every turn is kept apart from payloads, or every turn would write those again. Ids grow, so they
+-- also give the order of creation; each index more would cost every start another page to write.
 CREATE TABLE orchestrations (
     id INTEGER PRIMARY KEY,
     hub INTEGER NOT NULL,
@@ -43,9 +44,7 @@ CREATE TABLE orchestrations (
     parent_version TEXT,
     UNIQUE (hub, instance_id)
 );
-CREATE INDEX orchestrations_created ON orchestrations (hub, created, id);
 CREATE INDEX orchestrations_completed ON orchestrations (hub, completed, id) WHERE completed IS NOT NULL;
-CREATE INDEX orchestrations_active ON orchestrations (hub) WHERE completed IS NULL;
 CREATE INDEX orchestrations_parent ON orchestrations (parent) WHERE parent IS NOT NULL;
 
 CREATE TABLE payloads (

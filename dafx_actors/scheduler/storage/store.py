@@ -234,10 +234,10 @@ class Store:
         )
         return map(tables.read_lock_request, self.rows(sql, hub))
 
-    def timers(self, hub: int) -> Iterator[Row]:
+    def timers(self, hub: int) -> list[Row]:
         """Due, id, kind, orchestration and event of every timer; a delayed operation's event stays on disk."""
         sql = "SELECT due, id, kind, orchestration, CASE kind WHEN 0 THEN event END FROM timers WHERE hub = ?"
-        return iter(self.rows(sql, hub))
+        return self.rows(sql, hub)
 
     def delayed_operation(self, row: int) -> tuple[str, Operation] | None:
         """Whom a delayed operation is for, and the operation under the id of its timer."""

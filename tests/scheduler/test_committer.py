@@ -1,0 +1,121 @@
+"""Group commit, over a real file."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dafx_actors.errors import SchedulerWriteFailed
+from dafx_actors.scheduler.storage.committer import Changes, Committer
+from dafx_actors.scheduler.storage.database import Location, connect, connect_reader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+ON_THE_LOOP, ON_A_THREAD = 1_000.0, -1.0
+
+
+class Writer:
+    """A committer over a file with one table, and what it said of failures."""
+
+    def __init__(self, path: Path, quick: float) -> None:
+        self.connection = connect(str(path), synchronous="full", steps=["CREATE TABLE t (a INTEGER PRIMARY KEY, b)"])
+        self.reader = connect_reader(str(path))
+        self.failures: list[SchedulerWriteFailed] = []
+        self.location = Location(path=str(path))
+        self.committer = Committer(
+            self.connection, self.location, self.failures.append, quick=quick, checkpoint_at=200_000
+        )
+
+    def submit(self, key: int, value: object = None, *, broken: bool = False) -> Changes:
+        changes = self.committer.begin()
+        changes.write("INSERT INTO nowhere VALUES (?, ?)" if broken else "INSERT INTO t VALUES (?, ?)", key, value)
+        self.committer.submit(changes)
+        return changes
+
+    def stored(self) -> list[int]:
+        return [row[0] for row in self.reader.execute("SELECT a FROM t ORDER BY a")]
+
+
+@pytest.fixture(params=[ON_THE_LOOP, ON_A_THREAD], ids=["on the loop", "on a thread"])
+async def writer(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Writer]:
+    it = Writer(tmp_path / "t.db", request.param)
+    yield it
+    await it.committer.close()
+    it.reader.close()
+    it.connection.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "dafx-scheduler-commit"]
+
+
+async def test_what_comes_together_shares_a_commit_and_is_on_disk_when_it_is_told(writer: Writer) -> None:
+    order: list[Any] = []
+    together = [writer.submit(number) for number in range(10)]
+    together[3].then(lambda: order.append(writer.stored()))
+    for changes in together:
+        await changes.committed()
+    assert writer.committer.commits == 1
+    assert writer.stored() == list(range(10))
+    assert order == [list(range(10))]
+    assert writer.committer.committed == together[-1].seq
+    await together[0].committed()  # Also for who asks later.
+
+
+async def test_one_that_goes_away_takes_nobody_along(writer: Writer) -> None:
+    changes = writer.submit(1)
+    waits = [asyncio.create_task(changes.committed()) for _ in range(2)]
+    await asyncio.sleep(0)
+    waits[0].cancel()
+    await waits[1]
+    assert writer.stored() == [1]
+
+
+async def test_a_group_that_fails_fails_as_a_whole_and_the_next_is_written(writer: Writer) -> None:
+    good, bad = writer.submit(1), writer.submit(2, broken=True)
+    done: list[int] = []
+    good.then(lambda: done.append(1))
+    for changes in (good, bad):
+        with pytest.raises(SchedulerWriteFailed, match="nowhere"):
+            await changes.committed()
+    with pytest.raises(SchedulerWriteFailed):
+        await good.committed()
+    assert (len(writer.failures), done, writer.stored()) == (1, [], [])
+    await writer.submit(3).committed()
+    assert writer.stored() == [3]
+
+
+async def test_what_follows_a_commit_may_fail_without_harm_to_others(writer: Writer) -> None:
+    first, second = writer.submit(1), writer.submit(2)
+    first.then(lambda: [][0])
+    await first.committed()
+    await second.committed()
+
+
+async def test_it_can_be_waited_for_by_number(writer: Writer) -> None:
+    changes = writer.submit(1)
+    await writer.committer.reached(changes.seq)
+    assert writer.stored() == [1]
+    await writer.committer.reached(changes.seq)
+
+
+async def test_the_log_does_not_grow_for_ever(writer: Writer) -> None:
+    for number in range(300):
+        await writer.submit(number, b"x" * 4_000).committed()
+    await writer.committer.drained()
+    assert writer.location.log_size() < 3_000_000
+    assert len(writer.stored()) == 300
+
+
+async def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "t.db", ON_THE_LOOP)
+    writer.connection.execute(f"PRAGMA max_page_count = {writer.connection.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(SchedulerWriteFailed, match="disk is full"):
+        await writer.submit(1, b"x" * 100_000).committed()
+    await writer.committer.close()
+    writer.reader.close()
+    writer.connection.close()
