@@ -28,7 +28,6 @@ from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
 from dafx_actors.ids import entity_name
 from dafx_actors.models import Model
-from dafx_actors.models.environment import model_from_environment
 from dafx_actors.orchestration import CrossingError, is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
 
@@ -242,6 +241,9 @@ class DurableAIAgentWorker:
         if isinstance(given, Model):
             return given
         if given not in self._models:
+            # Not at the top: what providers need is imported by programs that use one.
+            from dafx_actors.models.environment import model_from_environment
+
             self._models[given] = made = given() if callable(given) else model_from_environment(os.environ, given)
             self._made.append(made)
         return self._models[given]
