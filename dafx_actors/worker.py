@@ -20,6 +20,7 @@ from durabletask.client import TaskHubGrpcClient
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _codec
+from dafx_actors._agent_tasks import CrossingError
 from dafx_actors._connect import Address, address, make_worker, reader_of
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Pool
@@ -28,7 +29,7 @@ from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
 from dafx_actors.ids import entity_name
 from dafx_actors.models import Model
-from dafx_actors.orchestration import CrossingError, is_orchestrator, orchestrator
+from dafx_actors.orchestration import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")

@@ -16,12 +16,16 @@ ROWS = [
     {"ids"},
     {"transcript"},
     {"exchange", "models"},
+    {"_json"},
+    {"_stored"},
     {"_codec"},
+    {"_annotations"},
     {"_thread", "_turn", "_values", "_coroutines", "_connect", "agents"},
     {"models._chat", "models._failures", "models._server", "models._weights", "models._llama", "testing"},
     {"models.openai"},
     {"models.local"},
     {"models.environment"},
+    {"_agent_tasks"},
     {"orchestration"},
     {"client", "_runtime"},
     {"_seam"},
@@ -36,7 +40,7 @@ OWNERS = {
     "sqlite3": {"scheduler"},
     "durabletask.internal": {"scheduler"},
     "pydantic": {"_values"},
-    "cattrs": {"_codec", "_values"},
+    "cattrs": {"_codec", "_stored", "_values", "_annotations"},
 }
 """Who may import what, by the first part of the module's name."""
 HOSTS_OF_THE_SCHEDULER = {"_connect", "testing", "cli"}

@@ -1,4 +1,4 @@
-"""What `import dafx_actors` costs, over what durabletask alone costs: `python tests/benchmarks/imports.py [--json FILE]`."""
+"""The cost of `import dafx_actors`, over durabletask's: `python tests/benchmarks/imports.py [--json FILE]`."""
 
 from __future__ import annotations
 
