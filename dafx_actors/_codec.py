@@ -12,14 +12,13 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from typing import Any, Literal, TypeGuard, TypeVar, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import attrs
-from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from dafx_actors._json import as_list, as_object, dump_time, load_time
 from dafx_actors.errors import (
     ConfigurationError,
     DafxError,
@@ -33,221 +32,27 @@ from dafx_actors.exchange import AgentRunResponse, RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import (
     ChatMessage,
-    Content,
-    DataContent,
     Entry,
     ErrorContent,
-    FunctionCallContent,
-    FunctionResultContent,
-    HostedFileContent,
-    HostedVectorStoreContent,
     Json,
-    OpaqueContent,
-    OpaqueEntry,
-    Request,
     Response,
-    TextContent,
-    TextReasoningContent,
     Transcript,
-    UnknownContent,
-    UriContent,
-    UsageContent,
     UsageStats,
 )
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 SCHEMA_VERSION = "1.1.0"
 """The version of the stored form that is written, and the newest that is understood in full."""
 
-T = TypeVar("T")
-
-_CONTENTS: dict[str, type[Any]] = {
-    "text": TextContent,
-    "reasoning": TextReasoningContent,
-    "data": DataContent,
-    "uri": UriContent,
-    "error": ErrorContent,
-    "functionCall": FunctionCallContent,
-    "functionResult": FunctionResultContent,
-    "hostedFile": HostedFileContent,
-    "hostedVectorStore": HostedVectorStoreContent,
-    "usage": UsageContent,
-    "unknown": UnknownContent,
-}
-_ENTRIES: dict[str, type[Any]] = {"request": Request, "response": Response}
-_STORED: tuple[type[Any], ...] = (UsageStats, *_CONTENTS.values(), ChatMessage, *_ENTRIES.values())
-_KIND_OF = {cls: kind for kinds in (_CONTENTS, _ENTRIES) for kind, cls in kinds.items()}
-_RENAMED = {
-    UsageStats: {
-        "input_tokens": "inputTokenCount",
-        "output_tokens": "outputTokenCount",
-        "total_tokens": "totalTokenCount",
-    }
-}
-_NULLABLE = {UnknownContent: frozenset({"content"})}
-"""Fields that the schema requires and that may be null; elsewhere a null counts as absent."""
-
-
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(part.title() for part in tail)
-
-
-# --- Times: RFC 3339, as .NET, Python and JavaScript write it -----------------------------------------------------
-
-_FRACTION = re.compile(r"\.(\d+)")
-
-
-def dump_time(moment: datetime) -> str:
-    """RFC 3339 in UTC; a time without a zone is UTC, as it is when it is read, and not this machine's."""
-    return _in_utc(moment).isoformat()
-
-
-def load_time(text: Json) -> datetime:
-    """Read RFC 3339; a time without a zone is UTC, and digits beyond the microsecond are cut off (.NET writes 7).
-
-    Raises:
-        ValueError: It is no such time.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"not a time: {text!r}")  # noqa: TRY004 - bad data, not a bad program
-    micros = _FRACTION.sub(lambda found: "." + found.group(1)[:6].ljust(6, "0"), text, count=1)
-    moment = datetime.fromisoformat(micros[:-1] + "+00:00" if micros[-1:] in {"Z", "z"} else micros)
-    try:
-        return _in_utc(moment)
-    except OverflowError as error:
-        raise ValueError(f"not a time that can be told in UTC: {text!r}") from error
-
-
-def _in_utc(moment: datetime) -> datetime:
-    return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-
-
-# --- The converter: attrs classes by their fields -----------------------------------------------------------------
-
-
-def _exactly(kind: type[T]) -> Callable[[Json, Any], T]:
-    """Structure nothing but `kind`: cattrs would make "5" of 5, and 0 of False."""
-
-    def structure(value: Json, _: Any) -> T:
-        if type(value) is not kind:
-            raise ValueError(f"expected {kind.__name__}, found {value!r}")
-        return value
-
-    return structure
-
-
-def _is(origin: Any) -> Callable[[Any], bool]:
-    return lambda cls: get_origin(cls) is origin
-
-
-def _literal(value: Json, cls: Any) -> Json:
-    """Structure a `Literal` of words; the exception that cattrs raises for others is not always a ValueError."""
-    if value not in get_args(cls):
-        raise ValueError(f"expected one of {', '.join(get_args(cls))}, found {value!r}")
-    return value
-
-
-def _sequence(cls: Any, converter: Converter) -> Callable[[Json, Any], tuple[Any, ...]]:
-    """Structure `tuple[item, ...]` from a list only: cattrs would take the keys of an object, and make () of {}."""
-    (item, _) = get_args(cls)
-
-    def structure(value: Json, _: Any) -> tuple[Any, ...]:
-        return tuple(converter.structure(each, item) for each in _list(value))
-
-    return structure
-
-
-def _object(value: Json, _: Any = None) -> Mapping[str, Json]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"expected an object, found {value!r}")  # noqa: TRY004 - likewise
-    return cast("Mapping[str, Json]", value)
-
-
-def _list(value: Json) -> list[Json]:
-    if not isinstance(value, list):
-        raise ValueError(f"expected a list, found {value!r}")  # noqa: TRY004 - likewise
-    return cast("list[Json]", value)
-
-
-def _structure_of(cls: type[Any], converter: Converter) -> Callable[[Json, Any], Any]:
-    """Read `cls` from an object; what no field takes goes to `extra`, and a null counts as absent."""
-    generated = make_dict_structure_fn(cls, converter, **_overrides(cls))
-    known = {*_wire_names(cls).values(), "$type"}
-    nullable = _NULLABLE.get(cls, frozenset[str]())
-
-    def structure(value: Json, _: Any) -> Any:
-        raw = _object(value)
-        made = generated({key: item for key, item in raw.items() if item is not None or key in nullable}, cls)
-        unknown = {key: item for key, item in raw.items() if key not in known}
-        return attrs.evolve(made, extra=unknown) if unknown else made
-
-    return structure
-
-
-def _unstructure_of(cls: type[Any], converter: Converter) -> Callable[[Any], dict[str, Json]]:
-    generated = make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, **_overrides(cls))
-    kind = _KIND_OF.get(cls)
-
-    def unstructure(value: Any) -> dict[str, Json]:
-        tagged = {"$type": kind} if kind else {}
-        return {**tagged, **generated(value), **value.extra}
-
-    return unstructure
-
-
-def _wire_names(cls: type[Any]) -> dict[str, str]:
-    renamed = _RENAMED.get(cls, {})
-    return {field.name: renamed.get(field.name, _camel(field.name)) for field in attrs.fields(cls)}
-
-
-def _overrides(cls: type[Any]) -> dict[str, Any]:
-    names = _wire_names(cls)
-    nullable = _NULLABLE.get(cls, frozenset[str]())
-    return {
-        name: override(omit=True)
-        if name == "extra"
-        else override(rename=wire, omit_if_default=False if wire in nullable else None)
-        for name, wire in names.items()
-    }
-
-
-def _kind_of(raw: Mapping[str, Json], kinds: Mapping[str, type[Any]]) -> type[Any] | None:
-    named = raw.get("$type")
-    return kinds.get(named) if isinstance(named, str) else None
-
-
-def _load_content(value: Json, _: Any = None) -> Content:
-    raw = _object(value)
-    cls = _kind_of(raw, _CONTENTS)
-    if cls is None:
-        return OpaqueContent(raw)
-    try:
-        return cast("Content", _converter().structure(raw, cls))
-    except (ValueError, KeyError, TypeError):
-        # Stored by somebody else, and broken: kept as it is rather than losing the thread over it.
-        return OpaqueContent(raw)
-
 
 @functools.cache
 def _converter() -> Converter:
-    """Made when it is first needed, for it costs a program's start as much as all our modules together."""
-    made = Converter(detailed_validation=False)
-    for kind in (str, int, bool):
-        made.register_structure_hook(kind, _exactly(kind))
-    made.register_structure_hook_func(_is(Literal), _literal)
-    made.register_structure_hook_factory(_is(tuple))(_sequence)
-    made.register_structure_hook(datetime, lambda value, _: load_time(value))
-    made.register_unstructure_hook(datetime, dump_time)
-    made.register_structure_hook_func(lambda cls: cls == Mapping[str, Json], _object)
-    made.register_unstructure_hook_func(lambda cls: cls == Mapping[str, Json], lambda value: dict(value))
-    made.register_structure_hook_func(lambda cls: cls == Content, _load_content)
-    made.register_unstructure_hook(OpaqueContent, lambda value: dict(value.raw))
-    made.register_unstructure_hook_func(lambda cls: cls == Content, lambda value: made.unstructure(value, type(value)))
-    # Leaves first: a class's functions are made with those of the classes inside it.
-    for cls in _STORED:
-        made.register_structure_hook(cls, _structure_of(cls, made))
-        made.register_unstructure_hook(cls, _unstructure_of(cls, made))
-    return made
+    # Not at the top: it takes long to make, and programs that only declare agents never need it.
+    from dafx_actors._stored import make_converter
+
+    return make_converter()
 
 
 # --- Messages and entries -----------------------------------------------------------------------------------------
@@ -276,7 +81,7 @@ def load_messages(raw: Json) -> tuple[ChatMessage, ...]:
     Raises:
         ValueError: It is none.
     """
-    return tuple(load_message(item) for item in _list(raw))
+    return tuple(load_message(item) for item in as_list(raw))
 
 
 def dump_usage(usage: UsageStats) -> dict[str, Json]:
@@ -295,21 +100,17 @@ def load_usage(raw: Json) -> UsageStats:
 
 def dump_entry(entry: Entry) -> dict[str, Json]:
     """An entry as it is stored."""
-    return (
-        dict(entry.raw) if isinstance(entry, OpaqueEntry) else cast("dict[str, Json]", _converter().unstructure(entry))
-    )
+    return cast("dict[str, Json]", _converter().unstructure(entry))
 
 
 def load_entry(raw: Json) -> Entry:
-    """Read a stored entry; one of an unknown or broken kind is kept whole."""
-    document = _object(raw)
-    cls = _kind_of(document, _ENTRIES)
-    if cls is None:
-        return OpaqueEntry(document)
-    try:
-        return cast("Entry", _converter().structure({**document, "messages": _or(document.get("messages"), [])}, cls))
-    except (ValueError, KeyError, TypeError):
-        return OpaqueEntry(document)
+    """Read a stored entry; one of an unknown or broken kind is kept whole.
+
+    Raises:
+        ValueError: It is not even an object.
+    """
+    kind: Any = Entry
+    return cast("Entry", _converter().structure(raw, kind))
 
 
 # --- The whole document -------------------------------------------------------------------------------------------
@@ -323,16 +124,16 @@ def check_document(document: Json) -> Mapping[str, Json]:
     """
     if document is None:
         return {}
-    version = _object(document).get("schemaVersion") if isinstance(document, Mapping) else None
+    version = as_object(document).get("schemaVersion") if isinstance(document, Mapping) else None
     if not isinstance(version, str) or not re.fullmatch(r"\d{1,9}\.\d+\.\d+", version):
         raise UnsupportedTranscript(f"schemaVersion is {version!r}", SCHEMA_VERSION)
     if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
         raise UnsupportedTranscript(f"schemaVersion {version}", SCHEMA_VERSION)
-    data: Json = _object(document).get("data")
-    history: Json = _object(data).get("conversationHistory", []) if isinstance(data, Mapping) else None
+    data: Json = as_object(document).get("data")
+    history: Json = as_object(data).get("conversationHistory", []) if isinstance(data, Mapping) else None
     if not isinstance(history, list) or not all(isinstance(entry, Mapping) for entry in cast("list[Json]", history)):
         raise UnsupportedTranscript("`data.conversationHistory` is not a list of objects", SCHEMA_VERSION)
-    return _object(data)
+    return as_object(data)
 
 
 @attrs.frozen(kw_only=True)
@@ -351,11 +152,11 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
         UnsupportedTranscript: It is broken. Only this package writes it, so it is not guessed at.
     """
     try:
-        ours = _object(_or(data.get("dafx"), {}))
+        ours = as_object(_or(data.get("dafx"), {}))
         return Unfinished(
             active=_text(ours, "active"),
             draft=load_messages(_or(ours.get("draft"), [])),
-            waiting=tuple(load_request(raw) for raw in _list(_or(ours.get("waiting"), []))),
+            waiting=tuple(load_request(raw) for raw in as_list(_or(ours.get("waiting"), []))),
         )
     except ValueError as error:
         raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error
@@ -408,7 +209,7 @@ def load_request(raw: Json) -> RunRequest:
     Raises:
         ValueError: It is none. A class that it names is not imported: only its JSON schema would count.
     """
-    document = _object(json.loads(raw) if isinstance(raw, str) else raw)
+    document = as_object(json.loads(raw) if isinstance(raw, str) else raw)
     correlation_id = document.get("correlationId")
     if not isinstance(correlation_id, str) or not correlation_id:
         raise ValueError("a request needs a `correlationId`")
@@ -427,8 +228,8 @@ def load_request(raw: Json) -> RunRequest:
     return RunRequest(
         correlation_id=correlation_id,
         messages=load_messages(messages),
-        response_schema=None if schema is None else _object(schema),
-        options=_object(_or(document.get("options"), {})),
+        response_schema=None if schema is None else as_object(schema),
+        options=as_object(_or(document.get("options"), {})),
         created_at=load_time(created) if created else None,
         orchestration_id=_text(document, "orchestrationId"),
     )
@@ -499,10 +300,10 @@ def load_error(raw: Json) -> DafxError | None:
     Fields that this version does not know are left out, so that an older client understands a newer worker.
     """
     try:
-        document = _object(json.loads(raw) if isinstance(raw, str) else raw)
+        document = as_object(json.loads(raw) if isinstance(raw, str) else raw)
         cls = _CROSSING[document["type"]]
         known = {field.name for field in attrs.fields(cls)}  # type: ignore[arg-type]
-        made = cls(**{name: value for name, value in _object(document["fields"]).items() if name in known})
+        made = cls(**{name: value for name, value in as_object(document["fields"]).items() if name in known})
         str(made)  # fields of other types than it says would only show when somebody reads it
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

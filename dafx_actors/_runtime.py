@@ -217,7 +217,7 @@ def _commit(
     state: _thread.ThreadState, thread: AgentThread, raw: Json, now: datetime
 ) -> tuple[_thread.ThreadState, _thread.Outcome]:
     messages, usage = _codec.load_messages(raw["messages"]), _codec.load_usage(raw.get("usage"))
-    return _thread.commit(state, thread, raw["correlationId"], messages, usage, now)
+    return _thread.commit(state, thread, raw["correlationId"], messages, usage, now, whole=bool(raw.get("whole")))
 
 
 def _abort(
@@ -323,8 +323,8 @@ class _TurnSteps:
         result = await self._model_step(begun["granted"])
         step = _step_after(result, self._thread)
         if isinstance(step, _turn.Fail):
-            return await self._abort(self._id, step.error)
-        return await self._commit(self._id, [_codec.dump_message(step.message)], result.get("usage"))
+            return await self._abort(step.error)
+        return await self._commit([_codec.dump_message(step.message)], result.get("usage"))
 
     async def _model_step(self, length: int) -> Json:
         """The reply as a value; also what the activity itself raises, lest the thread be left with a dead turn."""
@@ -364,30 +364,38 @@ class _TurnSteps:
         return begun
 
     async def _look_after(self, active: str) -> None:
-        """End the turn that holds the thread if it is dead; then its thread, or the next in line, is woken."""
+        """End the turn that holds the thread if it is dead; then its thread, or the next in line, is woken.
+
+        A refusal means that somebody else ended it in the meantime, or reset the thread.
+        """
         probe = probe_name(self._thread.agent)
         fate: Json = await self._context.call_activity(probe, input={"correlationId": active})
         if fate["alive"]:
             return
         if response := fate["response"]:
-            await self._commit(active, response["messages"], response.get("usage"))
+            messages, usage = response["messages"], response.get("usage")
+            ending = {"correlationId": active, "messages": messages, "usage": usage, "whole": True}
+            self._wake_next(await self._call("commit", ending))
         else:
-            await self._abort(active, TurnTerminated(self._thread.agent, active, "it ended without a word"))
+            error = TurnTerminated(self._thread.agent, active, "it ended without a word")
+            self._wake_next(await self._call("abort", {"correlationId": active, "error": _codec.dump_error(error)}))
 
-    async def _commit(self, turn: str, messages: Json, usage: Json) -> Json:
-        ended = await self._call("commit", {"correlationId": turn, "messages": messages, "usage": usage})
-        return self._ended(ended)
+    async def _commit(self, messages: Json, usage: Json) -> Json:
+        ending = {"correlationId": self._id, "messages": messages, "usage": usage}
+        return self._ended(await self._call("commit", ending))
 
-    async def _abort(self, turn: str, error: DafxError) -> Json:
-        ended = await self._call("abort", {"correlationId": turn, "error": _codec.dump_error(error)})
-        return self._ended(ended)
+    async def _abort(self, error: DafxError) -> Json:
+        ending = {"correlationId": self._id, "error": _codec.dump_error(error)}
+        return self._ended(await self._call("abort", ending))
 
     def _ended(self, outcome: Json) -> Json:
-        """The response, after the turn that is active now was told."""
-        ended = self._checked(outcome)
-        if ended["next"]:
-            self._context.send_event(ended["next"], _GRANTED, data=ended["granted"])
-        return ended["ended"]
+        self._wake_next(self._checked(outcome))
+        return outcome["ended"]
+
+    def _wake_next(self, outcome: Json) -> None:
+        """Tell the turn that is active now."""
+        if outcome.get("next"):
+            self._context.send_event(outcome["next"], _GRANTED, data=outcome["granted"])
 
     def _call(self, operation: str, input: Json) -> DurableTask[Json]:
         return self._context.call_entity(self._thread.entity_id, operation, input)

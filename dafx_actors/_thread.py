@@ -172,8 +172,15 @@ def commit(
     messages: tuple[ChatMessage, ...],
     usage: UsageStats | None,
     now: datetime,
+    *,
+    whole: bool = False,
 ) -> tuple[ThreadState, Outcome]:
-    """The active turn ends with an answer: its draft and `messages`. The next in line becomes active."""
+    """The active turn ends with an answer: its draft and `messages`, or `messages` alone where they are the whole.
+
+    The next in line becomes active.
+    """
+    if whole:
+        state = attrs.evolve(state, draft=()) if state.active == turn else state
     return _end(state, thread, turn, messages, usage, now)
 
 

@@ -7,38 +7,25 @@ usual containers. A parameter without an annotation, or with `Any`, takes the JS
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import json
 import math
 import types
 import typing
 from collections.abc import (
     Callable,
-    Collection,
-    Container,
     Generator,
-    Iterable,
     Mapping,
-    MutableMapping,
-    MutableSequence,
-    Sequence,
-    Set,
 )
-from datetime import datetime
-from enum import Enum
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
-from cattrs import Converter, gen
-from cattrs.gen import typeddicts
-from cattrs.preconf.json import make_converter
 
-from dafx_actors._codec import dump_entry, dump_message, dump_time, load_message, load_response, load_time
-from dafx_actors.exchange import AgentRunResponse
-from dafx_actors.ids import AgentThread
-from dafx_actors.transcript import ChatMessage, Json, Response
+from dafx_actors._json import shown
+from dafx_actors.transcript import Json
+
+if TYPE_CHECKING:
+    from cattrs import Converter
 
 
 class ValueMismatch(ValueError):
@@ -56,7 +43,7 @@ def load_value(value: Json, annotation: Any) -> Any:
     try:
         return _converter().structure(value, type(None) if annotation is None else annotation)
     except Exception as error:  # validators of user classes raise what they like
-        raise ValueMismatch(f"{_shown(value)} does not fit {_name(annotation)}: {_reason(error)}") from error
+        raise ValueMismatch(f"{shown(value)} does not fit {_name(annotation)}: {_reason(error)}") from error
 
 
 def dump_value(value: Any) -> Json:
@@ -68,7 +55,7 @@ def dump_value(value: Any) -> Json:
     try:
         return _plain(_converter().unstructure(value))
     except (ValueError, TypeError) as error:
-        raise ValueMismatch(f"{_shown(value)} cannot be stored: {_reason(error)}") from error
+        raise ValueMismatch(f"{shown(value)} cannot be stored: {_reason(error)}") from error
 
 
 def dump_as(value: Any, annotation: Any) -> Json:
@@ -160,172 +147,12 @@ def _is_factory(default: Any) -> bool:
     return type(default).__name__ == "Factory"
 
 
-# --- The converter ------------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def _converter() -> Converter:
-    made = make_converter()
-    for kind in (str, int, bool):
-        made.register_structure_hook(kind, _exactly(kind))
-    made.register_structure_hook(float, _number)
-    made.register_structure_hook_func(lambda cls: cls in (list, dict, tuple), _container)
-    made.register_structure_hook_func(lambda cls: cls is Any, lambda value, _: value)
-    # Those of cattrs would make ["a", "b"] of "ab", and a class of anything that has its keys.
-    made.register_structure_hook_factory(_origin_in(_ARRAYS))(_array)
-    made.register_structure_hook_factory(_origin_in(_OBJECTS))(_mapping)
-    made.register_structure_hook_factory(_has_fields)(_fields)
-    made.register_structure_hook_factory(_origin_in({typing.Literal}))(_literal)
-    made.register_structure_hook_func(_is_pydantic, lambda value, cls: cls.model_validate(value))
-    made.register_unstructure_hook_func(_is_pydantic, lambda value: value.model_dump(mode="json"))
-    made.register_structure_hook(ChatMessage, lambda value, _: load_message(value))
-    made.register_unstructure_hook(ChatMessage, dump_message)
-    made.register_unstructure_hook_func(lambda cls: cls is AgentRunResponse, _dump_answer)
-    made.register_structure_hook_func(_is_answer, _load_answer)
-    made.register_structure_hook(type(None), _nothing)
-    made.register_structure_hook(datetime, lambda value, _: load_time(value))
-    made.register_unstructure_hook(datetime, dump_time)
-    return made
+    # Not at the top: it takes long to make, and programs that only declare agents never need it.
+    from dafx_actors._annotations import make_converter
 
-
-_ARRAYS: Mapping[Any, Callable[[Any], Any]] = {
-    list: list,
-    tuple: tuple,
-    set: set,
-    frozenset: frozenset,
-    Sequence: tuple,
-    Iterable: tuple,
-    Collection: tuple,
-    MutableSequence: list,
-    Set: frozenset,
-}
-_OBJECTS = frozenset[Any]({dict, Mapping, MutableMapping})
-Hook: TypeAlias = Callable[[Json, Any], Any]
-
-
-def _origin_in(origins: Container[Any]) -> Callable[[Any], bool]:
-    def is_one(cls: Any) -> bool:
-        origin = typing.get_origin(cls)
-        return origin is not None and origin in origins
-
-    return is_one
-
-
-def _array(cls: Any, converter: Converter) -> Hook:
-    origin, kinds = typing.get_origin(cls), typing.get_args(cls)
-    any_number = origin is not tuple or kinds[1:] == (...,)
-
-    def structure(value: Json, _: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            raise TypeError(f"expected a list, found {_shown(value)}")
-        items: list[Json] = list(cast("list[Json]", value))
-        if not any_number and len(items) != len(kinds):
-            raise TypeError(f"expected {len(kinds)} items, found {_shown(value)}")
-        each_kind = kinds[:1] * len(items) if any_number else kinds
-        return _ARRAYS[origin]([converter.structure(item, kind) for item, kind in zip(items, each_kind, strict=True)])
-
-    return structure
-
-
-def _mapping(cls: Any, converter: Converter) -> Hook:
-    of_key, of_item = typing.get_args(cls)
-
-    def structure(value: Json, _: Any) -> Any:
-        items = _object(value).items()
-        return {converter.structure(key, of_key): converter.structure(item, of_item) for key, item in items}
-
-    return structure
-
-
-def _has_fields(cls: Any) -> bool:
-    plain = typing.get_origin(cls) or cls
-    return not _is_answer(cls) and (attrs.has(plain) or dataclasses.is_dataclass(plain) or typing.is_typeddict(plain))
-
-
-def _fields(cls: Any, converter: Converter) -> Hook:
-    maker: Any = typeddicts if typing.is_typeddict(cls) else gen
-    generated: Any = maker.make_dict_structure_fn(cls, converter)
-
-    def structure(value: Json, _: Any) -> Any:
-        return generated(_object(value), cls)
-
-    # By these cattrs tells the members of a union of classes apart.
-    setattr(structure, "overrides", generated.overrides)  # noqa: B010 - functions have no such attribute
-    return structure
-
-
-def _object(value: Json) -> Mapping[str, Json]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"expected an object, found {_shown(value)}")
-    return cast("Mapping[str, Json]", value)
-
-
-def _literal(cls: Any, _: Converter) -> Hook:
-    allowed: tuple[Any, ...] = typing.get_args(cls)
-
-    def structure(value: Json, _: Any) -> Any:
-        for each in allowed:
-            word = each.value if isinstance(each, Enum) else each
-            if isinstance(value, type(word)) and isinstance(word, type(value)) and value == word:
-                return each
-        raise ValueError(f"expected one of {', '.join(map(repr, allowed))}, found {_shown(value)}")
-
-    return structure
-
-
-def _dump_answer(answer: AgentRunResponse[Any]) -> Json:
-    response = Response(
-        correlation_id=answer.correlation_id,
-        messages=answer.messages,
-        created_at=answer.created_at,
-        usage=answer.usage,
-    )
-    thread = {"agent": answer.thread.agent, "threadId": answer.thread.thread_id}
-    return {**dump_entry(response), "thread": thread}
-
-
-def _is_answer(cls: Any) -> bool:
-    return AgentRunResponse in (cls, typing.get_origin(cls))
-
-
-def _load_answer(value: Json, annotation: Any) -> AgentRunResponse[Any]:
-    answer = load_response(value, AgentThread(value["thread"]["agent"], value["thread"]["threadId"]))
-    wanted = typing.get_args(annotation)
-    if not wanted or wanted[0] in (Any, None, type(None)):
-        return answer
-    return attrs.evolve(answer, value=load_value(json.loads(answer.text), wanted[0]))
-
-
-def _exactly(kind: type[Any]) -> Callable[[Json, Any], Any]:
-    def structure(value: Json, _: Any) -> Any:
-        if type(value) is not kind:
-            raise TypeError(f"expected {kind.__name__}, found {_shown(value)}")
-        return value
-
-    return structure
-
-
-def _number(value: Json, _: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError(f"expected a number, found {_shown(value)}")
-    return float(value)
-
-
-def _nothing(value: Json, _: Any) -> None:
-    if value is not None:
-        raise TypeError(f"expected null, found {_shown(value)}")
-
-
-def _container(value: Json, kind: type[Any]) -> Any:
-    if not isinstance(value, list if kind is tuple else kind):
-        raise TypeError(f"expected {kind.__name__}, found {_shown(value)}")
-    items: Any = value  # narrowed to a container of unknown items otherwise
-    return cast("Any", kind(items))
-
-
-def _is_pydantic(cls: Any) -> bool:
-    """Told by its methods: pydantic itself is not imported for programs that do not use it."""
-    return isinstance(cls, type) and hasattr(cls, "model_validate") and hasattr(cls, "model_dump")
+    return make_converter()
 
 
 def _plain(value: Any) -> Json:
@@ -350,11 +177,6 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     except NameError:
         # Names that exist only for type checkers: such a parameter takes JSON as it is.
         return {}
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _name(annotation: Any) -> str:

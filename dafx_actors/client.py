@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors import _codec
+from dafx_actors._agent_tasks import answer, turn_input
 from dafx_actors._connect import Address, Backend, DurableTaskClient, address, make_client
 from dafx_actors._values import dump_value, json_schema, load_value, returned_by
 from dafx_actors.agents import agent_name
@@ -26,7 +27,7 @@ from dafx_actors.errors import (
 )
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
 from dafx_actors.ids import AgentThread, agent_of_turn, instance_id_mistake, new_id, turn_name
-from dafx_actors.orchestration import OrchestrationContext, answer, definition_of, turn_input
+from dafx_actors.orchestration import OrchestrationContext, definition_of
 from dafx_actors.transcript import Json, Transcript
 
 T = TypeVar("T")

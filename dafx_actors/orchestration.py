@@ -11,23 +11,27 @@ is in memory; the context refuses calls there.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-from collections.abc import Callable, Coroutine, Generator, Mapping
-from datetime import datetime, timedelta, timezone
-from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
+from collections.abc import Callable, Coroutine, Generator
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias, TypeVar, cast
 
-import attrs
 from durabletask import task
 from durabletask.entities import EntityInstanceId, EntityLock
 
 from dafx_actors import _codec
+from dafx_actors._agent_tasks import (
+    CrossingError,
+    DurableAgentTask,
+    OrchestrationAgent,
+    OrchestrationAgentExecutor,
+    crossed,
+    in_utc,
+)
 from dafx_actors._coroutines import DurableTask, Loop, as_durable_task, when_all, when_any
-from dafx_actors._values import ValueMismatch, dump_as, dump_value, json_schema, load_value, parameters_of, returned_by
+from dafx_actors._values import ValueMismatch, dump_as, dump_value, load_value, parameters_of, returned_by
 from dafx_actors.agents import agent_name
-from dafx_actors.errors import ConfigurationError, DafxError, InvalidAnswer, NotDurableError
-from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, turn_name
+from dafx_actors.errors import ConfigurationError, NotDurableError
 from dafx_actors.transcript import Json
 
 __all__ = [
@@ -49,159 +53,6 @@ Duration: TypeAlias = "float | timedelta"
 
 _LONGEST_PAUSE = timedelta(days=36_500)
 _module_logger = logging.getLogger(__name__)
-
-
-class CrossingError(Exception):
-    """Carries a typed error out of an orchestration: its text is the error as JSON (durabletask keeps a text only)."""
-
-    def __init__(self, error: DafxError) -> None:
-        super().__init__(json.dumps(_codec.dump_error(error)))
-
-
-def crossed(error: Exception) -> Exception:
-    """The typed error that another orchestration ended with, or what durabletask made of it."""
-    return (_codec.load_error(error.details.message) if isinstance(error, task.TaskFailedError) else None) or error
-
-
-# --- Agents in an orchestration -----------------------------------------------------------------------------------
-
-
-class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
-    """An agent's turn, which completes with its `AgentRunResponse` or fails with the typed error it ended with."""
-
-    def __init__(self, turn: task.Task[Any], thread: AgentThread, response_format: Any) -> None:
-        super().__init__()
-        self.thread = thread
-        self.follow(turn, lambda raw: answer(raw, thread, response_format), crossed)
-
-
-def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResponse[Any]:
-    """What a turn gave, with its value where one was asked for.
-
-    Raises:
-        InvalidAnswer: The text does not fit `response_format`.
-        TurnError: The turn had ended with this error.
-    """
-    response = _codec.load_response(raw, thread)
-    if response_format is None:
-        return response
-    annotation = dict if isinstance(response_format, Mapping) else response_format
-    try:
-        return attrs.evolve(response, value=load_value(json.loads(response.text), annotation))
-    except (json.JSONDecodeError, ValueMismatch) as error:
-        raise InvalidAnswer(response.text, str(error)) from error
-
-
-class OrchestrationAgentExecutor:
-    """Runs agents inside an orchestration: as tasks, where a client's proxy would wait."""
-
-    def __init__(self, context: task.OrchestrationContext) -> None:
-        self._context = context
-
-    def run(
-        self,
-        agent: str,
-        messages: Messages,
-        *,
-        thread: AgentThread | None = None,
-        response_format: Any = None,
-        options: Mapping[str, Json] | None = None,
-    ) -> DurableAgentTask[Any]:
-        """Start a turn of `agent`, in a new thread unless one is given.
-
-        Raises:
-            TypeError, ValueError: `messages` are none.
-            ValueMismatch: `response_format` has no JSON schema.
-        """
-        request = RunRequest(
-            correlation_id=self._context.new_uuid(),
-            messages=as_messages(messages),
-            response_schema=None if response_format is None else json_schema(response_format),
-            options=options or {},
-            created_at=_aware(self._context.current_utc_datetime),
-            orchestration_id=self._context.instance_id,
-        )
-        thread = thread or self.new_thread(agent)
-        turn: task.Task[Any] = self._context.call_sub_orchestrator(
-            turn_name(agent), input=turn_input(thread, request), instance_id=request.correlation_id
-        )
-        return DurableAgentTask(turn, thread, response_format)
-
-    def new_thread(self, agent: str) -> AgentThread:
-        """A new thread of `agent`, the same at every replay."""
-        return AgentThread(agent, self._context.new_uuid())
-
-
-def turn_input(thread: AgentThread, request: RunRequest) -> dict[str, Json]:
-    """The input of a turn's orchestration."""
-    return {"thread": thread.thread_id, "request": _codec.dump_request(request)}
-
-
-class OrchestrationAgent:
-    """An agent, as an orchestration sees it."""
-
-    def __init__(self, name: str, executor: OrchestrationAgentExecutor) -> None:
-        self.name = name
-        self._executor = executor
-
-    def get_new_thread(self) -> AgentThread:
-        """A new conversation."""
-        return self._executor.new_thread(self.name)
-
-    def get_thread(self, thread_id: str) -> AgentThread:
-        """A conversation by its id.
-
-        Raises:
-            InvalidThreadId: It cannot be one.
-        """
-        return AgentThread(self.name, thread_id)
-
-    @overload
-    def run(
-        self, messages: Messages, *, thread: AgentThread | None = None, options: Mapping[str, Json] | None = None
-    ) -> DurableAgentTask[None]: ...
-
-    @overload
-    def run(
-        self,
-        messages: Messages,
-        *,
-        thread: AgentThread | None = None,
-        response_format: type[T],
-        options: Mapping[str, Json] | None = None,
-    ) -> DurableAgentTask[T]: ...
-
-    @overload
-    def run(
-        self,
-        messages: Messages,
-        *,
-        thread: AgentThread | None = None,
-        response_format: Any,
-        options: Mapping[str, Json] | None = None,
-    ) -> DurableAgentTask[Any]: ...
-
-    def run(
-        self,
-        messages: Messages,
-        *,
-        thread: AgentThread | None = None,
-        response_format: Any = None,
-        options: Mapping[str, Json] | None = None,
-    ) -> DurableAgentTask[Any]:
-        """Send a request to the agent; await the task for its answer, or wait for several at once.
-
-        Args:
-            messages: A text, a content, a message, or a list of them.
-            thread: The conversation; a new one by default.
-            response_format: The type of `response.value`: a pydantic model, an attrs class, a dataclass, a TypedDict;
-                or a JSON schema.
-            options: Parameters of the model, by the provider's names.
-
-        Raises:
-            TypeError, ValueError: `messages` are none, or `response_format` has no JSON schema.
-        """
-        return self._executor.run(self.name, messages, thread=thread, response_format=response_format, options=options)
 
 
 # --- The context --------------------------------------------------------------------------------------------------
@@ -241,7 +92,7 @@ class OrchestrationContext:
     @property
     def current_utc_datetime(self) -> datetime:
         """The orchestration's time, in UTC with its zone: when it was last set going; the same at every replay."""
-        return _aware(self._durable_context.current_utc_datetime)
+        return in_utc(self._durable_context.current_utc_datetime)
 
     @property
     def logger(self) -> task.ReplaySafeLogger:
@@ -399,6 +250,8 @@ class OrchestrationContext:
         for attempt in range(1, policy.max_number_of_attempts + 1):
             try:
                 return await once()
+            except ValueMismatch:
+                raise  # the same result would not fit the next time either
             except Exception:
                 last = attempt == policy.max_number_of_attempts
                 if last or (deadline is not None and self.current_utc_datetime + pause > deadline):
@@ -514,7 +367,3 @@ async def _from_generator(generator: Generator[Any, Any, T]) -> T:
         return cast("T", stop.value)
     finally:
         generator.close()
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)

@@ -20,6 +20,7 @@ from durabletask.client import TaskHubGrpcClient
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _codec
+from dafx_actors._agent_tasks import CrossingError
 from dafx_actors._connect import Address, address, make_worker, reader_of
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Pool
@@ -28,8 +29,7 @@ from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
 from dafx_actors.ids import entity_name
 from dafx_actors.models import Model
-from dafx_actors.models.environment import model_from_environment
-from dafx_actors.orchestration import CrossingError, is_orchestrator, orchestrator
+from dafx_actors.orchestration import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
@@ -242,6 +242,9 @@ class DurableAIAgentWorker:
         if isinstance(given, Model):
             return given
         if given not in self._models:
+            # Not at the top: what providers need is imported by programs that use one.
+            from dafx_actors.models.environment import model_from_environment
+
             self._models[given] = made = given() if callable(given) else model_from_environment(os.environ, given)
             self._made.append(made)
         return self._models[given]

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors import _codec, _thread
+from dafx_actors import _codec, _json, _thread
 from dafx_actors.errors import (
     CorrelationConflict,
     DafxError,
@@ -226,18 +226,18 @@ def test_an_entry_of_an_unknown_or_broken_kind_is_kept_whole(raw: dict[str, Any]
     ],
 )
 def test_times_of_dotnet_python_and_javascript_are_read(text: str, moment: datetime) -> None:
-    assert _codec.load_time(text) == moment
-    assert _codec.load_time(text).tzinfo is not None
+    assert _json.load_time(text) == moment
+    assert _json.load_time(text).tzinfo is not None
 
 
 @pytest.mark.parametrize("bad", ["", "Z", "noon", 5, None, [], "2025-13-01T00:00:00Z", "0001-01-01T00:00:00+05:00"])
 def test_what_is_no_time_is_a_value_error(bad: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        _codec.load_time(bad)
+        _json.load_time(bad)
 
 
 def test_a_time_is_written_in_utc() -> None:
-    assert _codec.dump_time(NOON.astimezone(timezone(timedelta(hours=5)))) == "2025-01-02T12:00:00+00:00"
+    assert _json.dump_time(NOON.astimezone(timezone(timedelta(hours=5)))) == "2025-01-02T12:00:00+00:00"
 
 
 @pytest.fixture
@@ -251,13 +251,13 @@ def far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("far_from_utc")
 def test_a_time_without_a_zone_is_utc_on_every_machine() -> None:
-    assert _codec.dump_time(datetime(2025, 1, 2, 12)) == "2025-01-02T12:00:00+00:00"
+    assert _json.dump_time(datetime(2025, 1, 2, 12)) == "2025-01-02T12:00:00+00:00"
 
 
 @given(st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29), timezones=st.timezones()))
 def test_every_time_survives(moment: datetime) -> None:
     # In UTC: Python holds no two times equal where one is of an hour that daylight saving repeats.
-    assert _codec.load_time(_codec.dump_time(moment)) == moment.astimezone(timezone.utc)
+    assert _json.load_time(_json.dump_time(moment)) == moment.astimezone(timezone.utc)
 
 
 # --- The whole document -------------------------------------------------------------------------------------------
@@ -580,7 +580,7 @@ def test_any_message_request_or_usage_is_read_or_a_value_error(raw: Any) -> None
         _codec.load_messages,
         _codec.load_request,
         _codec.load_usage,
-        _codec.load_time,
+        _json.load_time,
     ]
     for load in loaders:
         with contextlib.suppress(ValueError):

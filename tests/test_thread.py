@@ -160,6 +160,13 @@ def test_turns_are_answered_in_the_order_in_which_they_began() -> None:
     assert story(state) == ["c1?", "c1", "c2?", "c2", "c3?", "c3"]
 
 
+def test_a_whole_response_takes_the_place_of_the_draft_that_it_begins_with() -> None:
+    state, _ = _thread.record(begun("c1"), THREAD, "c1", say("first"), 1)
+    _, outcome = _thread.commit(state, THREAD, "c1", say("first") + say("last"), None, NOW, whole=True)
+    assert isinstance(outcome, Ended)
+    assert [message["contents"][0]["text"] for message in outcome.response["messages"]] == ["first", "last"]
+
+
 def test_committing_again_gives_the_first_answer_and_changes_nothing() -> None:
     state = committed(begun("c1", "c2"), "c1", "first")
     same, outcome = _thread.commit(state, THREAD, "c1", say("second"), None, LATER)

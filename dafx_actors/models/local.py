@@ -46,7 +46,7 @@ class LocalModel:
     """Threads that compute. Two are twice as fast on two idle cores, but wait for each other at every step: where
     other programs want a core too, they were seen to be forty times slower than one."""
     temperature: float = 0.7
-    seed: int = 7
+    seed: int = 13
     """Fixed, so that the same conversation gets the same answer."""
     max_tokens: int = 512
     """The longest answer: a model this small may not find an end. A request's options may say otherwise."""

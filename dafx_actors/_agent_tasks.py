@@ -1,0 +1,176 @@
+"""Agents inside an orchestration: their turns as tasks, and how typed errors get out of an orchestration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any, Generic, TypeVar, overload
+
+import attrs
+from durabletask import task
+
+from dafx_actors import _codec
+from dafx_actors._coroutines import DurableTask
+from dafx_actors._values import ValueMismatch, json_schema, load_value
+from dafx_actors.errors import DafxError, InvalidAnswer
+from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
+from dafx_actors.ids import AgentThread, turn_name
+from dafx_actors.transcript import Json
+
+T = TypeVar("T")
+
+
+class CrossingError(Exception):
+    """Carries a typed error out of an orchestration: its text is the error as JSON (durabletask keeps a text only)."""
+
+    def __init__(self, error: DafxError) -> None:
+        super().__init__(json.dumps(_codec.dump_error(error)))
+
+
+def crossed(error: Exception) -> Exception:
+    """The typed error that another orchestration ended with, or what durabletask made of it."""
+    return (_codec.load_error(error.details.message) if isinstance(error, task.TaskFailedError) else None) or error
+
+
+class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
+    """An agent's turn, which completes with its `AgentRunResponse` or fails with the typed error it ended with."""
+
+    def __init__(self, turn: task.Task[Any], thread: AgentThread, response_format: Any) -> None:
+        super().__init__()
+        self.thread = thread
+        self.follow(turn, lambda raw: answer(raw, thread, response_format), crossed)
+
+
+def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResponse[Any]:
+    """What a turn gave, with its value where one was asked for.
+
+    Raises:
+        InvalidAnswer: The text does not fit `response_format`.
+        TurnError: The turn had ended with this error.
+    """
+    response = _codec.load_response(raw, thread)
+    if response_format is None:
+        return response
+    annotation = dict if isinstance(response_format, Mapping) else response_format
+    try:
+        return attrs.evolve(response, value=load_value(json.loads(response.text), annotation))
+    except (json.JSONDecodeError, ValueMismatch) as error:
+        raise InvalidAnswer(response.text, str(error)) from error
+
+
+class OrchestrationAgentExecutor:
+    """Runs agents inside an orchestration: as tasks, where a client's proxy would wait."""
+
+    def __init__(self, context: task.OrchestrationContext) -> None:
+        self._context = context
+
+    def run(
+        self,
+        agent: str,
+        messages: Messages,
+        *,
+        thread: AgentThread | None = None,
+        response_format: Any = None,
+        options: Mapping[str, Json] | None = None,
+    ) -> DurableAgentTask[Any]:
+        """Start a turn of `agent`, in a new thread unless one is given.
+
+        Raises:
+            TypeError, ValueError: `messages` are none.
+            ValueMismatch: `response_format` has no JSON schema.
+        """
+        request = RunRequest(
+            correlation_id=self._context.new_uuid(),
+            messages=as_messages(messages),
+            response_schema=None if response_format is None else json_schema(response_format),
+            options=options or {},
+            created_at=in_utc(self._context.current_utc_datetime),
+            orchestration_id=self._context.instance_id,
+        )
+        thread = thread or self.new_thread(agent)
+        turn: task.Task[Any] = self._context.call_sub_orchestrator(
+            turn_name(agent), input=turn_input(thread, request), instance_id=request.correlation_id
+        )
+        return DurableAgentTask(turn, thread, response_format)
+
+    def new_thread(self, agent: str) -> AgentThread:
+        """A new thread of `agent`, the same at every replay."""
+        return AgentThread(agent, self._context.new_uuid())
+
+
+def turn_input(thread: AgentThread, request: RunRequest) -> dict[str, Json]:
+    """The input of a turn's orchestration."""
+    return {"thread": thread.thread_id, "request": _codec.dump_request(request)}
+
+
+class OrchestrationAgent:
+    """An agent, as an orchestration sees it."""
+
+    def __init__(self, name: str, executor: OrchestrationAgentExecutor) -> None:
+        self.name = name
+        self._executor = executor
+
+    def get_new_thread(self) -> AgentThread:
+        """A new conversation."""
+        return self._executor.new_thread(self.name)
+
+    def get_thread(self, thread_id: str) -> AgentThread:
+        """A conversation by its id.
+
+        Raises:
+            InvalidThreadId: It cannot be one.
+        """
+        return AgentThread(self.name, thread_id)
+
+    @overload
+    def run(
+        self, messages: Messages, *, thread: AgentThread | None = None, options: Mapping[str, Json] | None = None
+    ) -> DurableAgentTask[None]: ...
+
+    @overload
+    def run(
+        self,
+        messages: Messages,
+        *,
+        thread: AgentThread | None = None,
+        response_format: type[T],
+        options: Mapping[str, Json] | None = None,
+    ) -> DurableAgentTask[T]: ...
+
+    @overload
+    def run(
+        self,
+        messages: Messages,
+        *,
+        thread: AgentThread | None = None,
+        response_format: Any,
+        options: Mapping[str, Json] | None = None,
+    ) -> DurableAgentTask[Any]: ...
+
+    def run(
+        self,
+        messages: Messages,
+        *,
+        thread: AgentThread | None = None,
+        response_format: Any = None,
+        options: Mapping[str, Json] | None = None,
+    ) -> DurableAgentTask[Any]:
+        """Send a request to the agent; await the task for its answer, or wait for several at once.
+
+        Args:
+            messages: A text, a content, a message, or a list of them.
+            thread: The conversation; a new one by default.
+            response_format: The type of `response.value`: a pydantic model, an attrs class, a dataclass, a TypedDict;
+                or a JSON schema.
+            options: Parameters of the model, by the provider's names.
+
+        Raises:
+            TypeError, ValueError: `messages` are none, or `response_format` has no JSON schema.
+        """
+        return self._executor.run(self.name, messages, thread=thread, response_format=response_format, options=options)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """A time of durabletask's, which are in UTC and do not say so."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
