@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.client import AsyncTaskHubGrpcClient
 from durabletask.entities import EntityContext
 from durabletask.worker import TaskHubGrpcWorker
@@ -306,3 +307,34 @@ class Greeter:
 async def test_importing_and_declaring_registers_nothing(endpoint: str) -> None:
     worker = DurableAIAgentWorker.connect(endpoint)
     assert worker.registered_agent_names == []
+
+
+async def test_a_wrapped_worker_with_default_settings_holds_a_thousand_turns_in_flight(embedded: Any) -> None:
+    turns, asked = 1_000, 0
+    all_asked = anyio.Event()
+
+    async def wait_for_the_others(request: ModelRequest) -> str:
+        nonlocal asked
+        asked += 1
+        if asked == turns:
+            all_asked.set()
+        await all_asked.wait()
+        return "Together."
+
+    with embedded as scheduler:
+        worker = DurableTaskSchedulerWorker(
+            host_address=scheduler.endpoint, taskhub="default", token_credential=None, secure_channel=False
+        )
+        agent_worker = DurableAIAgentWorker(worker)
+        agent_worker.add_agent(agent_with(ScriptedModel(wait_for_the_others)))
+        answers: list[str] = []
+        async with agent_worker, DurableAIAgentClient.connect(scheduler.endpoint, start_timeout=100) as client:
+            joker = client.get_agent("Joker")
+
+            async def ask() -> None:
+                answers.append((await joker.run("Hello")).text)
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(turns):
+                    tasks.start_soon(ask)
+    assert answers == ["Together."] * turns
