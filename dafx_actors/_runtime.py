@@ -355,9 +355,7 @@ class _TurnSteps:
         pause = _FIRST_LOOK
         while "queued" in begun:
             await self._look_after(begun["queued"])
-            timer = self._context.sleep(pause)
-            if await when_any([granted, timer]) is granted:
-                timer.cancel()
+            if granted.is_complete or await when_any([granted, self._context.sleep(pause)]) is granted:
                 return {"granted": await granted}
             begun = self._checked(await self._call("begin", asked))
             pause = min(pause * 2, _LONGEST_PAUSE)

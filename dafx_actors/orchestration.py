@@ -263,11 +263,10 @@ class OrchestrationContext:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _in_time(self, event: DurableTask[T], name: str, timeout: Duration) -> T:
-        timer = self.sleep(timeout)
-        if await when_any([event, timer]) is timer:
+        # The timer that lost is left alone: a scheduler cannot take one back, and durabletask warns when it fires.
+        if not event.is_complete and await when_any([event, self.sleep(timeout)]) is not event:
             event.cancel()
             raise TimeoutError(f"event {name!r} was not raised within {timeout}")
-        timer.cancel()
         return await event
 
 

@@ -27,6 +27,7 @@ from dafx_actors.errors import ThreadBusy, TurnTerminated, UnsupportedTranscript
 from dafx_actors.ids import AgentThread
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
+from tests.integration import kills_of_turns
 from tests.integration.conftest import Hosting
 from tests.integration.test_conversations import agent_with, arrived, echo
 
@@ -338,3 +339,10 @@ async def test_a_wrapped_worker_with_default_settings_holds_a_thousand_turns_in_
                 for _ in range(turns):
                     tasks.start_soon(ask)
     assert answers == ["Together."] * turns
+
+
+async def test_conversations_survive_random_kills_of_scheduler_and_workers() -> None:
+    """The short form of `python -m tests.integration.kills_of_turns`."""
+    report = await kills_of_turns.run(kills=8, seed=1)
+    assert report.clean, report
+    assert report.answers > 20
