@@ -142,6 +142,9 @@ def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
 _LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED}
 """The transport's own failures: the call may or may not have arrived, and may be made again."""
 
+_FIRST_PATIENCE, _PATIENCE = 5.0, 60.0
+"""Seconds that calls are made again when they get lost: at first, and once the scheduler has answered."""
+
 
 def code_of(error: BaseException) -> grpc.StatusCode | None:
     """The status of a failed call, or None if `error` is something else."""
@@ -160,6 +163,7 @@ class Backend:
         self._threads = anyio.CapacityLimiter(2048)
         self._longest_wait = 60.0 if self._is_async else 10.0
         self._telling: grpc.aio.Channel | None = None
+        self._answered = False
 
     async def close(self) -> None:
         """Close the client's channel, and our own."""
@@ -173,7 +177,7 @@ class Backend:
         """What the connected workers take, where the scheduler can tell: the embedded one, at an address known to us.
 
         Raises:
-            SchedulerUnreachable: Nothing answered for 5 s.
+            SchedulerUnreachable: Nothing answers.
         """
         if not self.where.endpoint.lower().startswith(("http://", "grpc://")):
             return None
@@ -183,19 +187,19 @@ class Backend:
         if self._telling is None:
             self._telling = grpc.aio.insecure_channel(self.where.endpoint.split("://", 1)[1])
         asking = functools.partial(hosted_async, self._telling, [("taskhub", self.where.task_hub)])
-        return await self._patiently(asking, 5.0)
+        return await self._patiently(asking)
 
     async def start(self, name: str, instance_id: str, input: Json) -> bool:
         """Start an orchestration; False where the id exists already. Sent again, with the same id, when it got lost.
 
         Raises:
-            SchedulerUnreachable: Nothing answered for 5 s.
+            SchedulerUnreachable: Nothing answers.
         """
         starting = functools.partial(
             self._call, "schedule_new_orchestration", name, input=input, instance_id=instance_id
         )
         try:
-            await self._patiently(starting, 5.0)
+            await self._patiently(starting)
         except grpc.RpcError as error:
             if code_of(error) is not grpc.StatusCode.ALREADY_EXISTS:
                 raise
@@ -206,12 +210,12 @@ class Backend:
         """Wait for an orchestration to end, one long poll long; None where it has not ended by then.
 
         Raises:
-            SchedulerUnreachable: Nothing answered for 60 s.
+            SchedulerUnreachable: Nothing answers.
         """
         poll = min(seconds, self._longest_wait)
         waiting = functools.partial(self._call, "wait_for_orchestration_completion", instance_id, timeout=poll)
         try:
-            return await self._patiently(waiting, 60.0)
+            return await self._patiently(waiting)
         except TimeoutError:
             return None
 
@@ -219,18 +223,18 @@ class Backend:
         """An orchestration with its input and output, or None where there is none.
 
         Raises:
-            SchedulerUnreachable: Nothing answered for 5 s.
+            SchedulerUnreachable: Nothing answers.
         """
-        return await self._patiently(functools.partial(self._call, "get_orchestration_state", instance_id), 5.0)
+        return await self._patiently(functools.partial(self._call, "get_orchestration_state", instance_id))
 
     async def terminate(self, instance_id: str, reason: str) -> None:
         """End an orchestration, wherever it stands.
 
         Raises:
-            SchedulerUnreachable: Nothing answered for 5 s.
+            SchedulerUnreachable: Nothing answers.
         """
         ending = functools.partial(self._call, "terminate_orchestration", instance_id, output=reason)
-        await self._patiently(ending, 5.0)
+        await self._patiently(ending)
 
     async def raise_event(self, instance_id: str, name: str, data: Json) -> None:
         """Raise an event for an orchestration. Not repeated when it got lost: it might arrive twice.
@@ -239,15 +243,15 @@ class Backend:
             SchedulerUnreachable: Nothing answered; the event may have arrived.
         """
         raising = functools.partial(self._call, "raise_orchestration_event", instance_id, name, data=data)
-        await self._patiently(raising, 0.0)
+        await self._patiently(raising, again=False)
 
     async def thread(self, entity_id: EntityInstanceId) -> Json:
         """The stored document of a thread, or None where there is none.
 
         Raises:
-            SchedulerUnreachable: Nothing answered for 5 s.
+            SchedulerUnreachable: Nothing answers.
         """
-        found = await self._patiently(functools.partial(self._call, "get_entity", entity_id), 5.0)
+        found = await self._patiently(functools.partial(self._call, "get_entity", entity_id))
         return None if found is None else found.get_typed_state()
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -256,17 +260,27 @@ class Backend:
             return await call()
         return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]], seconds: float) -> T:
-        """Make a call again, at growing intervals, while the transport loses it, for `seconds` at most."""
-        give_up, pause = time.monotonic() + seconds, 0.05
+    async def _patiently(self, call: Callable[[], Awaitable[T]], *, again: bool = True) -> T:
+        """Make a call, `again` and again at growing intervals while the transport loses it.
+
+        A scheduler that never answered is given up soon: it may not be there at all. One that did is being restarted.
+        """
+        give_up, pause = time.monotonic() + (_PATIENCE if self._answered else _FIRST_PATIENCE), 0.05
         while True:
             try:
-                return await call()
+                result = await call()
+            except TimeoutError:
+                self._answered = True
+                raise
             except grpc.RpcError as error:
                 if code_of(error) not in _LOST:
+                    self._answered = True
                     raise
-                if time.monotonic() + pause > give_up:
+                if not again or time.monotonic() + pause > give_up:
                     details: Any = getattr(error, "details", str)
                     raise SchedulerUnreachable(self.where.endpoint, details() or "") from error
+            else:
+                self._answered = True
+                return result
             await anyio.sleep(pause)
-            pause = min(pause * 2, 2.0)
+            pause = min(pause * 2, 1.0)
