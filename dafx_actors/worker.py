@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -79,6 +80,7 @@ class DurableAIAgentWorker:
         self._models: dict[Any, Model] = {}
         self._made: list[Model] = []
         self._reader: TaskHubGrpcClient | None = None
+        self._making_reader = threading.Lock()
         self._stack: AsyncExitStack | None = None
         options = worker.concurrency_options
         if options.maximum_concurrent_activity_work_items == 100 * (os.cpu_count() or 1):  # durabletask's default
@@ -219,9 +221,10 @@ class DurableAIAgentWorker:
     @property
     def reader(self) -> TaskHubGrpcClient:
         """A client to read threads and turns with, from any thread."""
-        if self._reader is None:
-            self._reader = reader_of(self._worker)
-        return self._reader
+        with self._making_reader:
+            if self._reader is None:
+                self._reader = reader_of(self._worker)
+            return self._reader
 
     def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine function on the agents' loop, and wait for it on this thread.
