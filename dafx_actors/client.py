@@ -26,7 +26,7 @@ from dafx_actors.errors import (
     TurnTimeout,
 )
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, agent_of_turn, instance_id_mistake, new_id, turn_name
+from dafx_actors.ids import AgentThread, agent_of_turn, instance_id_mistake, new_id, thread_of, turn_name
 from dafx_actors.orchestration import OrchestrationContext, definition_of
 from dafx_actors.transcript import Json, Transcript
 
@@ -242,7 +242,7 @@ class DurableAIAgent:
         Raises:
             UnsupportedTranscript: It was stored by a newer version.
         """
-        return await self._executor.transcript(self._thread(thread))
+        return await self._executor.transcript(thread_of(self.name, thread))
 
     @overload
     async def run(
@@ -339,19 +339,11 @@ class DurableAIAgent:
         )
         if mistake := instance_id_mistake(request.correlation_id):
             raise ValueError(f"{request.correlation_id!r} cannot be a correlation id: {mistake}")
-        where = self._thread(thread)
+        where = self.get_new_thread() if thread is None else thread_of(self.name, thread)
         await self._executor.start(where, request)
         if not wait_for_response:
             return request.correlation_id
         return await self._executor.wait(where, request.correlation_id, timeout, response_format)
-
-    def _thread(self, given: AgentThread | str | None) -> AgentThread:
-        if given is None:
-            return self.get_new_thread()
-        thread = self.get_thread(given) if isinstance(given, str) else given
-        if thread.agent != self.name:
-            raise ValueError(f"thread {thread.thread_id} belongs to agent {thread.agent!r}, not to {self.name!r}")
-        return thread
 
 
 class ClientAgentExecutor:

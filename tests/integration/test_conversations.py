@@ -16,10 +16,12 @@ from dafx_actors import (
     DurableAIAgentWorker,
     ModelReply,
     ModelRequest,
+    OrchestrationContext,
     Turn,
     UriContent,
     UsageStats,
     durable_agent,
+    orchestrator,
 )
 from dafx_actors.errors import (
     AgentNotHosted,
@@ -293,3 +295,23 @@ async def test_plain_durabletask_workers_and_sync_clients_can_be_wrapped(endpoin
         client.close()
     assert agent_worker.registered_agent_names == ["Joker"]
     assert answers == ["One (2 messages)", "Two (4 messages)"]
+
+
+async def test_orchestrations_take_a_thread_or_its_id_and_refuse_another_agents(hosting: Hosting) -> None:
+    """As clients do: another agent's thread would be begun anew, under the same id."""
+
+    @orchestrator
+    async def ask(context: OrchestrationContext, thread_id: str) -> list[str]:
+        joker = context.get_agent("Joker")
+        by_id = await joker.run("Hello", thread=thread_id)
+        by_thread = await joker.run("Again", thread=by_id.thread)
+        try:
+            await joker.run("Hello", thread=context.get_agent("Pirate").get_thread(thread_id))
+        except ValueError as error:
+            return [by_id.text, by_thread.text, str(error)]
+        return []
+
+    async with hosting(agent_with(ScriptedModel(echo)), orchestrators=(ask,)) as client:
+        answers = await (await client.schedule_new_orchestration(ask, input="t1"))
+    assert answers[:2] == ["Hello (2 messages)", "Again (4 messages)"]
+    assert "belongs to agent 'Pirate', not to 'Joker'" in answers[2]
