@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -139,6 +140,8 @@ def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
 
 # --- Calls, and what becomes of them ------------------------------------------------------------------------------
 
+MARGIN = 0.25
+"""Seconds that a scheduler has to say that a poll is over, before it is not waited for any more."""
 _LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED}
 """The transport's own failures: the call may or may not have arrived, and may be made again."""
 
@@ -202,18 +205,25 @@ class Backend:
             return False
         return True
 
-    async def wait(self, instance_id: str, seconds: float) -> OrchestrationState | None:
+    async def wait(self, instance_id: str, seconds: float, *, at_most: float = math.inf) -> OrchestrationState | None:
         """Wait for an orchestration to end, one long poll long; None where it has not ended by then.
+
+        Args:
+            instance_id: The orchestration.
+            seconds: How long the poll may be.
+            at_most: Seconds after which it is over, also where the transport loses the poll and it is made again.
 
         Raises:
             SchedulerUnreachable: Nothing answered for 60 s.
         """
         poll = min(seconds, self._longest_wait)
         waiting = functools.partial(self._call, "wait_for_orchestration_completion", instance_id, timeout=poll)
-        try:
-            return await self._patiently(waiting, 60.0)
-        except TimeoutError:
-            return None
+        with anyio.move_on_after(at_most + MARGIN):
+            try:
+                return await self._patiently(waiting, 60.0)
+            except TimeoutError:
+                pass
+        return None
 
     async def state(self, instance_id: str) -> OrchestrationState | None:
         """An orchestration with its input and output, or None where there is none.

@@ -14,7 +14,7 @@ from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import answer, turn_input
-from dafx_actors._connect import Address, Backend, DurableTaskClient, address, make_client
+from dafx_actors._connect import MARGIN, Address, Backend, DurableTaskClient, address, make_client
 from dafx_actors._values import dump_value, json_schema, load_value, returned_by
 from dafx_actors.agents import agent_name
 from dafx_actors.errors import (
@@ -196,7 +196,7 @@ class OrchestrationHandle(Generic[T]):
         """
         give_up = math.inf if timeout is None else time.monotonic() + timeout
         while (left := give_up - time.monotonic()) > 0:
-            if (state := await self._backend.wait(self.instance_id, left)) is not None:
+            if (state := await self._backend.wait(self.instance_id, left, at_most=left)) is not None:
                 return state
         raise TimeoutError(f"orchestration {self.instance_id} has not ended within {timeout} s; it goes on")
 
@@ -380,8 +380,8 @@ class ClientAgentExecutor:
         looks = [begun + wait for wait in (_GRACE, self._start_timeout) if wait <= self._start_timeout]
         while (left := give_up - time.monotonic()) > 0:
             poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
-            state = await self._backend.wait(correlation_id, poll)
-            if state is None and looks and time.monotonic() >= looks[0]:
+            state = await self._backend.wait(correlation_id, poll, at_most=left)
+            if state is None and looks and looks[0] <= time.monotonic() < give_up + MARGIN:
                 waited = looks.pop(0) - begun
                 state = await self._withdraw_if_pending(thread.agent, correlation_id, waited, last=not looks)
             if state is not None:
