@@ -239,7 +239,8 @@ class DurableAIAgentWorker:
             ConfigurationError: None is configured.
         """
         given = agent.definition.model
-        if isinstance(given, Model):
+        # A class has the methods, too: it is a function that makes a model.
+        if isinstance(given, Model) and not isinstance(given, type):
             return given
         if given not in self._models:
             # Not at the top: what providers need is imported by programs that use one.

@@ -253,6 +253,20 @@ async def test_an_agent_may_answer_with_its_own_code_and_ask_its_model(hosting: 
     assert model.requests[0].options == {"temperature": 0, "top_p": 0.5}
 
 
+async def test_a_model_may_be_made_by_its_class(hosting: Hosting) -> None:
+    class Echo(ScriptedModel):
+        def __init__(self) -> None:
+            super().__init__(echo)
+
+    @durable_agent(model=Echo)
+    class Joker:
+        instructions = "You are good at telling jokes."
+
+    async with hosting(Joker) as client:
+        answer = await client.get_agent(Joker).run("Hello")
+    assert answer.text == "Hello (2 messages)"
+
+
 async def test_images_reach_the_model_by_address_and_by_value(hosting: Hosting) -> None:
     model = ScriptedModel(lambda request: str(len(request.messages[-1].contents)))
     picture = DataContent.from_bytes(b"\x89PNG", "image/png")
