@@ -116,6 +116,20 @@ def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
     )
 
 
+def check_wrapped(what: str, given: object, *kinds: type) -> None:
+    """See that `DurableAIAgentClient` or `DurableAIAgentWorker` wraps what it can.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if not isinstance(given, kinds):
+        ours = f"DurableAIAgent{what}"
+        raise ConfigurationError(
+            f"{ours} wraps a durabletask {what.lower()}, such as a DurableTaskScheduler{what}, not {given!r}; "
+            f"`{ours}.connect(endpoint)` makes one"
+        )
+
+
 def _channel_options() -> GrpcChannelOptions:
     return GrpcChannelOptions(max_receive_message_length=_MAX_MESSAGE_BYTES, max_send_message_length=_MAX_MESSAGE_BYTES)
 

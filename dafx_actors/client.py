@@ -10,11 +10,11 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from durabletask.client import OrchestrationState, OrchestrationStatus
+from durabletask.client import AsyncTaskHubGrpcClient, OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import answer, turn_input
-from dafx_actors._connect import MARGIN, Address, Backend, DurableTaskClient, address, make_client
+from dafx_actors._connect import MARGIN, Address, Backend, DurableTaskClient, address, check_wrapped, make_client
 from dafx_actors._values import dump_value, json_schema, load_value, returned_by
 from dafx_actors.agents import agent_name
 from dafx_actors.errors import (
@@ -52,7 +52,11 @@ class DurableAIAgentClient:
             client: A `DurableTaskSchedulerClient`, a `TaskHubGrpcClient`, or the async form of one.
             where: The client's endpoint and task hub, for error messages.
             start_timeout: Seconds that a turn waits for a worker that takes it, before it is withdrawn.
+
+        Raises:
+            ConfigurationError: It is no durabletask client.
         """
+        check_wrapped("Client", client, TaskHubGrpcClient, AsyncTaskHubGrpcClient)
         self._backend = Backend(client, where or Address("the client's endpoint", "the client's task hub"))
         self._owned = False
         self._executor = ClientAgentExecutor(self._backend, start_timeout)

@@ -21,7 +21,7 @@ from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import CrossingError
-from dafx_actors._connect import Address, address, make_worker, reader_of
+from dafx_actors._connect import Address, address, check_wrapped, make_worker, reader_of
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Pool
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
@@ -70,7 +70,11 @@ class DurableAIAgentWorker:
             max_concurrent_steps: How many model calls and other activities run at once; each holds a thread. It takes
                 effect unless the worker was given a limit of its own.
             stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
+
+        Raises:
+            ConfigurationError: It is no durabletask worker.
         """
+        check_wrapped("Worker", worker, TaskHubGrpcWorker)
         self.stop_timeout = stop_timeout
         self._worker = worker
         self._registry = AgentRegistry()

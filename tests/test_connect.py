@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from dafx_actors import DurableAIAgentClient
+from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker
 from dafx_actors._connect import Address, Backend, address, make_client
 from dafx_actors.errors import ConfigurationError, SchedulerUnreachable, TurnTimeout
 
@@ -97,6 +97,14 @@ async def test_a_timeout_is_kept_also_while_the_scheduler_is_away(start_timeout:
                 await client.get_agent("Joker").run("Hello", timeout=0.1)
             with pytest.raises(TimeoutError, match="has not ended within"):
                 await orchestration.wait(timeout=0.1)
+
+
+@pytest.mark.parametrize("wrapper", [DurableAIAgentClient, DurableAIAgentWorker])
+def test_only_durabletasks_own_can_be_wrapped(wrapper: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"not 'http://h'; `{wrapper.__name__}\.connect\(endpoint\)` makes one"
+    ):
+        wrapper("http://h")
 
 
 def test_the_address_is_what_is_given_else_the_environments_else_the_emulators() -> None:
