@@ -7,7 +7,7 @@ nothing. A worker's registry makes agents of classes and instances, and reports 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import attrs
@@ -248,6 +248,11 @@ class AgentRegistry:
             raise ConfigurationError(mistakes)
         self._agents |= added
         return list(added.values())
+
+    def discard(self, agents: Iterable[Agent]) -> None:
+        """Take back what `add` gave."""
+        for agent in agents:
+            del self._agents[agent.name.lower()]
 
 
 def _host(given: object) -> tuple[Agent | None, list[str]]:

@@ -129,9 +129,14 @@ class DurableAIAgentWorker:
             ConfigurationError: Lists all that is wrong with any of them; none is hosted then.
             RuntimeError: The worker is running.
         """
-        for agent in self._registry.add(*agents):
+        added = self._registry.add(*agents)
+        for agent in added:
             hosted = HostedAgent(agent, self)
-            self._worker.add_entity(hosted.entity, entity_name(agent.name))
+            try:
+                self._worker.add_entity(hosted.entity, entity_name(agent.name))
+            except RuntimeError as error:
+                self._registry.discard(added)
+                raise RuntimeError("agents cannot be added while the worker is running; add them before") from error
             self._worker.add_orchestrator(hosted.turn())
             for name, function in hosted.functions.items():
                 self._worker.add_activity(_named(function, name))
