@@ -1,7 +1,8 @@
 """Between this process and a scheduler: addresses, credentials, clients and workers of durabletask.
 
 The only place that knows which of durabletask's classes to make and how, that a client may be a sync or an async
-one, and what gRPC's status codes mean to us. `reader_of` is the only one that reads private names of a worker.
+one, and what gRPC's status codes mean to us. Only `reader_of` reads private names of a worker, and only `address_of`
+those of a client.
 """
 
 from __future__ import annotations
@@ -128,6 +129,17 @@ def check_wrapped(what: str, given: object, *kinds: type) -> None:
             f"{ours} wraps a durabletask {what.lower()}, such as a DurableTaskScheduler{what}, not {given!r}; "
             f"`{ours}.connect(endpoint)` makes one"
         )
+
+
+def address_of(client: DurableTaskClient) -> Address:
+    """Where a client that was wrapped is connected to, for error messages; as far as it can be told."""
+    private: Any = client
+    owns = getattr(private, "_owns_channel", False)
+    endpoint = getattr(private, "_host_address", None) if owns else None
+    sent = [getattr(each, "_metadata", None) or () for each in getattr(private, "_interceptors", None) or ()]
+    hubs = [value for metadata in sent for key, value in metadata if key == "taskhub"]
+    # Without its scheme, by which `hosted` would take it for one that it can ask without the client's own settings.
+    return Address((endpoint or "the client's endpoint").split("://")[-1], hubs[0] if hubs else DEFAULT_TASK_HUB)
 
 
 def _channel_options() -> GrpcChannelOptions:

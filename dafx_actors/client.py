@@ -14,7 +14,16 @@ from durabletask.client import AsyncTaskHubGrpcClient, OrchestrationState, Orche
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import answer, turn_input
-from dafx_actors._connect import MARGIN, Address, Backend, DurableTaskClient, address, check_wrapped, make_client
+from dafx_actors._connect import (
+    MARGIN,
+    Address,
+    Backend,
+    DurableTaskClient,
+    address,
+    address_of,
+    check_wrapped,
+    make_client,
+)
 from dafx_actors._values import dump_value, json_schema, load_value, returned_by
 from dafx_actors.agents import agent_name
 from dafx_actors.errors import (
@@ -50,14 +59,14 @@ class DurableAIAgentClient:
 
         Args:
             client: A `DurableTaskSchedulerClient`, a `TaskHubGrpcClient`, or the async form of one.
-            where: The client's endpoint and task hub, for error messages.
+            where: The client's endpoint and task hub, for error messages; by default what the client tells.
             start_timeout: Seconds that a turn waits for a worker that takes it, before it is withdrawn.
 
         Raises:
             ConfigurationError: It is no durabletask client.
         """
         check_wrapped("Client", client, TaskHubGrpcClient, AsyncTaskHubGrpcClient)
-        self._backend = Backend(client, where or Address("the client's endpoint", "the client's task hub"))
+        self._backend = Backend(client, where or address_of(client))
         self._owned = False
         self._executor = ClientAgentExecutor(self._backend, start_timeout)
 
