@@ -15,7 +15,7 @@ from dafx_actors._coroutines import DurableTask
 from dafx_actors._values import ValueMismatch, json_schema, load_value
 from dafx_actors.errors import DafxError, InvalidAnswer
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, turn_name
+from dafx_actors.ids import AgentThread, thread_of, turn_name
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
@@ -70,14 +70,14 @@ class OrchestrationAgentExecutor:
         agent: str,
         messages: Messages,
         *,
-        thread: AgentThread | None = None,
+        thread: AgentThread | str | None = None,
         response_format: Any = None,
         options: Mapping[str, Json] | None = None,
     ) -> DurableAgentTask[Any]:
         """Start a turn of `agent`, in a new thread unless one is given.
 
         Raises:
-            TypeError, ValueError: `messages` are none.
+            TypeError, ValueError: `messages` are none, or `thread` is not the agent's.
             ValueMismatch: `response_format` has no JSON schema.
         """
         request = RunRequest(
@@ -88,11 +88,11 @@ class OrchestrationAgentExecutor:
             created_at=in_utc(self._context.current_utc_datetime),
             orchestration_id=self._context.instance_id,
         )
-        thread = thread or self.new_thread(agent)
+        where = self.new_thread(agent) if thread is None else thread_of(agent, thread)
         turn: task.Task[Any] = self._context.call_sub_orchestrator(
-            turn_name(agent), input=turn_input(thread, request), instance_id=request.correlation_id
+            turn_name(agent), input=turn_input(where, request), instance_id=request.correlation_id
         )
-        return DurableAgentTask(turn, thread, response_format)
+        return DurableAgentTask(turn, where, response_format)
 
     def new_thread(self, agent: str) -> AgentThread:
         """A new thread of `agent`, the same at every replay."""
@@ -125,7 +125,7 @@ class OrchestrationAgent:
 
     @overload
     def run(
-        self, messages: Messages, *, thread: AgentThread | None = None, options: Mapping[str, Json] | None = None
+        self, messages: Messages, *, thread: AgentThread | str | None = None, options: Mapping[str, Json] | None = None
     ) -> DurableAgentTask[None]: ...
 
     @overload
@@ -133,7 +133,7 @@ class OrchestrationAgent:
         self,
         messages: Messages,
         *,
-        thread: AgentThread | None = None,
+        thread: AgentThread | str | None = None,
         response_format: type[T],
         options: Mapping[str, Json] | None = None,
     ) -> DurableAgentTask[T]: ...
@@ -143,7 +143,7 @@ class OrchestrationAgent:
         self,
         messages: Messages,
         *,
-        thread: AgentThread | None = None,
+        thread: AgentThread | str | None = None,
         response_format: Any,
         options: Mapping[str, Json] | None = None,
     ) -> DurableAgentTask[Any]: ...
@@ -152,7 +152,7 @@ class OrchestrationAgent:
         self,
         messages: Messages,
         *,
-        thread: AgentThread | None = None,
+        thread: AgentThread | str | None = None,
         response_format: Any = None,
         options: Mapping[str, Json] | None = None,
     ) -> DurableAgentTask[Any]:
@@ -160,13 +160,14 @@ class OrchestrationAgent:
 
         Args:
             messages: A text, a content, a message, or a list of them.
-            thread: The conversation; a new one by default.
+            thread: The conversation, or its id; a new one by default.
             response_format: The type of `response.value`: a pydantic model, an attrs class, a dataclass, a TypedDict;
                 or a JSON schema.
             options: Parameters of the model, by the provider's names.
 
         Raises:
-            TypeError, ValueError: `messages` are none, or `response_format` has no JSON schema.
+            TypeError, ValueError: `messages` are none, `thread` is not the agent's, or `response_format` has no JSON
+                schema.
         """
         return self._executor.run(self.name, messages, thread=thread, response_format=response_format, options=options)
 

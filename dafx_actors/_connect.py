@@ -1,13 +1,15 @@
 """Between this process and a scheduler: addresses, credentials, clients and workers of durabletask.
 
 The only place that knows which of durabletask's classes to make and how, that a client may be a sync or an async
-one, and what gRPC's status codes mean to us. `reader_of` is the only one that reads private names of a worker.
+one, and what gRPC's status codes mean to us. Only `reader_of` reads private names of a worker, and only `address_of`
+those of a client.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -115,6 +117,31 @@ def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
     )
 
 
+def check_wrapped(what: str, given: object, *kinds: type) -> None:
+    """See that `DurableAIAgentClient` or `DurableAIAgentWorker` wraps what it can.
+
+    Raises:
+        ConfigurationError: It is something else.
+    """
+    if not isinstance(given, kinds):
+        ours = f"DurableAIAgent{what}"
+        raise ConfigurationError(
+            f"{ours} wraps a durabletask {what.lower()}, such as a DurableTaskScheduler{what}, not {given!r}; "
+            f"`{ours}.connect(endpoint)` makes one"
+        )
+
+
+def address_of(client: DurableTaskClient) -> Address:
+    """Where a client that was wrapped is connected to, for error messages; as far as it can be told."""
+    private: Any = client
+    owns = getattr(private, "_owns_channel", False)
+    endpoint = getattr(private, "_host_address", None) if owns else None
+    sent = [getattr(each, "_metadata", None) or () for each in getattr(private, "_interceptors", None) or ()]
+    hubs = [value for metadata in sent for key, value in metadata if key == "taskhub"]
+    # Without its scheme, by which `hosted` would take it for one that it can ask without the client's own settings.
+    return Address((endpoint or "the client's endpoint").split("://")[-1], hubs[0] if hubs else DEFAULT_TASK_HUB)
+
+
 def _channel_options() -> GrpcChannelOptions:
     return GrpcChannelOptions(max_receive_message_length=_MAX_MESSAGE_BYTES, max_send_message_length=_MAX_MESSAGE_BYTES)
 
@@ -139,6 +166,8 @@ def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
 
 # --- Calls, and what becomes of them ------------------------------------------------------------------------------
 
+MARGIN = 0.25
+"""Seconds that a scheduler has to say that a poll is over, before it is not waited for any more."""
 _LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED}
 """The transport's own failures: the call may or may not have arrived, and may be made again."""
 
@@ -206,18 +235,25 @@ class Backend:
             return False
         return True
 
-    async def wait(self, instance_id: str, seconds: float) -> OrchestrationState | None:
+    async def wait(self, instance_id: str, seconds: float, *, at_most: float = math.inf) -> OrchestrationState | None:
         """Wait for an orchestration to end, one long poll long; None where it has not ended by then.
+
+        Args:
+            instance_id: The orchestration.
+            seconds: How long the poll may be.
+            at_most: Seconds after which it is over, also where the transport loses the poll and it is made again.
 
         Raises:
             SchedulerUnreachable: Nothing answers.
         """
         poll = min(seconds, self._longest_wait)
         waiting = functools.partial(self._call, "wait_for_orchestration_completion", instance_id, timeout=poll)
-        try:
-            return await self._patiently(waiting)
-        except TimeoutError:
-            return None
+        with anyio.move_on_after(at_most + MARGIN):
+            try:
+                return await self._patiently(waiting)
+            except TimeoutError:
+                pass
+        return None
 
     async def state(self, instance_id: str) -> OrchestrationState | None:
         """An orchestration with its input and output, or None where there is none.

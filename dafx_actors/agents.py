@@ -7,8 +7,8 @@ nothing. A worker's registry makes agents of classes and instances, and reports 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import attrs
 
@@ -122,6 +122,10 @@ def durable_agent(
     """
 
     def decorate(decorated: C) -> C:
+        if not isinstance(decorated, type):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not type-check
+            raise ConfigurationError(
+                f"`@durable_agent` decorates a class, not {_shown(decorated)}; a name is given as `name=...`"
+            )
         definition = AgentDefinition(
             name=decorated.__name__ if name is None else name,
             description=description if description is not None else inspect.cleandoc(decorated.__doc__ or ""),
@@ -176,10 +180,17 @@ class Agent:
         return _overrides_respond(self.instance)
 
     async def instructions(self, turn: Turn) -> str:
-        """The instructions for a turn; empty where the agent's own code needs none."""
+        """The instructions for a turn; empty where the agent's own code needs none.
+
+        Raises:
+            TypeError: The agent's code made something else.
+        """
         given: Any = getattr(self.instance, "instructions", "")
         made = given(turn) if callable(given) else given
-        return cast("str", await made if inspect.isawaitable(made) else made)
+        text: object = await made if inspect.isawaitable(made) else made
+        if not isinstance(text, str):
+            raise TypeError(f"`instructions` of {self.name} returned {text!r}; return a str")
+        return text
 
     async def respond(self, turn: Turn) -> ModelReply:
         """The reply of the agent's own code, or of its model.
@@ -238,6 +249,11 @@ class AgentRegistry:
         self._agents |= added
         return list(added.values())
 
+    def discard(self, agents: Iterable[Agent]) -> None:
+        """Take back what `add` gave."""
+        for agent in agents:
+            del self._agents[agent.name.lower()]
+
 
 def _host(given: object) -> tuple[Agent | None, list[str]]:
     definition = definition_of(given)
@@ -259,6 +275,16 @@ def _class_mistakes(cls: type, definition: AgentDefinition) -> list[str]:
     mistakes = [f"{cls.__qualname__}: {mistake}" for mistake in [agent_name_mistake(definition.name)] if mistake]
     if definition.durability not in ("step", "turn"):
         mistakes.append(f"{cls.__qualname__}: durability is 'step' or 'turn', not {definition.durability!r}")
+    if not _is_model(definition.model):
+        mistakes.append(
+            f"{cls.__qualname__}: `model` is an object with async `complete()` and `aclose()`, a function that makes "
+            f"one, or a name, not {_shown(definition.model)}"
+        )
+    mistakes += [
+        f"{cls.__qualname__}: `{name}` must take the turn: `def {name}(self, turn)`"
+        for name in ("instructions", "respond")
+        if not _takes_the_turn(inspect.getattr_static(cls, name, None))
+    ]
     if _overrides_respond(cls) and not inspect.iscoroutinefunction(cls.respond):  # type: ignore[attr-defined]
         mistakes.append(f"{cls.__qualname__}: `respond` must be `async def`")
     if cls.__init__ is object.__init__ and (mistake := _instructions_mistake(definition, cls)):  # type: ignore[misc]
@@ -273,6 +299,21 @@ def _instructions_mistake(definition: AgentDefinition, agent: object) -> str | N
     if given is not None and not isinstance(given, str) and not callable(given) and not isinstance(given, property):
         return f"{definition.name}: `instructions` must be a string or a method, not {_shown(given)}"
     return None
+
+
+def _is_model(given: object) -> bool:
+    return given is None or callable(given) or isinstance(given, str | Model)
+
+
+def _takes_the_turn(given: object) -> bool:
+    """Whether a method can be called with a turn; what is no plain method is left alone."""
+    if not inspect.isfunction(given):
+        return True
+    try:
+        inspect.signature(given).bind("self", "turn")
+    except TypeError:
+        return False
+    return True
 
 
 def _overrides_respond(agent: object) -> bool:

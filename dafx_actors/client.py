@@ -10,11 +10,20 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from durabletask.client import OrchestrationState, OrchestrationStatus
+from durabletask.client import AsyncTaskHubGrpcClient, OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import answer, turn_input
-from dafx_actors._connect import Address, Backend, DurableTaskClient, address, make_client
+from dafx_actors._connect import (
+    MARGIN,
+    Address,
+    Backend,
+    DurableTaskClient,
+    address,
+    address_of,
+    check_wrapped,
+    make_client,
+)
 from dafx_actors._values import dump_value, json_schema, load_value, returned_by
 from dafx_actors.agents import agent_name
 from dafx_actors.errors import (
@@ -26,7 +35,7 @@ from dafx_actors.errors import (
     TurnTimeout,
 )
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, agent_of_turn, instance_id_mistake, new_id, turn_name
+from dafx_actors.ids import AgentThread, agent_of_turn, instance_id_mistake, new_id, thread_of, turn_name
 from dafx_actors.orchestration import OrchestrationContext, definition_of
 from dafx_actors.transcript import Json, Transcript
 
@@ -50,10 +59,14 @@ class DurableAIAgentClient:
 
         Args:
             client: A `DurableTaskSchedulerClient`, a `TaskHubGrpcClient`, or the async form of one.
-            where: The client's endpoint and task hub, for error messages.
+            where: The client's endpoint and task hub, for error messages; by default what the client tells.
             start_timeout: Seconds that a turn waits for a worker that takes it, before it is withdrawn.
+
+        Raises:
+            ConfigurationError: It is no durabletask client.
         """
-        self._backend = Backend(client, where or Address("the client's endpoint", "the client's task hub"))
+        check_wrapped("Client", client, TaskHubGrpcClient, AsyncTaskHubGrpcClient)
+        self._backend = Backend(client, where or address_of(client))
         self._owned = False
         self._executor = ClientAgentExecutor(self._backend, start_timeout)
 
@@ -196,7 +209,7 @@ class OrchestrationHandle(Generic[T]):
         """
         give_up = math.inf if timeout is None else time.monotonic() + timeout
         while (left := give_up - time.monotonic()) > 0:
-            if (state := await self._backend.wait(self.instance_id, left)) is not None:
+            if (state := await self._backend.wait(self.instance_id, left, at_most=left)) is not None:
                 return state
         raise TimeoutError(f"orchestration {self.instance_id} has not ended within {timeout} s; it goes on")
 
@@ -242,7 +255,7 @@ class DurableAIAgent:
         Raises:
             UnsupportedTranscript: It was stored by a newer version.
         """
-        return await self._executor.transcript(self._thread(thread))
+        return await self._executor.transcript(thread_of(self.name, thread))
 
     @overload
     async def run(
@@ -339,19 +352,11 @@ class DurableAIAgent:
         )
         if mistake := instance_id_mistake(request.correlation_id):
             raise ValueError(f"{request.correlation_id!r} cannot be a correlation id: {mistake}")
-        where = self._thread(thread)
+        where = self.get_new_thread() if thread is None else thread_of(self.name, thread)
         await self._executor.start(where, request)
         if not wait_for_response:
             return request.correlation_id
         return await self._executor.wait(where, request.correlation_id, timeout, response_format)
-
-    def _thread(self, given: AgentThread | str | None) -> AgentThread:
-        if given is None:
-            return self.get_new_thread()
-        thread = self.get_thread(given) if isinstance(given, str) else given
-        if thread.agent != self.name:
-            raise ValueError(f"thread {thread.thread_id} belongs to agent {thread.agent!r}, not to {self.name!r}")
-        return thread
 
 
 class ClientAgentExecutor:
@@ -388,8 +393,8 @@ class ClientAgentExecutor:
         looks = [begun + wait for wait in (_GRACE, self._start_timeout) if wait <= self._start_timeout]
         while (left := give_up - time.monotonic()) > 0:
             poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
-            state = await self._backend.wait(correlation_id, poll)
-            if state is None and looks and time.monotonic() >= looks[0]:
+            state = await self._backend.wait(correlation_id, poll, at_most=left)
+            if state is None and looks and looks[0] <= time.monotonic() < give_up + MARGIN:
                 waited = looks.pop(0) - begun
                 state = await self._withdraw_if_pending(thread.agent, correlation_id, waited, last=not looks)
             if state is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
 
@@ -16,6 +16,9 @@ T_co = TypeVar("T_co", covariant=True)
 Messages: TypeAlias = "str | Content | ChatMessage | Iterable[str | Content | ChatMessage]"
 """What `run()` takes: a text, a content such as an image, a message, or several of them."""
 
+_NEVER_SEVERAL: tuple[type, ...] = (str, bytes, Mapping)
+"""A mapping such as `{"role": ..., "content": ...}` would else be sent as the names of its fields."""
+
 
 def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
     """Make messages of what a caller gave; texts and contents that stand together are one message of the user.
@@ -24,7 +27,7 @@ def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
         TypeError: Something in it is none of these.
         ValueError: There is nothing in it.
     """
-    items = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    items: list[Any] = [given] if isinstance(given, _NEVER_SEVERAL) or not isinstance(given, Iterable) else list(given)
     messages: list[ChatMessage] = []
     loose: list[Content] = []
 
@@ -39,7 +42,7 @@ def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
             messages.append(item)
         elif isinstance(item, str):
             loose.extend(ChatMessage("user", item).contents)
-        elif isinstance(item, Content):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not type-check
+        elif isinstance(item, Content):
             loose.append(item)
         else:
             raise TypeError(f"a message is a str, a content or a ChatMessage, not {type(item).__name__}: {item!r}")

@@ -64,8 +64,10 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
-def instance_id_mistake(value: str) -> str | None:
+def instance_id_mistake(value: object) -> str | None:
     """Say what is wrong with `value` as the id of a turn (an orchestration instance), or None."""
+    if not isinstance(value, str):
+        return f"it is no text but a {type(value).__name__}"
     if not value:
         return "it is empty"
     if found := _FORBIDDEN_IN_KEYS.search(value):
@@ -103,3 +105,19 @@ class AgentThread:
     def entity_id(self) -> EntityInstanceId:
         """The Durable Task entity that is this thread."""
         return EntityInstanceId(entity_name(self.agent), self.thread_id)
+
+
+def thread_of(agent: str, given: AgentThread | str) -> AgentThread:
+    """The thread of `agent` that a caller names: itself, or by its id.
+
+    Raises:
+        InvalidThreadId: The id cannot be one.
+        ValueError: It belongs to another agent.
+    """
+    thread = given if isinstance(given, AgentThread) else AgentThread(agent, given)
+    if thread.agent != agent:
+        raise ValueError(
+            f"thread {thread} belongs to agent {thread.agent!r}, not to {agent!r}; "
+            f"take one of {agent!r} by its `get_new_thread()` or `get_thread(id)`"
+        )
+    return thread

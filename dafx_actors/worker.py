@@ -22,7 +22,7 @@ from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import CrossingError
-from dafx_actors._connect import Address, address, make_worker, reader_of
+from dafx_actors._connect import Address, address, check_wrapped, make_worker, reader_of
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Pool
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
@@ -71,7 +71,11 @@ class DurableAIAgentWorker:
             max_concurrent_steps: How many model calls and other activities run at once; each holds a thread. It takes
                 effect unless the worker was given a limit of its own.
             stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
+
+        Raises:
+            ConfigurationError: It is no durabletask worker.
         """
+        check_wrapped("Worker", worker, TaskHubGrpcWorker)
         self.stop_timeout = stop_timeout
         self._worker = worker
         self._registry = AgentRegistry()
@@ -127,9 +131,14 @@ class DurableAIAgentWorker:
             ConfigurationError: Lists all that is wrong with any of them; none is hosted then.
             RuntimeError: The worker is running.
         """
-        for agent in self._registry.add(*agents):
+        added = self._registry.add(*agents)
+        for agent in added:
             hosted = HostedAgent(agent, self)
-            self._worker.add_entity(hosted.entity, entity_name(agent.name))
+            try:
+                self._worker.add_entity(hosted.entity, entity_name(agent.name))
+            except RuntimeError as error:
+                self._registry.discard(added)
+                raise RuntimeError("agents cannot be added while the worker is running; add them before") from error
             self._worker.add_orchestrator(hosted.turn())
             for name, function in hosted.functions.items():
                 self._worker.add_activity(_named(function, name))
@@ -242,7 +251,8 @@ class DurableAIAgentWorker:
             ConfigurationError: None is configured.
         """
         given = agent.definition.model
-        if isinstance(given, Model):
+        # A class has the methods, too: it is a function that makes a model.
+        if isinstance(given, Model) and not isinstance(given, type):
             return given
         if given not in self._models:
             # Not at the top: what providers need is imported by programs that use one.

@@ -99,6 +99,38 @@ def test_instructions_that_are_none_are_a_mistake(given: Any) -> None:
             instructions = given
 
 
+@pytest.mark.parametrize("given", ["Joker", agent_name, Joker()])
+def test_only_a_class_can_be_an_agent(given: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"decorates a class, not .*; a name is given as `name=\.\.\.`"):
+        durable_agent(given)
+
+
+class NeverCloses:
+    async def complete(self, request: ModelRequest) -> None: ...
+
+
+@pytest.mark.parametrize("model", [5, NeverCloses()])
+def test_a_model_that_is_none_is_a_mistake(model: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"`model` is an object with async `complete\(\)` and `aclose\(\)`"):
+        durable_agent(model=model)(type("Joker", (), {"instructions": "x"}))
+
+
+def test_methods_that_do_not_take_the_turn_are_mistakes() -> None:
+    class Forgetful:
+        def instructions(self) -> str:
+            return ""
+
+        async def respond(self) -> str:
+            return ""
+
+    with pytest.raises(ConfigurationError) as caught:
+        durable_agent(Forgetful)
+    assert [mistake.split(": ", 1)[1] for mistake in caught.value.mistakes] == [
+        "`instructions` must take the turn: `def instructions(self, turn)`",
+        "`respond` must take the turn: `def respond(self, turn)`",
+    ]
+
+
 @pytest.mark.parametrize("name", ["", "9", "a b", "x" * 58])
 def test_an_illegal_name_is_a_mistake(name: str) -> None:
     with pytest.raises(ConfigurationError, match="name"):
@@ -216,6 +248,15 @@ class WithOwnCode:
 )
 async def test_instructions_are_a_string_a_method_or_a_property(agent: type, said: str) -> None:
     assert await hosted(agent).instructions(turn()) == said
+
+
+@pytest.mark.anyio
+async def test_instructions_that_are_no_text_are_told_so() -> None:
+    class Forgetful:
+        def instructions(self, turn: Turn) -> None: ...
+
+    with pytest.raises(TypeError, match="`instructions` of Forgetful returned None; return a str"):
+        await hosted(durable_agent(Forgetful)).instructions(turn())
 
 
 @pytest.mark.anyio

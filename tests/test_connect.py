@@ -6,14 +6,16 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import durabletask.internal.orchestrator_service_pb2 as pb
 import durabletask.internal.orchestrator_service_pb2_grpc as stubs  # pyright: ignore[reportMissingTypeStubs]
 import grpc
 import grpc.aio
 import pytest
 
+from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker
 from dafx_actors._connect import Address, Backend, address, make_client
-from dafx_actors.errors import ConfigurationError, SchedulerUnreachable
+from dafx_actors.errors import ConfigurationError, SchedulerUnreachable, TurnTimeout
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +36,9 @@ class Faulty(stubs.TaskHubSidecarServiceServicer):
 
     async def RaiseEvent(self, request: Any, context: Any) -> Any:
         self.raised += 1
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "for the test")
+
+    async def WaitForInstanceCompletion(self, request: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "for the test")
 
 
@@ -80,6 +85,26 @@ async def test_an_event_that_got_lost_is_not_sent_again_for_it_may_have_arrived(
         with pytest.raises(SchedulerUnreachable, match="for the test"):
             await backend.raise_event("turn-1", "granted", 1)
     assert servicer.raised == 1
+
+
+@pytest.mark.parametrize("start_timeout", [0.05, 10.0])
+async def test_a_timeout_is_kept_also_while_the_scheduler_is_away(start_timeout: float) -> None:
+    async with backend_of(Faulty()) as backend:
+        client = DurableAIAgentClient(backend._client, start_timeout=start_timeout)
+        orchestration = await client.schedule_new_orchestration("name")
+        with anyio.fail_after(30):  # it is sent again for 60 s where nobody sets a bound
+            with pytest.raises(TurnTimeout):
+                await client.get_agent("Joker").run("Hello", timeout=0.1)
+            with pytest.raises(TimeoutError, match="has not ended within"):
+                await orchestration.wait(timeout=0.1)
+
+
+@pytest.mark.parametrize("wrapper", [DurableAIAgentClient, DurableAIAgentWorker])
+def test_only_durabletasks_own_can_be_wrapped(wrapper: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"not 'http://h'; `{wrapper.__name__}\.connect\(endpoint\)` makes one"
+    ):
+        wrapper("http://h")
 
 
 def test_the_address_is_what_is_given_else_the_environments_else_the_emulators() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 from typing import Any
 
@@ -33,9 +34,20 @@ def test_texts_and_contents_that_stand_together_are_one_message(given: Any, sent
     assert as_messages(given) == tuple(sent)
 
 
-@pytest.mark.parametrize("given", [5, None, [5], ["a", None], b"bytes", [["a"]]])
-def test_anything_else_is_a_type_error(given: Any) -> None:
-    with pytest.raises(TypeError, match="a message is a str"):
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (5, "int: 5"),
+        (None, "NoneType"),
+        ([5], "int: 5"),
+        (["a", None], "NoneType"),
+        (b"bytes", "bytes: b'bytes'"),
+        ([["a"]], "list"),
+        ({"role": "user", "content": "Hello"}, "dict: {'role': 'user'"),
+    ],
+)
+def test_anything_else_is_a_type_error_that_names_it(given: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=re.escape("a message is a str, a content or a ChatMessage, not " + named)):
         as_messages(given)
 
 

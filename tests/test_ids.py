@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import pytest
 from durabletask.entities import EntityInstanceId
@@ -70,3 +71,20 @@ def test_a_thread_id_is_refused_or_survives_the_wire(thread_id: str) -> None:
     parsed = EntityInstanceId.parse(str(thread.entity_id))
     assert parsed == thread.entity_id
     assert parsed.key == thread_id
+
+
+@pytest.mark.parametrize("bad", [5, None, b"t1", ["t1"]])
+def test_an_id_that_is_no_text_is_refused(bad: Any) -> None:
+    with pytest.raises(InvalidThreadId, match=f"no text but a {type(bad).__name__}"):
+        ids.thread_of("Joker", bad)
+
+
+def test_a_thread_is_named_by_itself_or_by_its_id() -> None:
+    thread = AgentThread("Joker", "t1")
+    assert ids.thread_of("Joker", thread) is thread
+    assert ids.thread_of("Joker", "t1") == thread
+
+
+def test_another_agents_thread_is_refused() -> None:
+    with pytest.raises(ValueError, match="thread t1 belongs to agent 'Joker', not to 'Pirate'; take one of 'Pirate'"):
+        ids.thread_of("Pirate", AgentThread("Joker", "t1"))

@@ -1,6 +1,7 @@
 """The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
 
-`dafx_actors._connect.reader_of` reads a worker's settings; `DurableAIAgentWorker._size_pool` replaces its threads.
+`dafx_actors._connect.reader_of` reads a worker's settings, and `address_of` a client's;
+`DurableAIAgentWorker._size_pool` replaces its threads.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any
 
 import grpc
 import pytest
+from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient, DurableTaskSchedulerClient
 from durabletask.client import TaskHubGrpcClient
 from durabletask.grpc_options import GrpcChannelOptions
 from durabletask.serialization import JsonDataConverter
 from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 
 from dafx_actors import DurableAIAgentWorker, durable_agent
-from dafx_actors._connect import reader_of
+from dafx_actors._connect import Address, address_of, reader_of
 from dafx_actors._seam import Pool
 
 READ = ["host_address", "secure_channel", "interceptors", "channel", "channel_options", "payload_store"]
@@ -72,6 +74,24 @@ def test_the_reader_shares_a_channel_that_the_worker_was_given_and_leaves_it_ope
         assert private(reader, "channel") is channel or not private(reader, "owns_channel"), READER
         reader.close()
         channel.unary_unary("/still/open")  # raises ValueError on a closed channel
+
+
+@pytest.mark.anyio
+async def test_a_wrapped_client_tells_where_it_is_connected_to() -> None:
+    where = "address_of() names endpoint and task hub in errors: without these they say `the client's endpoint`"
+    sync = DurableTaskSchedulerClient(
+        host_address="http://h:1", taskhub="hub", token_credential=None, secure_channel=False
+    )
+    asynchronous = AsyncDurableTaskSchedulerClient(
+        host_address="http://h:1", taskhub="hub", token_credential=None, secure_channel=False
+    )
+    assert [address_of(sync), address_of(asynchronous)] == [Address("h:1", "hub")] * 2, where
+    sync.close()
+    await asynchronous.close()
+    with grpc.insecure_channel("h:1") as channel:
+        given = TaskHubGrpcClient(channel=channel)
+        assert address_of(given) == Address("the client's endpoint", "default"), where
+        given.close()
 
 
 def manager_of(worker: TaskHubGrpcWorker) -> Any:

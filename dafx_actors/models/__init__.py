@@ -1,7 +1,7 @@
 """Language models: the protocol, and where its implementations are.
 
-A model is anything with an async `complete()`. The package brings three: `models.openai` (OpenAI, Azure OpenAI
-and every server that speaks the same protocol), `models.local` (a small one on this machine's CPU) and
+A model is anything with an async `complete()` and `aclose()`. The package brings three: `models.openai` (OpenAI, Azure
+OpenAI and every server that speaks the same protocol), `models.local` (a small one on this machine's CPU) and
 `testing.ScriptedModel`.
 """
 

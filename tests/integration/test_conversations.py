@@ -16,10 +16,12 @@ from dafx_actors import (
     DurableAIAgentWorker,
     ModelReply,
     ModelRequest,
+    OrchestrationContext,
     Turn,
     UriContent,
     UsageStats,
     durable_agent,
+    orchestrator,
 )
 from dafx_actors.errors import (
     AgentNotHosted,
@@ -251,6 +253,20 @@ async def test_an_agent_may_answer_with_its_own_code_and_ask_its_model(hosting: 
     assert model.requests[0].options == {"temperature": 0, "top_p": 0.5}
 
 
+async def test_a_model_may_be_made_by_its_class(hosting: Hosting) -> None:
+    class Echo(ScriptedModel):
+        def __init__(self) -> None:
+            super().__init__(echo)
+
+    @durable_agent(model=Echo)
+    class Joker:
+        instructions = "You are good at telling jokes."
+
+    async with hosting(Joker) as client:
+        answer = await client.get_agent(Joker).run("Hello")
+    assert answer.text == "Hello (2 messages)"
+
+
 async def test_images_reach_the_model_by_address_and_by_value(hosting: Hosting) -> None:
     model = ScriptedModel(lambda request: str(len(request.messages[-1].contents)))
     picture = DataContent.from_bytes(b"\x89PNG", "image/png")
@@ -293,3 +309,23 @@ async def test_plain_durabletask_workers_and_sync_clients_can_be_wrapped(endpoin
         client.close()
     assert agent_worker.registered_agent_names == ["Joker"]
     assert answers == ["One (2 messages)", "Two (4 messages)"]
+
+
+async def test_orchestrations_take_a_thread_or_its_id_and_refuse_another_agents(hosting: Hosting) -> None:
+    """As clients do: another agent's thread would be begun anew, under the same id."""
+
+    @orchestrator
+    async def ask(context: OrchestrationContext, thread_id: str) -> list[str]:
+        joker = context.get_agent("Joker")
+        by_id = await joker.run("Hello", thread=thread_id)
+        by_thread = await joker.run("Again", thread=by_id.thread)
+        try:
+            await joker.run("Hello", thread=context.get_agent("Pirate").get_thread(thread_id))
+        except ValueError as error:
+            return [by_id.text, by_thread.text, str(error)]
+        return []
+
+    async with hosting(agent_with(ScriptedModel(echo)), orchestrators=(ask,)) as client:
+        answers = await (await client.schedule_new_orchestration(ask, input="t1"))
+    assert answers[:2] == ["Hello (2 messages)", "Again (4 messages)"]
+    assert "belongs to agent 'Pirate', not to 'Joker'" in answers[2]

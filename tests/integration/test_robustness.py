@@ -310,6 +310,13 @@ async def test_importing_and_declaring_registers_nothing(endpoint: str) -> None:
     assert worker.registered_agent_names == []
 
 
+async def test_an_agent_that_comes_too_late_is_refused_and_not_listed(endpoint: str) -> None:
+    async with DurableAIAgentWorker.connect(endpoint) as worker:
+        with pytest.raises(RuntimeError, match="agents cannot be added while the worker is running; add them before"):
+            worker.add_agent(agent_with(ScriptedModel()))
+        assert worker.registered_agent_names == []
+
+
 async def test_a_wrapped_worker_with_default_settings_holds_a_thousand_turns_in_flight(embedded: Any) -> None:
     turns, asked = 1_000, 0
     all_asked = anyio.Event()
