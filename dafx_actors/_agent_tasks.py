@@ -12,8 +12,8 @@ from durabletask import task
 
 from dafx_actors import _codec
 from dafx_actors._coroutines import DurableTask
-from dafx_actors._values import ValueMismatch, json_schema, load_value
-from dafx_actors.errors import DafxError, InvalidAnswer
+from dafx_actors._values import json_schema, load_value
+from dafx_actors.errors import DafxError, InvalidAnswer, ValueMismatch
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
 from dafx_actors.ids import AgentThread, thread_of, turn_name
 from dafx_actors.transcript import Json

@@ -22,14 +22,11 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from dafx_actors._json import shown
+from dafx_actors.errors import ValueMismatch
 from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
     from cattrs import Converter
-
-
-class ValueMismatch(ValueError):
-    """A value that does not fit its annotation."""
 
 
 def load_value(value: Json, annotation: Any) -> Any:

@@ -30,6 +30,7 @@ from dafx_actors.errors import (
     AgentNotHosted,
     CorrelationConflict,
     OrchestrationFailed,
+    SchedulerUnreachable,
     TurnFailed,
     TurnTerminated,
     TurnTimeout,
@@ -211,6 +212,8 @@ class OrchestrationHandle(Generic[T]):
         while (left := give_up - time.monotonic()) > 0:
             if (state := await self._backend.wait(self.instance_id, left, at_most=left)) is not None:
                 return state
+        if await self._backend.state(self.instance_id) is None:
+            raise TimeoutError(f"there is no orchestration {self.instance_id}; it did not appear within {timeout} s")
         raise TimeoutError(f"orchestration {self.instance_id} has not ended within {timeout} s; it goes on")
 
     async def state(self) -> OrchestrationState | None:
@@ -388,6 +391,15 @@ class ClientAgentExecutor:
         self, thread: AgentThread, correlation_id: str, timeout: float | None, response_format: Any
     ) -> AgentRunResponse[Any]:
         """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`."""
+        try:
+            return await self._wait(thread, correlation_id, timeout, response_format)
+        except SchedulerUnreachable as error:
+            resume = f"the turn may still be running; pick it up with correlation_id={correlation_id!r}"
+            raise SchedulerUnreachable(error.endpoint, f"{error.detail}; {resume}") from error
+
+    async def _wait(
+        self, thread: AgentThread, correlation_id: str, timeout: float | None, response_format: Any
+    ) -> AgentRunResponse[Any]:
         begun = time.monotonic()
         give_up = math.inf if timeout is None else begun + timeout
         looks = [begun + wait for wait in (_GRACE, self._start_timeout) if wait <= self._start_timeout]
@@ -419,7 +431,9 @@ class ClientAgentExecutor:
             return None
         hosted = await self._backend.hosted()
         known = None if hosted is None else hosted.orchestrations
-        if not last and (known is None or known.take(turn_name(agent)) or agent in self._seen):
+        if known is not None and known.take(turn_name(agent)):
+            return None  # its workers are busy, and will come to it
+        if not last and (known is None or agent in self._seen):
             return None
         await self._backend.terminate(correlation_id, "withdrawn: no worker took the turn")
         ended = await self._backend.wait(correlation_id, 0.5)

@@ -7,6 +7,7 @@
     │   └── ModelNotConfigured      no model was named and none could be found
     ├── InvalidThreadId             a thread id that an entity key cannot hold
     ├── UnsupportedTranscript       stored by a newer version, or not a transcript; never rewritten
+    ├── ValueMismatch               a value of user code that does not fit its annotation, or JSON
     ├── NotDurableError             an orchestration awaited something that cannot be replayed
     ├── SchedulerError              between this process and the scheduler
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
@@ -113,6 +114,16 @@ class UnsupportedTranscript(DafxError):
             f"The thread's stored state cannot be read ({self.found}; this version of dafx_actors reads up to "
             f"{self.supported}). Nothing was changed. Upgrade dafx_actors on this worker."
         )
+
+
+@attrs.define(eq=False, slots=False)
+class ValueMismatch(DafxError, ValueError):
+    """A value that user code gave or was to be given does not fit its annotation, or JSON cannot hold it."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 @attrs.define(eq=False, slots=False)

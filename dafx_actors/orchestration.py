@@ -29,9 +29,9 @@ from dafx_actors._agent_tasks import (
     in_utc,
 )
 from dafx_actors._coroutines import DurableTask, Loop, as_durable_task, when_all, when_any
-from dafx_actors._values import ValueMismatch, dump_as, dump_value, load_value, parameters_of, returned_by
+from dafx_actors._values import dump_as, dump_value, load_value, parameters_of, returned_by
 from dafx_actors.agents import agent_name
-from dafx_actors.errors import ConfigurationError, NotDurableError
+from dafx_actors.errors import ConfigurationError, NotDurableError, ValueMismatch
 from dafx_actors.transcript import Json
 
 __all__ = [

@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
 
@@ -181,7 +181,7 @@ def _contents(given: str | Iterable[Content]) -> tuple[Content, ...]:
 class ChatMessage:
     """One message. `ChatMessage("user", "Hello")` is short for a single text content."""
 
-    role: Role
+    role: Role = attrs.field(validator=attrs.validators.in_(get_args(Role)))
     contents: tuple[Content, ...] = attrs.field(default=(), converter=_contents)
     author_name: str | None = None
     created_at: datetime | None = None

@@ -35,6 +35,7 @@ from dafx_actors.errors import (
     TurnTerminated,
     TurnTimeout,
     UnsupportedTranscript,
+    ValueMismatch,
 )
 
 SAMPLES: list[tuple[DafxError, str]] = [
@@ -43,6 +44,7 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (InvalidThreadId("a b", "' ' is not allowed in it"), "Take `get_new_thread()`"),
     (UnsupportedTranscript("schemaVersion 2.0.0", "1.1.0"), "Upgrade dafx_actors"),
     (NotDurableError("`asyncio.sleep`", "Use `context.sleep`."), "Use `context.sleep`."),
+    (ValueMismatch("'x' does not fit int: expected int, found 'x'"), "does not fit int"),
     (SchedulerUnreachable("http://localhost:8080", "refused"), "Start one"),
     (SchedulerInUse("dafx.db", 7), "in use by process 7"),
     (SchedulerInUse("dafx.db"), "connect to the scheduler that runs"),

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
 from dafx_actors import AgentRunResponse, AgentThread, ChatMessage
-from dafx_actors._values import ValueMismatch, dump_as, dump_value, json_schema, load_value, parameters_of, returned_by
+from dafx_actors._values import dump_as, dump_value, json_schema, load_value, parameters_of, returned_by
+from dafx_actors.errors import ValueMismatch
 from dafx_actors.transcript import UsageStats
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)

@@ -107,6 +107,8 @@ async def test_a_turn_that_is_terminated_while_it_waits_lets_the_others_pass(hos
     assert [first.text, last.text] == ["0 (2 messages)", "2 (4 messages)"]
 
 
+# durabletask's in-memory scheduler never hands out again what the stopping worker was given at its end.
+@pytest.mark.parametrize("endpoint", ["embedded"], indirect=True)
 async def test_stopping_a_worker_lets_its_steps_finish(endpoint: str) -> None:
     held = Held()
     async with DurableAIAgentClient.connect(endpoint) as client:
