@@ -7,6 +7,7 @@ held is handed out again at once, under new tokens; what it still answers to the
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from dafx_actors.scheduler._clock import SECOND
@@ -26,6 +27,12 @@ PATIENCE = 4
 
 _LONGEST_DELAY = 60
 """Seconds; what a worker never answers for must not keep every worker busy, or take down one after the other."""
+
+
+_CROWD = 8
+"""So many pieces of work that workers have just been given make it worth waiting for another answer."""
+
+_JUST_NOW = SECOND
 
 
 class Delivery:
@@ -118,6 +125,12 @@ class Delivery:
         """What workers have held since before the moment for its kind; they do not hold it any more."""
         late = [work for work in self._out.values() if work.given < before[work.kind]]
         return [work for work in late if self.answered(work.token or "") is not None and not work.dropped]
+
+    def crowded(self) -> bool:
+        """Whether workers have just been given so much that more answers are about to come."""
+        # It is out in the order in which it was given. What takes long, such as a model call, must not count.
+        one = next(islice(reversed(self._out.values()), _CROWD - 1, None), None)
+        return one is not None and one.given > self._clock.now() - _JUST_NOW
 
     def held(self) -> int:
         """How much work is with workers."""

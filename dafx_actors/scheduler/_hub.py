@@ -117,7 +117,7 @@ class TaskHub:
             self._stored = False
             self.reload()
             raise
-        self.store.committer.submit(changes)
+        self.store.committer.submit(changes, more=self.delivery.crowded())
 
     async def on_disk(self, record: Orchestration | Entity) -> None:
         """Wait until what is in memory of this record may be shown."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dafx_actors.errors import SchedulerWriteFailed
+from dafx_actors.scheduler.storage import committer
 from dafx_actors.scheduler.storage.committer import Changes, Committer
 from dafx_actors.scheduler.storage.database import Location, connect, connect_reader
 
@@ -33,10 +34,10 @@ class Writer:
             self.connection, self.location, self.failures.append, quick=quick, checkpoint_at=200_000
         )
 
-    def submit(self, key: int, value: object = None, *, broken: bool = False) -> Changes:
+    def submit(self, key: int, value: object = None, *, broken: bool = False, more: bool = False) -> Changes:
         changes = self.committer.begin()
         changes.write("INSERT INTO nowhere VALUES (?, ?)" if broken else "INSERT INTO t VALUES (?, ?)", key, value)
-        self.committer.submit(changes)
+        self.committer.submit(changes, more=more)
         return changes
 
     def stored(self) -> list[int]:
@@ -119,3 +120,27 @@ async def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
     await writer.committer.close()
     writer.reader.close()
     writer.connection.close()
+
+
+async def test_a_group_waits_a_moment_for_what_is_about_to_come(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "GATHER", 0.1)
+    first = writer.submit(1, more=True)
+    await asyncio.sleep(0.001)
+    second = writer.submit(2, more=True)
+    await first.committed()
+    await second.committed()
+    assert (writer.stored(), writer.committer.commits) == ([1, 2], 1)
+
+
+async def test_what_expects_no_more_is_written_at_once_with_what_waits(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "GATHER", 3600.0)
+    first = writer.submit(1, more=True)
+    second = writer.submit(2)
+    third = writer.submit(3, more=True)
+    for changes in (first, second, third):
+        await changes.committed()
+    assert (writer.stored(), writer.committer.commits) == ([1, 2, 3], 1)

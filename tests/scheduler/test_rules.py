@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors.scheduler import _batches
+from dafx_actors.scheduler._clock import SECOND
+from dafx_actors.scheduler._delivery import Delivery
 from dafx_actors.scheduler._dispatch import Work, Worker, WorkQueue
 from dafx_actors.scheduler._filters import Filters, Lane, read_filters
 from dafx_actors.scheduler._idle import IdleCache
+from dafx_actors.scheduler._ids import Ids
 from dafx_actors.scheduler._proto import (
     activity_item,
     entity_item,
@@ -297,6 +300,23 @@ def test_many_cancelled_timers_do_not_stay_in_memory() -> None:
     timers.replace(2, [(NOW, 9_000, 2, 0, 1, None)])
     timers.replace(1, [])
     assert len(timers) == 1
+
+
+# --- handing out -----------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_about_to_come_when_much_was_given_just_now() -> None:
+    clock, one = HandClock(), worker()
+    delivery = Delivery(clock, Ids(1), lambda _, token: token.encode())
+    delivery.queue.connect(one)
+    for number in range(8):
+        assert not delivery.crowded()
+        item = work(number)
+        delivery.offer(item.subject, item.lane)
+        assert delivery.take(one) is not None
+    assert delivery.crowded()
+    clock.move(NOW + SECOND)
+    assert not delivery.crowded(), "what takes so long may take longer"
 
 
 # --- memory and bytes ------------------------------------------------------------------------------------------------

@@ -6,6 +6,10 @@ time that the loop is busy.) COMMIT does wait for the disk. As long as the disk 
 loop waits for it as well, since to hand over to a thread and back takes as long again; a slower disk is left to a
 thread of its own, and so is the copying of the log into the database. Meanwhile changes pile up, and form the next
 group.
+
+A commit also costs what ten statements cost, and requests reach the loop one by one, so that most would have a commit
+to themselves. Where more are about to come, a group therefore waits a moment for them (as PostgreSQL does with
+`commit_delay` and `commit_siblings`); where none are, nobody waits.
 """
 
 from __future__ import annotations
@@ -37,6 +41,9 @@ _COMMITS_BETWEEN_LOOKS = 64
 
 QUICK = 0.001
 """Seconds; the loop itself waits for a disk that usually takes less."""
+
+GATHER = 0.001
+"""Seconds that a group waits for changes that are about to come."""
 
 _WEIGHT = 0.1
 """Of the last one in what is usual."""
@@ -144,7 +151,9 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Changes] = []
         self._group: list[Changes] | None = None
-        self._scheduled = False
+        self._next: asyncio.Handle | None = None
+        self._gathering = False
+        """Whether the next group waits for more."""
         self._idle: asyncio.Future[None] | None = None
         self._jobs: SimpleQueue[Callable[[], sqlite3.Error | None] | None] = SimpleQueue()
         self._thread: Thread | None = None
@@ -164,17 +173,25 @@ class Committer:
         self.seq += 1
         return Changes(self.seq)
 
-    def submit(self, changes: Changes) -> None:
-        """Have the changes written with the next group."""
+    def submit(self, changes: Changes, *, more: bool = False) -> None:
+        """Have the changes written with the next group.
+
+        Args:
+            changes: to which nothing more is added.
+            more: others are about to come, for which the group may wait.
+        """
         changes.complete()
         self._waiting.append(changes)
-        # Not at once: whatever else is ready to run on the loop joins the group.
-        self._soon()
+        self._soon(gather=more)
 
-    def _soon(self) -> None:
-        if self._group is None and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+    def _soon(self, *, gather: bool = False) -> None:
+        if self._group is not None or (self._next is not None and (gather or not self._gathering)):
+            return
+        if self._next is not None:
+            self._next.cancel()
+        self._gathering = gather
+        # Never at once: whatever else is ready to run on the loop joins the group.
+        self._next = self._loop.call_later(GATHER, self._flush) if gather else self._loop.call_soon(self._flush)
 
     async def reached(self, seq: int) -> None:
         """Wait until these changes, and all before them, are on disk.
@@ -203,7 +220,7 @@ class Committer:
             self._thread = None
 
     def _flush(self) -> None:
-        self._scheduled = False
+        self._next = None
         group, self._waiting = self._waiting, []
         if not group:
             self._rest()
