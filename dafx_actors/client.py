@@ -212,9 +212,9 @@ class OrchestrationHandle(Generic[T]):
         while (left := give_up - time.monotonic()) > 0:
             if (state := await self._backend.wait(self.instance_id, left, at_most=left)) is not None:
                 return state
-        if await self._backend.state(self.instance_id) is None:
-            raise TimeoutError(f"there is no orchestration {self.instance_id}; it did not appear within {timeout} s")
-        raise TimeoutError(f"orchestration {self.instance_id} has not ended within {timeout} s; it goes on")
+        raise TimeoutError(
+            f"orchestration {self.instance_id} has not ended within {timeout} s; it goes on, if a worker hosts it"
+        )
 
     async def state(self) -> OrchestrationState | None:
         """What durabletask knows of it now, or None if there is no such orchestration."""
