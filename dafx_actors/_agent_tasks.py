@@ -12,6 +12,7 @@ from durabletask import task
 
 from dafx_actors import _codec
 from dafx_actors._coroutines import DurableTask
+from dafx_actors._json import as_object
 from dafx_actors._values import json_schema, load_value
 from dafx_actors.errors import DafxError, InvalidAnswer, ValueMismatch
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
@@ -19,6 +20,9 @@ from dafx_actors.ids import AgentThread, thread_of, turn_name
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
+
+_KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": float, "boolean": bool}
+"""What an answer must be at least where a JSON schema was asked for; the model's provider holds it to the rest."""
 
 
 class CrossingError(Exception):
@@ -52,10 +56,14 @@ def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResp
     response = _codec.load_response(raw, thread)
     if response_format is None:
         return response
-    annotation = dict if isinstance(response_format, Mapping) else response_format
+    annotation = response_format
+    if isinstance(response_format, Mapping):
+        annotation = _KINDS.get(str(as_object(response_format).get("type")), Any)
     try:
         return attrs.evolve(response, value=load_value(json.loads(response.text), annotation))
-    except (json.JSONDecodeError, ValueMismatch) as error:
+    except json.JSONDecodeError as error:
+        raise InvalidAnswer(response.text, f"it is not JSON ({error})") from error
+    except ValueMismatch as error:
         raise InvalidAnswer(response.text, str(error)) from error
 
 

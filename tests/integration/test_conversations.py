@@ -292,6 +292,19 @@ async def test_a_typed_answer_is_asked_for_and_given(hosting: Hosting) -> None:
     assert answer.value == Forecast(city="Oslo", celsius=-3.5)
     assert model.requests[0].response_schema == Forecast.model_json_schema()
     assert caught.value.text == "It is cold."
+    assert "it is not JSON" in str(caught.value)
+
+
+async def test_an_answer_may_be_asked_for_by_a_json_schema(hosting: Hosting) -> None:
+    schema = {"type": "array", "items": {"type": "integer"}}
+    model = ScriptedModel("[1, 2]", '{"not": "a list"}')
+    async with hosting(agent_with(model)) as client:
+        joker = client.get_agent("Joker")
+        answer = await joker.run("Count", response_format=schema)
+        with pytest.raises(InvalidAnswer, match="expected list"):
+            await joker.run("Count", response_format=schema)
+    assert answer.value == [1, 2]
+    assert model.requests[0].response_schema == schema
 
 
 async def test_plain_durabletask_workers_and_sync_clients_can_be_wrapped(endpoint: str) -> None:
