@@ -61,7 +61,8 @@ class DurableAIAgentClient:
         Args:
             client: A `DurableTaskSchedulerClient`, a `TaskHubGrpcClient`, or the async form of one.
             where: The client's endpoint and task hub, for error messages; by default what the client tells.
-            start_timeout: Seconds that a turn waits for a worker that takes it, before it is withdrawn.
+            start_timeout: Seconds that a turn waits for a worker that takes it, before it is withdrawn; where the
+                scheduler tells that a connected worker hosts the agent, as long as it takes.
 
         Raises:
             ConfigurationError: It is no durabletask client.

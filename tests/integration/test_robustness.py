@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -23,13 +24,14 @@ from dafx_actors import (
     durable_agent,
     orchestrator,
 )
-from dafx_actors.errors import ThreadBusy, TurnTerminated, UnsupportedTranscript
+from dafx_actors.errors import ThreadBusy, TurnTerminated, TurnTimeout, UnsupportedTranscript
 from dafx_actors.ids import AgentThread
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
 from tests.integration import kills_of_turns
 from tests.integration.conftest import Hosting
 from tests.integration.test_conversations import agent_with, arrived, echo
+from tests.scheduler.kills import Victim
 
 pytestmark = pytest.mark.anyio
 
@@ -355,3 +357,29 @@ async def test_conversations_survive_random_kills_of_scheduler_and_workers() -> 
     report = await kills_of_turns.run(kills=8, seed=1)
     assert report.clean, report
     assert report.answers > 20
+
+
+async def test_a_turn_whose_worker_is_only_busy_is_not_withdrawn(embedded: Any, tmp_path: Path) -> None:
+    with embedded as scheduler:
+        own = ["-m", "tests.integration.kills_of_turns", "--run-worker", scheduler.endpoint, str(tmp_path / "log")]
+        worker = Victim("worker", own)
+        worker.start()
+        assert worker.process is not None
+        try:
+            async with DurableAIAgentClient.connect(scheduler.endpoint, start_timeout=0.2) as client:
+
+                async def hosted() -> bool:
+                    found = await client._backend.hosted()
+                    return found is not None and found.orchestrations.take("dafx-Witness.turn")
+
+                await until(hosted)
+                # As busy as can be: connected, and taking nothing up.
+                worker.process.send_signal(signal.SIGSTOP)
+                witness = client.get_agent("Witness")
+                with pytest.raises(TurnTimeout):
+                    await witness.run("Hello", thread="busy", correlation_id="turn-1", timeout=1.0)
+                worker.process.send_signal(signal.SIGCONT)
+                answer = await witness.run("Hello", thread="busy", correlation_id="turn-1")
+        finally:
+            worker.kill()
+    assert answer.text == "Hello after 0"
