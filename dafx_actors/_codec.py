@@ -13,10 +13,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import attrs
+from durabletask.task import RetryPolicy
 
 from dafx_actors._json import as_list, as_object, dump_time, load_time
 from dafx_actors.errors import (
@@ -24,11 +25,13 @@ from dafx_actors.errors import (
     DafxError,
     InvalidThreadId,
     ModelNotConfigured,
+    TurnCancelled,
     TurnError,
     TurnFailed,
     UnsupportedTranscript,
 )
-from dafx_actors.exchange import AgentRunResponse, RunRequest
+from dafx_actors.decisions import Decision, PendingDecision
+from dafx_actors.exchange import AgentRunResponse, Limits, RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import (
     ChatMessage,
@@ -143,6 +146,13 @@ class Unfinished:
     active: str | None
     draft: tuple[ChatMessage, ...]
     waiting: tuple[RunRequest, ...]
+    steered: tuple[RunRequest, ...]
+    joined: tuple[str, ...]
+    cancelled: Mapping[str, Json]
+    asks: Mapping[str, Json]
+    attempts: Mapping[str, Json]
+    children: Mapping[str, Json]
+    progress: Mapping[str, Json]
 
 
 def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
@@ -157,6 +167,13 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
             active=_text(ours, "active"),
             draft=load_messages(_or(ours.get("draft"), [])),
             waiting=tuple(load_request(raw) for raw in as_list(_or(ours.get("waiting"), []))),
+            steered=tuple(load_request(raw) for raw in as_list(_or(ours.get("steered"), []))),
+            joined=tuple(map(str, as_list(_or(ours.get("joined"), [])))),
+            cancelled=as_object(_or(ours.get("cancelled"), {})),
+            asks=as_object(_or(ours.get("asks"), {})),
+            attempts=as_object(_or(ours.get("attempts"), {})),
+            children=as_object(_or(ours.get("children"), {})),
+            progress=as_object(_or(ours.get("progress"), {})),
         )
     except ValueError as error:
         raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error
@@ -197,6 +214,9 @@ def dump_request(request: RunRequest) -> dict[str, Json]:
             "created_at": dump_time(request.created_at) if request.created_at else None,
             "orchestrationId": request.orchestration_id,
             "options": dict(request.options) or None,
+            "enable_tool_calls": request.enable_tool_calls,
+            "tool_choice": request.tool_choice,
+            "limits": None if request.limits is None else dump_limits(request.limits),
             "messages": [dump_message(message) for message in request.messages],
             "responseSchema": request.response_schema,
         }
@@ -230,8 +250,53 @@ def load_request(raw: Json) -> RunRequest:
         messages=load_messages(messages),
         response_schema=None if schema is None else as_object(schema),
         options=as_object(_or(document.get("options"), {})),
+        tool_choice=_text(document, "tool_choice"),
+        enable_tool_calls=document.get("enable_tool_calls") is not False,
+        limits=None if document.get("limits") is None else load_limits(document["limits"]),
         created_at=load_time(created) if created else None,
         orchestration_id=_text(document, "orchestrationId"),
+    )
+
+
+def dump_limits(limits: Limits) -> dict[str, Json]:
+    """What a turn may take, as it travels."""
+    return attrs.asdict(limits)
+
+
+def load_limits(raw: Json) -> Limits:
+    """Read what a turn may take; what a newer version limits besides is left out.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    document = as_object(raw)
+    given = {field.name: document.get(field.name) for field in attrs.fields(Limits)}
+    if wrong := [name for name, value in given.items() if not isinstance(value, int | float | None)]:
+        raise ValueError(f"`limits.{wrong[0]}` is a number, not {given[wrong[0]]!r}")
+    return Limits(**given)  # type: ignore[arg-type]
+
+
+def dump_retry(policy: RetryPolicy) -> dict[str, Json]:
+    """How failures are retried, in seconds, for the history of a turn."""
+    longest, timeout = policy.max_retry_interval, policy.retry_timeout
+    return {
+        "attempts": policy.max_number_of_attempts,
+        "first": policy.first_retry_interval.total_seconds(),
+        "coefficient": policy.backoff_coefficient,
+        "longest": None if longest is None else longest.total_seconds(),
+        "timeout": None if timeout is None else timeout.total_seconds(),
+    }
+
+
+def load_retry(raw: Json) -> RetryPolicy:
+    """Read what `dump_retry` wrote."""
+    longest, timeout = raw["longest"], raw["timeout"]
+    return RetryPolicy(
+        first_retry_interval=timedelta(seconds=raw["first"]),
+        max_number_of_attempts=raw["attempts"],
+        backoff_coefficient=raw["coefficient"],
+        max_retry_interval=None if longest is None else timedelta(seconds=longest),
+        retry_timeout=None if timeout is None else timedelta(seconds=timeout),
     )
 
 
@@ -266,6 +331,57 @@ def load_response(raw: Json, thread: AgentThread) -> AgentRunResponse[Any]:
         thread=thread,
         created_at=entry.created_at or datetime.now(timezone.utc),
     )
+
+
+# --- Decisions ----------------------------------------------------------------------------------------------------
+
+
+def load_pending(thread: AgentThread, turn: str, raw: Json) -> PendingDecision:
+    """Read what a turn of `thread` asks, as it is kept under `data.dafx.asks`."""
+    return PendingDecision(
+        thread=thread,
+        correlation_id=turn,
+        key=raw["key"],
+        kind=raw["kind"],
+        call_id=raw["callId"],
+        tool=raw["tool"],
+        arguments=raw["arguments"],
+        digest=raw["digest"],
+        asked_at=load_time(raw["askedAt"]),
+        deadline=load_time(raw["deadline"]) if raw.get("deadline") else None,
+    )
+
+
+def dump_decision(decision: Decision) -> dict[str, Json]:
+    """A decision as it travels, and as the transcript keeps it."""
+    document = {
+        "action": decision.action,
+        "by": decision.by,
+        "at": dump_time(decision.at),
+        "reason": decision.reason or None,
+        "arguments": None if decision.arguments is None else dict(decision.arguments),
+    }
+    return {**_without_none(document), **({"result": decision.result} if decision.action == "result" else {})}
+
+
+def load_decision(raw: Json) -> Decision:
+    """Read a decision that a thread gave."""
+    return Decision(
+        action=raw["action"],
+        by=raw.get("by") or "",
+        at=load_time(raw["at"]),
+        reason=raw.get("reason") or "",
+        arguments=raw.get("arguments"),
+        result=raw.get("result"),
+    )
+
+
+def load_cancellation(response: Json) -> TurnCancelled | None:
+    """The cancellation that a stored response ends with, or None."""
+    entry = load_entry(response)
+    content = entry.error if isinstance(entry, Response) else None
+    error = None if content is None else load_error({"type": content.error_code, "fields": content.details})
+    return error if isinstance(error, TurnCancelled) else None
 
 
 # --- Errors -------------------------------------------------------------------------------------------------------

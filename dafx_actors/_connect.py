@@ -20,7 +20,7 @@ import anyio.to_thread
 import attrs
 import grpc
 import grpc.aio
-from durabletask.client import AsyncTaskHubGrpcClient, OrchestrationState, TaskHubGrpcClient
+from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, OrchestrationState, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
 from durabletask.worker import TaskHubGrpcWorker
@@ -289,6 +289,16 @@ class Backend:
         """
         found = await self._patiently(functools.partial(self._call, "get_entity", entity_id))
         return None if found is None else found.get_typed_state()
+
+    async def threads(self, entity: str) -> dict[str, Json]:
+        """The stored documents of all threads of an entity, by their keys.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        query = EntityQuery(instance_id_starts_with=f"@{entity.lower()}@")
+        found = await self._patiently(functools.partial(self._call, "get_all_entities", query))
+        return {each.id.key: each.get_typed_state() for each in found}
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(getattr(self._client, method), *args, **kwargs)

@@ -1,26 +1,77 @@
-"""What a turn does next. Pure: no clock, no network, no `await`."""
+"""What a turn does next. Pure: no clock, no network, no `await`.
+
+A turn goes round: a model call, then the tools that the model asked for, until it answers. What each step gave is kept
+as JSON in the history of the turn's orchestration; what is decided here depends on that and on nothing else, so that
+a replay decides the same.
+
+::
+
+    reply ──> Finish            the reply is the answer
+          ──> CallTools         its calls are made, approvals first; their results go to the model
+          ──> Repair            the answer does not fit what was asked; the model is told, once
+          ──> Fail              the turn cannot go on
+"""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeAlias
 
 import attrs
+from durabletask.task import RetryPolicy
 
-from dafx_actors.errors import DafxError, ModelError
-from dafx_actors.models import ModelReply
+from dafx_actors import _codec
+from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
+from dafx_actors.exchange import Limits
+from dafx_actors.ids import AgentThread, call_key
 from dafx_actors.transcript import (
     ChatMessage,
     Entry,
     ErrorContent,
     FunctionCallContent,
+    FunctionResultContent,
+    Json,
     Request,
     Response,
     TextReasoningContent,
     Transcript,
     UsageContent,
+    UsageStats,
 )
 
 _NOT_FOR_MODELS = (ErrorContent, TextReasoningContent, UsageContent)
+REPAIRS = 1
+"""How often a model is told that its answer does not fit."""
+_JITTER = 0.1
+"""Of a pause, so that many turns that were refused together do not come again together."""
+
+
+# --- How far a turn has come --------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """What a turn has taken so far."""
+
+    replies: int = 0
+    """Replies of the model."""
+    steps: int = 0
+    """Model calls and tool calls, without retries."""
+    usage: UsageStats | None = None
+    repairs: int = 0
+    retries: tuple[Json, ...] = ()
+    """Attempts that failed and were made again, each with its step and error."""
+
+    @property
+    def about(self) -> dict[str, Json]:
+        """What a response says of how it came about."""
+        about: dict[str, Json] = {"steps": self.steps} if self.steps > 1 else {}
+        return {**about, **({"retries": list(self.retries)} if self.retries else {})}
+
+
+# --- After a model call -------------------------------------------------------------------------------------------
 
 
 @attrs.frozen
@@ -30,24 +81,191 @@ class Finish:
     message: ChatMessage
 
 
+@attrs.frozen(kw_only=True)
+class Call:
+    """A tool call that the model asked for, and how it is to be made."""
+
+    key: str
+    """Names it; see `ids.call_key`."""
+    content: FunctionCallContent
+    plan: Mapping[str, Json]
+    """What the worker said of it when the reply came: `refusal`, `approval`, `activity`, `agent`, ...; see `plan_for`."""
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it is not made at all, in words for the model."""
+        return self.plan.get("refusal")
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other call is made at the same time."""
+        return bool(self.plan.get("alone"))
+
+
+@attrs.frozen
+class CallTools:
+    """These calls are made."""
+
+    message: ChatMessage
+    """Of the model, which asks for them."""
+    calls: tuple[Call, ...]
+
+
+@attrs.frozen
+class Repair:
+    """The model is told what is wrong with its answer."""
+
+    messages: tuple[ChatMessage, ...]
+    """The answer, and what is wrong with it."""
+
+
 @attrs.frozen
 class Fail:
     """The turn cannot go on."""
 
     error: DafxError
+    messages: tuple[ChatMessage, ...] = ()
+    """What it had not recorded yet."""
 
 
-Step: TypeAlias = Finish | Fail
+Step: TypeAlias = Finish | CallTools | Repair | Fail
 
 
-def next_step(reply: ModelReply) -> Step:
-    """What follows from a model's reply."""
-    if reply.finish_reason == "content_filter":
-        return Fail(ModelError("content_filter", reply.message.text or "the provider's filter withheld the answer"))
-    calls = [content.name for content in reply.message.contents if isinstance(content, FunctionCallContent)]
+def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent: str) -> tuple[Progress, Step]:
+    """What follows from a model step that gave a reply; and the progress with it.
+
+    Args:
+        result: Of the step: `message`, `finishReason`, `usage`; `calls`, the plan of each tool call, in their order;
+            `invalid`, why the answer does not fit, where it does not.
+        progress: Before it.
+        limits: Of the turn.
+        turn: The correlation id.
+        agent: The agent's name.
+    """
+    message = _codec.load_message(result["message"])
+    usage = _codec.load_usage(result["usage"]) if result.get("usage") else None
+    total = progress.usage if usage is None else usage if progress.usage is None else progress.usage + usage
+    number = progress.replies + 1
+    calls = tuple(
+        Call(key=call_key(turn, number, index), content=content, plan=plan)
+        for index, (content, plan) in enumerate(zip(_calls_in(message), result.get("calls") or (), strict=True))
+    )
+    steps = progress.steps + 1
+    progress = attrs.evolve(progress, replies=number, steps=steps, usage=total)
+    if result.get("finishReason") == "content_filter":
+        withheld = message.text or "the provider's filter withheld the answer"
+        return progress, Fail(ModelError("content_filter", withheld))
+    tokens = total.total_tokens if total else 0
+    if limits.tokens is not None and tokens > limits.tokens:
+        over = TurnLimitExceeded(agent, turn, "tokens", limits.tokens, tokens)
+        return progress, Fail(over, (message,))
     if calls:
-        return Fail(ModelError("bad_response", f"the model asked for {calls[0]!r}, a tool that it was not offered"))
-    return Finish(reply.message)
+        # The call after the tools counts as well: their results are of no use without it.
+        needed = steps + len(calls) + 1
+        if limits.steps is not None and needed > limits.steps:
+            return progress, Fail(TurnLimitExceeded(agent, turn, "steps", limits.steps, needed), (message,))
+        return attrs.evolve(progress, steps=steps + len(calls)), CallTools(message, calls)
+    if (invalid := result.get("invalid")) is not None:
+        if progress.repairs >= REPAIRS or (limits.steps is not None and steps >= limits.steps):
+            return progress, Fail(InvalidAnswer(message.text, invalid), (message,))
+        told = ChatMessage("user", f"Your answer does not fit the JSON schema: {invalid}. Answer again, with JSON only.")
+        return attrs.evolve(progress, repairs=progress.repairs + 1), Repair((message, told))
+    return progress, Finish(message)
+
+
+def _calls_in(message: ChatMessage) -> list[FunctionCallContent]:
+    return [content for content in message.contents if isinstance(content, FunctionCallContent)]
+
+
+def batches(calls: Sequence[Call]) -> list[list[Call]]:
+    """The calls in their order, those together that are made at the same time."""
+    found: list[list[Call]] = []
+    for call in calls:
+        if found and not call.alone and not found[-1][0].alone:
+            found[-1].append(call)
+        else:
+            found.append([call])
+    return found
+
+
+# --- After a failure ----------------------------------------------------------------------------------------------
+
+MODEL_RETRIES = RetryPolicy(
+    first_retry_interval=timedelta(seconds=1),
+    max_number_of_attempts=5,
+    backoff_coefficient=2.0,
+    max_retry_interval=timedelta(seconds=60),
+    retry_timeout=timedelta(minutes=10),
+)
+"""How failed model calls are made again, unless the agent says otherwise."""
+
+
+def pause_before(
+    attempt: int, policy: RetryPolicy, waited: timedelta, seed: str, *, at_least: float | None = None
+) -> timedelta | None:
+    """How long to wait before an attempt is made again; None where it is not.
+
+    Args:
+        attempt: The number of the attempt that failed, from 1.
+        policy: How often and when.
+        waited: Since the first attempt was made.
+        seed: Decides, the same at every replay, about the jitter.
+        at_least: Seconds that the other side asked to wait (Retry-After).
+    """
+    if attempt >= policy.max_number_of_attempts:
+        return None
+    longest = policy.max_retry_interval or timedelta(days=36_500)
+    try:
+        pause = min(policy.first_retry_interval * (policy.backoff_coefficient or 1.0) ** (attempt - 1), longest)
+    except OverflowError:
+        pause = longest
+    share = int.from_bytes(hashlib.sha256(f"{seed}/{attempt}".encode()).digest()[:4], "big") / 2**32
+    pause *= 1 + _JITTER * share
+    pause = max(pause, timedelta(seconds=at_least or 0.0))
+    if policy.retry_timeout is not None and waited + pause > policy.retry_timeout:
+        return None
+    return pause
+
+
+def retry_note(step: int, attempt: int, error: Json) -> Json:
+    """An attempt that is made again, for the turn's record."""
+    return {"step": step, "attempt": attempt, "error": error.get("type"), "message": error.get("message")}
+
+
+# --- Tool calls ---------------------------------------------------------------------------------------------------
+
+
+def results_message(calls: Iterable[Call], outcomes: Mapping[str, Json]) -> ChatMessage | None:
+    """The results of the calls that have one, for the model and for the record; None where there are none."""
+    results = tuple(result_of(call, outcomes[call.key]) for call in calls if call.key in outcomes)
+    return ChatMessage("tool", results) if results else None
+
+
+def result_of(call: Call, outcome: Json) -> FunctionResultContent:
+    """What the model is told of a call: its result, or what went wrong, in words.
+
+    Args:
+        call: The call.
+        outcome: `{"result": ...}` or `{"error": text}`, with the `decision` of a person where there was one.
+    """
+    ours: dict[str, Json] = {"key": call.key}
+    if "error" in outcome:
+        ours["failed"] = True
+    if decision := outcome.get("decision"):
+        ours["decision"] = decision
+    said = f"Error: {outcome['error']}" if "error" in outcome else outcome.get("result")
+    return FunctionResultContent(call.content.call_id, said, extra={"dafx": ours})
+
+
+def denied(call: Call, decision: Mapping[str, Json]) -> Json:
+    """The outcome of a call that a person did not allow."""
+    if decision["action"] == "expire":
+        return {"error": "the call was not made: nobody approved it in time", "decision": decision}
+    because = f": {decision['reason']}" if decision.get("reason") else ""
+    return {"error": f"the call was not made: a person denied it{because}", "decision": decision}
+
+
+# --- What a model sees --------------------------------------------------------------------------------------------
 
 
 def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
@@ -70,3 +288,5 @@ def _is_seen(entry: Entry, answered: set[str | None], turn: str) -> bool:
 
 def _messages(entry: Entry) -> tuple[ChatMessage, ...]:
     return entry.messages if isinstance(entry, Request | Response) else ()
+
+

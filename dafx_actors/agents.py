@@ -6,16 +6,19 @@ nothing. A worker's registry makes agents of classes and instances, and reports 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
 import attrs
+from durabletask.task import RetryPolicy
 
 from dafx_actors.errors import ConfigurationError
-from dafx_actors.exchange import RunRequest
+from dafx_actors.exchange import Limits, Overlap, RunRequest
 from dafx_actors.ids import AgentThread, agent_name_mistake
-from dafx_actors.models import Model, ModelReply, ModelRequest
+from dafx_actors.models import Model, ModelReply, ModelRequest, ToolDefinition
+from dafx_actors.tools import AgentTool, Tool, ToolSource, as_tool, tool_mistakes, tools_of
 from dafx_actors.transcript import ChatMessage, Json, Transcript
 
 C = TypeVar("C", bound=type)
@@ -36,6 +39,16 @@ class AgentDefinition:
     """`step`: each model and tool call is recorded. `turn`: the whole turn is one operation, which a crash repeats."""
     options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """Parameters for every model call, by the provider's names."""
+    limits: Limits = Limits()
+    """What a turn may take at most; a request may say otherwise for its own."""
+    retry: RetryPolicy | None = None
+    """How failed model calls are made again; None: five attempts within ten minutes, at growing intervals."""
+    overlap: Overlap = "queue"
+    """What becomes of a request while its thread works on another.
+
+    `queue`: it waits. `reject`: it fails with `ThreadBusy`. `cancel_previous`: it takes the place of those before it.
+    `steer`: it joins the running turn at its next model call, and both get one answer.
+    """
 
 
 @attrs.frozen(kw_only=True)
@@ -48,6 +61,10 @@ class Turn:
     """All that the thread remembers, this request included."""
     messages: tuple[ChatMessage, ...]
     """What a model would be sent: the instructions, and the conversation up to this request."""
+    tools: tuple[ToolDefinition, ...] = ()
+    """What the model is offered."""
+    tool_choice: str | None = None
+    """What it is told about them; see `ModelRequest.tool_choice`."""
     _complete: Callable[[ModelRequest], Awaitable[ModelReply]] = attrs.field(repr=False, alias="complete")
 
     @property
@@ -72,6 +89,8 @@ class Turn:
         """
         request = ModelRequest(
             messages=messages or self.messages,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
             response_schema=self.request.response_schema,
             options={**self.request.options, **options},
         )
@@ -90,6 +109,9 @@ def durable_agent(
     model: Model | Callable[[], Model] | str | None = None,
     durability: Durability = "step",
     options: Mapping[str, Json] | None = None,
+    limits: Limits | None = None,
+    retry: RetryPolicy | None = None,
+    overlap: Overlap = "queue",
 ) -> Callable[[C], C]: ...
 
 
@@ -102,12 +124,16 @@ def durable_agent(
     model: Model | Callable[[], Model] | str | None = None,
     durability: Durability = "step",
     options: Mapping[str, Json] | None = None,
+    limits: Limits | None = None,
+    retry: RetryPolicy | None = None,
+    overlap: Overlap = "queue",
 ) -> C | Callable[[C], C]:
     """Declare an agent. Bare, it is called as its class and described by the class's docstring.
 
     The class has `instructions`, a string or a method (of the `Turn`, sync or async) that makes one per turn. It may
     instead answer with its own code: `async def respond(self, turn)`, which returns a string, a `ChatMessage` or a
-    `ModelReply`.
+    `ModelReply`. Its tools are its methods decorated with `@tool`, and what its attribute `tools` lists: functions,
+    other agents (`as_tool`), MCP servers.
 
     Args:
         cls: The class, where the decorator stands bare.
@@ -116,6 +142,9 @@ def durable_agent(
         model: See `AgentDefinition.model`.
         durability: See `AgentDefinition.durability`.
         options: Parameters for every model call, by the provider's names, such as `temperature`.
+        limits: See `AgentDefinition.limits`.
+        retry: See `AgentDefinition.retry`.
+        overlap: See `AgentDefinition.overlap`.
 
     Raises:
         ConfigurationError: Lists all that is wrong with the declaration.
@@ -132,10 +161,15 @@ def durable_agent(
             model=model,
             durability=durability,
             options=options or {},
+            limits=limits or Limits(),
+            retry=retry,
+            overlap=overlap,
         )
         if mistakes := _class_mistakes(decorated, definition):
             raise ConfigurationError(mistakes)
         setattr(decorated, _DEFINITION, definition)
+        if isinstance(getattr(decorated, "as_tool", None), functools.partial | None):  # a base's, or none at all
+            setattr(decorated, "as_tool", functools.partial(as_tool, decorated))  # noqa: B010 - a type has no such name
         return decorated
 
     return decorate if cls is None else decorate(cls)
@@ -173,6 +207,15 @@ class Agent:
     def name(self) -> str:
         """The agent's name."""
         return self.definition.name
+
+    @functools.cached_property
+    def tools(self) -> list[Tool | AgentTool | ToolSource]:
+        """Its tools; the schemas of their arguments are made when they are first asked for.
+
+        Raises:
+            ConfigurationError: Lists everything that is wrong with them.
+        """
+        return tools_of(self.instance)
 
     @property
     def responds(self) -> bool:
@@ -267,7 +310,7 @@ def _host(given: object) -> tuple[Agent | None, list[str]]:
             return None, [f"{given.__name__} needs arguments ({error}); add an instance of it"]
         instance = given()
     mistake = _instructions_mistake(definition, instance)
-    return Agent(definition, instance), [mistake] if mistake else []
+    return Agent(definition, instance), [*([mistake] if mistake else []), *_tool_mistakes(definition, instance)]
 
 
 def _class_mistakes(cls: type, definition: AgentDefinition) -> list[str]:
@@ -275,6 +318,9 @@ def _class_mistakes(cls: type, definition: AgentDefinition) -> list[str]:
     mistakes = [f"{cls.__qualname__}: {mistake}" for mistake in [agent_name_mistake(definition.name)] if mistake]
     if definition.durability not in ("step", "turn"):
         mistakes.append(f"{cls.__qualname__}: durability is 'step' or 'turn', not {definition.durability!r}")
+    if definition.overlap not in get_args(Overlap):
+        words = ", ".join(map(repr, get_args(Overlap)))
+        mistakes.append(f"{cls.__qualname__}: overlap is one of {words}, not {definition.overlap!r}")
     if not _is_model(definition.model):
         mistakes.append(
             f"{cls.__qualname__}: `model` is an object with async `complete()` and `aclose()`, a function that makes "
@@ -299,6 +345,21 @@ def _instructions_mistake(definition: AgentDefinition, agent: object) -> str | N
     if given is not None and not isinstance(given, str) and not callable(given) and not isinstance(given, property):
         return f"{definition.name}: `instructions` must be a string or a method, not {_shown(given)}"
     return None
+
+
+def _tool_mistakes(definition: AgentDefinition, instance: object) -> list[str]:
+    if mistakes := tool_mistakes(instance):
+        return mistakes
+    if definition.durability != "turn":
+        return []
+    return [
+        f"{definition.name}: the tool {entry.name!r} needs durability='step': with 'turn' nothing is recorded while the "
+        "turn runs, and nobody can be waited for"
+        for entry in tools_of(instance)
+        if isinstance(entry, AgentTool)
+        or entry.approval is not None
+        or (isinstance(entry, Tool) and entry.effect == "once")
+    ]
 
 
 def _is_model(given: object) -> bool:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Literal, TypedDict, TypeVar, overload
 
-from durabletask.client import AsyncTaskHubGrpcClient, OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
+import attrs
+from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
+from typing_extensions import Unpack
 
 from dafx_actors import _codec
-from dafx_actors._agent_tasks import answer, turn_input
 from dafx_actors._connect import (
-    MARGIN,
     Address,
     Backend,
     DurableTaskClient,
@@ -24,19 +21,13 @@ from dafx_actors._connect import (
     check_wrapped,
     make_client,
 )
-from dafx_actors._values import dump_value, json_schema, load_value, returned_by
+from dafx_actors._executor import ClientAgentExecutor
+from dafx_actors._values import dump_value, json_schema, returned_by
 from dafx_actors.agents import agent_name
-from dafx_actors.errors import (
-    AgentNotHosted,
-    CorrelationConflict,
-    OrchestrationFailed,
-    SchedulerUnreachable,
-    TurnFailed,
-    TurnTerminated,
-    TurnTimeout,
-)
-from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, agent_of_turn, instance_id_mistake, new_id, thread_of, turn_name
+from dafx_actors.decisions import ACTIONS, Action, Decision, PendingDecision
+from dafx_actors.exchange import AgentRunResponse, Limits, Messages, RunRequest, as_messages
+from dafx_actors.handles import OrchestrationHandle, TurnHandle
+from dafx_actors.ids import AgentThread, instance_id_mistake, new_id, thread_of
 from dafx_actors.orchestration import OrchestrationContext, definition_of
 from dafx_actors.transcript import Json, Transcript
 
@@ -44,8 +35,22 @@ T = TypeVar("T")
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_GRACE = 1.0
-"""Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
+class RunOptions(TypedDict, total=False):
+    """What `run` and `start` take besides."""
+
+    thread: AgentThread | str | None
+    """The conversation, or its id; a new one by default."""
+    correlation_id: str | None
+    """Names the turn; a new one by default. The same id gives the same answer, from one model call, however often and
+    from wherever it is sent."""
+    options: Mapping[str, Json] | None
+    """Parameters of the model, by the provider's names."""
+    tool_choice: str | None
+    """For the first model call: `auto`, `none`, `required`, or a tool's name."""
+    enable_tool_calls: bool
+    """False: the model is offered no tools."""
+    limits: Limits | None
+    """What the turn may take at most, instead of the agent's `limits`."""
 
 
 class DurableAIAgentClient:
@@ -160,78 +165,121 @@ class DurableAIAgentClient:
         await self._backend.start(name, instance_id, dump_value(input))
         return OrchestrationHandle(self._backend, instance_id, annotation)
 
+    # --- What waits for a person ----------------------------------------------------------------------------------
+
+    async def pending_approvals(
+        self, agent: str | type | object, thread: AgentThread | str | None = None
+    ) -> list[PendingDecision]:
+        """Tool calls that wait for `approve` or `deny`.
+
+        Args:
+            agent: By name or class.
+            thread: Of this thread, and of the agents that it uses as tools; by default of all threads of the agent.
+        """
+        return [asked for asked in await self._pending(agent, thread) if asked.kind == "approval"]
+
+    async def pending_outcomes(
+        self, agent: str | type | object, thread: AgentThread | str | None = None
+    ) -> list[PendingDecision]:
+        """Tool calls with `effect="once"` that were cut off, and of which nobody knows whether they acted: `resolve` them.
+
+        Args:
+            agent: By name or class.
+            thread: As of `pending_approvals`.
+        """
+        return [asked for asked in await self._pending(agent, thread) if asked.kind == "outcome"]
+
+    async def approve(
+        self,
+        approval: PendingDecision,
+        *,
+        arguments: Mapping[str, Json] | None = None,
+        by: str = "",
+        reason: str = "",
+    ) -> Decision:
+        """Let a tool call be made. When this returns, the decision is on record; the same one again is fine.
+
+        Args:
+            approval: The call. The decision counts for its name and arguments as they are there, and for no others.
+            arguments: Makes it with these instead of those that the model wrote.
+            by: Who decided; kept in the transcript.
+            reason: Likewise.
+
+        Raises:
+            DecisionRefused: The turn does not wait for it any more, or somebody has decided otherwise.
+            AgentNotHosted: No worker hosts the agent; nothing was changed.
+        """
+        return await self._decide(approval, "approve", by=by, reason=reason, arguments=arguments)
+
+    async def deny(self, approval: PendingDecision, reason: str = "", *, by: str = "") -> Decision:
+        """Do not let a tool call be made. The model is told, with the reason, and goes on. See `approve`."""
+        return await self._decide(approval, "deny", by=by, reason=reason)
+
+    async def resolve(
+        self,
+        outcome: PendingDecision,
+        action: Literal["retry", "result", "fail"],
+        *,
+        result: Any = None,
+        by: str = "",
+        reason: str = "",
+    ) -> Decision:
+        """Say what became of a tool call that was cut off, after you have looked at what it acts on.
+
+        Args:
+            outcome: The call.
+            action: `retry`: it did not act; make it again. `result`: it acted, and this is what it gave. `fail`: end
+                the turn, with `OutcomeUnknown`.
+            result: With `result`.
+            by: Who decided; kept in the transcript.
+            reason: Likewise.
+
+        Raises:
+            DecisionRefused: The turn does not wait for it any more, or somebody has decided otherwise.
+            ValueMismatch: JSON cannot hold `result`.
+            AgentNotHosted: No worker hosts the agent; nothing was changed.
+        """
+        return await self._decide(outcome, action, by=by, reason=reason, result=dump_value(result))
+
+    async def _pending(
+        self, agent: str | type | object, thread: AgentThread | str | None
+    ) -> list[PendingDecision]:
+        name = agent_name(agent)
+        return await self._executor.pending(name, None if thread is None else thread_of(name, thread))
+
+    async def _decide(
+        self,
+        asked: PendingDecision,
+        action: Action,
+        *,
+        by: str,
+        reason: str,
+        arguments: Mapping[str, Json] | None = None,
+        result: Json = None,
+    ) -> Decision:
+        if action not in ACTIONS[asked.kind]:
+            words = " or ".join(ACTIONS[asked.kind])
+            raise ValueError(f"{asked.tool!r} waits for {words}, not {action!r}: it is a pending {asked.kind}")
+        decision = Decision(
+            action=action,
+            by=by,
+            at=datetime.now(timezone.utc),
+            reason=reason,
+            arguments=None if arguments is None else dump_value(arguments),
+            result=result,
+        )
+        told = {
+            "correlationId": asked.correlation_id,
+            "key": asked.key,
+            "digest": asked.digest,
+            "decision": _codec.dump_decision(decision),
+        }
+        outcome = await self._executor.tell(asked.thread, "decide", told)
+        return _codec.load_decision(outcome["decided"])
+
     def get_orchestration(self, instance_id: str, *, return_type: Any = Any) -> OrchestrationHandle[Any]:
         """An orchestration that was started before, perhaps by another process."""
         return OrchestrationHandle(self._backend, instance_id, return_type)
-
-
-class OrchestrationHandle(Generic[T]):
-    """An orchestration that was started. Await it for its result."""
-
-    def __init__(self, backend: Backend, instance_id: str, annotation: Any) -> None:
-        self.instance_id = instance_id
-        self._backend = backend
-        self._annotation = annotation
-
-    def __str__(self) -> str:
-        return self.instance_id
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self.result().__await__()
-
-    async def result(self, timeout: float | None = None) -> T:
-        """The result, as the function's annotation says.
-
-        Args:
-            timeout: Seconds to wait; as long as it takes by default.
-
-        Raises:
-            OrchestrationFailed: It failed, or was terminated; `__cause__` is the agent's error where there is one.
-            TimeoutError: It has not ended; it goes on.
-            ValueMismatch: The result does not fit.
-        """
-        state = await self.wait(timeout)
-        if state.runtime_status is OrchestrationStatus.COMPLETED:
-            result: T = load_value(_output(state), self._annotation)
-            return result
-        failure = state.failure_details
-        cause = _codec.load_error(failure.message) if failure else None
-        raise OrchestrationFailed(
-            self.instance_id,
-            str(state.runtime_status),
-            type(cause).__name__ if cause else failure.error_type if failure else "",
-            str(cause) if cause else failure.message if failure else str(_output(state) or ""),
-        ) from cause
-
-    async def wait(self, timeout: float | None = None) -> OrchestrationState:
-        """Wait for the end, whatever it is; see `result`.
-
-        Raises:
-            TimeoutError: It has not ended; it goes on.
-        """
-        give_up = math.inf if timeout is None else time.monotonic() + timeout
-        while (left := give_up - time.monotonic()) > 0:
-            if (state := await self._backend.wait(self.instance_id, left, at_most=left)) is not None:
-                return state
-        raise TimeoutError(
-            f"orchestration {self.instance_id} has not ended within {timeout} s; it goes on, if a worker hosts it"
-        )
-
-    async def state(self) -> OrchestrationState | None:
-        """What durabletask knows of it now, or None if there is no such orchestration."""
-        return await self._backend.state(self.instance_id)
-
-    async def raise_event(self, name: str, data: Any = None) -> None:
-        """Raise an event for it.
-
-        Raises:
-            ValueMismatch: JSON cannot hold `data`.
-        """
-        await self._backend.raise_event(self.instance_id, name, dump_value(data))
-
-    async def terminate(self, reason: str = "") -> None:
-        """End it, and the turns that it waits for."""
-        await self._backend.terminate(self.instance_id, reason)
 
 
 class DurableAIAgent:
@@ -266,11 +314,10 @@ class DurableAIAgent:
         self,
         messages: Messages,
         *,
-        thread: AgentThread | str | None = None,
         timeout: float | None = None,
-        correlation_id: str | None = None,
-        options: Mapping[str, Json] | None = None,
+        cancel_on_timeout: bool = False,
         wait_for_response: Literal[True] = True,
+        **how: Unpack[RunOptions],
     ) -> AgentRunResponse[None]: ...
 
     @overload
@@ -279,11 +326,10 @@ class DurableAIAgent:
         messages: Messages,
         *,
         response_format: type[T],
-        thread: AgentThread | str | None = None,
         timeout: float | None = None,
-        correlation_id: str | None = None,
-        options: Mapping[str, Json] | None = None,
+        cancel_on_timeout: bool = False,
         wait_for_response: Literal[True] = True,
+        **how: Unpack[RunOptions],
     ) -> AgentRunResponse[T]: ...
 
     @overload
@@ -292,11 +338,10 @@ class DurableAIAgent:
         messages: Messages,
         *,
         response_format: Any,
-        thread: AgentThread | str | None = None,
         timeout: float | None = None,
-        correlation_id: str | None = None,
-        options: Mapping[str, Json] | None = None,
+        cancel_on_timeout: bool = False,
         wait_for_response: Literal[True] = True,
+        **how: Unpack[RunOptions],
     ) -> AgentRunResponse[Any]: ...
 
     @overload
@@ -306,177 +351,107 @@ class DurableAIAgent:
         *,
         wait_for_response: Literal[False],
         response_format: Any = None,
-        thread: AgentThread | str | None = None,
         timeout: float | None = None,
-        correlation_id: str | None = None,
-        options: Mapping[str, Json] | None = None,
+        cancel_on_timeout: bool = False,
+        **how: Unpack[RunOptions],
     ) -> str: ...
 
     async def run(
         self,
         messages: Messages,
         *,
-        thread: AgentThread | str | None = None,
-        timeout: float | None = None,
         response_format: Any = None,
-        correlation_id: str | None = None,
-        options: Mapping[str, Json] | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
         wait_for_response: bool = True,
+        **how: Unpack[RunOptions],
     ) -> AgentRunResponse[Any] | str:
         """Send a request and wait for the answer.
 
         Args:
             messages: A text, a content such as an image, a message, or a list of them.
-            thread: The conversation, or its id; a new one by default.
-            timeout: Seconds to wait; by default as long as it takes. The turn goes on when it is over.
             response_format: The type of `response.value`: a pydantic model, an attrs class, a dataclass, a TypedDict;
-                or a JSON schema.
-            correlation_id: Names the turn; a new one by default. The same id gives the same answer, from one model
-                call, however often and from wherever it is sent.
-            options: Parameters of the model, by the provider's names.
+                or a JSON schema. An answer that does not fit goes back to the model once.
+            timeout: Seconds to wait; by default as long as it takes. The turn goes on when it is over.
+            cancel_on_timeout: Makes `timeout` the turn's own deadline, kept by the scheduler whether or not this
+                program lives: it is stopped then, and ends with `TurnDeadlineExceeded`.
             wait_for_response: False gives the correlation id as soon as the request is stored; the same `run()` with
-                that id picks up the answer.
+                that id picks up the answer. See also `start`.
+            **how: See `RunOptions`.
 
         Raises:
             AgentNotHosted: No worker took it in time; nothing was done.
             CorrelationConflict: The correlation id names another request.
             TurnTimeout: No answer in time; the turn may still be running.
+            TurnCancelled, TurnDeadlineExceeded, TurnLimitExceeded: It was stopped.
             InvalidAnswer: The answer does not fit `response_format`.
             ModelError: The model's call failed.
             TurnError: Any other end of the turn without an answer.
             SchedulerUnreachable: Nothing answers at the endpoint.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
+        deadline = timeout if cancel_on_timeout else None
+        handle = await self._start(messages, response_format, deadline, how)
+        if not wait_for_response:
+            return handle.correlation_id
+        # Its own deadline ends the turn, and its end is what is waited for.
+        return await handle.result(None if cancel_on_timeout else timeout)
+
+    @overload
+    async def start(self, messages: Messages, **how: Unpack[RunOptions]) -> TurnHandle[None]: ...
+
+    @overload
+    async def start(
+        self, messages: Messages, *, response_format: type[T], **how: Unpack[RunOptions]
+    ) -> TurnHandle[T]: ...
+
+    @overload
+    async def start(
+        self, messages: Messages, *, response_format: Any, **how: Unpack[RunOptions]
+    ) -> TurnHandle[Any]: ...
+
+    async def start(
+        self, messages: Messages, *, response_format: Any = None, **how: Unpack[RunOptions]
+    ) -> TurnHandle[Any]:
+        """Send a request, and get a handle: await it for the answer, ask it for the status, cancel the turn.
+
+        Args:
+            messages: See `run`.
+            response_format: See `run`.
+            **how: See `RunOptions`.
+
+        Raises:
+            CorrelationConflict: The correlation id names another request.
+            SchedulerUnreachable: Nothing answers at the endpoint.
+            TypeError, ValueError: An argument is wrong; nothing was sent.
+        """
+        return await self._start(messages, response_format, None, how)
+
+    def get_turn(self, correlation_id: str, *, response_format: Any = None) -> TurnHandle[Any]:
+        """A turn that was started before, perhaps by another process."""
+        return TurnHandle(self._executor, self.name, correlation_id, None, response_format)
+
+    async def _start(
+        self, messages: Messages, response_format: Any, deadline: float | None, how: RunOptions
+    ) -> TurnHandle[Any]:
+        if unknown := how.keys() - RunOptions.__annotations__.keys():
+            raise TypeError(f"run() takes no argument {', '.join(sorted(unknown))}")
+        limits = how.get("limits")
+        if deadline is not None:
+            limits = attrs.evolve(limits or Limits(), seconds=deadline)
+        thread = how.get("thread")
         request = RunRequest(
-            correlation_id=correlation_id or new_id(),
+            correlation_id=how.get("correlation_id") or new_id(),
             messages=as_messages(messages),
             response_schema=None if response_format is None else json_schema(response_format),
-            options=options or {},
+            options=how.get("options") or {},
+            tool_choice=how.get("tool_choice"),
+            enable_tool_calls=how.get("enable_tool_calls", True),
+            limits=limits,
             created_at=datetime.now(timezone.utc),
         )
         if mistake := instance_id_mistake(request.correlation_id):
             raise ValueError(f"{request.correlation_id!r} cannot be a correlation id: {mistake}")
         where = self.get_new_thread() if thread is None else thread_of(self.name, thread)
         await self._executor.start(where, request)
-        if not wait_for_response:
-            return request.correlation_id
-        return await self._executor.wait(where, request.correlation_id, timeout, response_format)
-
-
-class ClientAgentExecutor:
-    """Runs agents from outside: starts a turn's orchestration and waits for it to end."""
-
-    def __init__(self, backend: Backend, start_timeout: float) -> None:
-        self._backend = backend
-        self._start_timeout = start_timeout
-        self._seen: set[str] = set()
-
-    async def transcript(self, thread: AgentThread) -> Transcript:
-        """See `DurableAIAgent.get_transcript`."""
-        return _codec.load_transcript(await self._backend.thread(thread.entity_id))
-
-    async def start(self, thread: AgentThread, request: RunRequest) -> None:
-        """Start the turn, unless it was started before.
-
-        Raises:
-            CorrelationConflict: Something else has that id.
-        """
-        sent = turn_input(thread, request)
-        if await self._backend.start(turn_name(thread.agent), request.correlation_id, sent):
-            return
-        state = await self._backend.state(request.correlation_id)
-        if state is not None and (differs := _difference(state, thread, request)):
-            raise CorrelationConflict(request.correlation_id, differs)
-
-    async def wait(
-        self, thread: AgentThread, correlation_id: str, timeout: float | None, response_format: Any
-    ) -> AgentRunResponse[Any]:
-        """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`."""
-        try:
-            return await self._wait(thread, correlation_id, timeout, response_format)
-        except SchedulerUnreachable as error:
-            resume = f"the turn may still be running; pick it up with correlation_id={correlation_id!r}"
-            raise SchedulerUnreachable(error.endpoint, f"{error.detail}; {resume}") from error
-
-    async def _wait(
-        self, thread: AgentThread, correlation_id: str, timeout: float | None, response_format: Any
-    ) -> AgentRunResponse[Any]:
-        begun = time.monotonic()
-        give_up = math.inf if timeout is None else begun + timeout
-        looks = [begun + wait for wait in (_GRACE, self._start_timeout) if wait <= self._start_timeout]
-        while (left := give_up - time.monotonic()) > 0:
-            poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
-            state = await self._backend.wait(correlation_id, poll, at_most=left)
-            if state is None and looks and looks[0] <= time.monotonic() < give_up + MARGIN:
-                waited = looks.pop(0) - begun
-                state = await self._withdraw_if_pending(thread.agent, correlation_id, waited, last=not looks)
-            if state is not None:
-                self._seen.add(thread.agent)
-                return self._answer(state, thread, correlation_id, response_format)
-        raise TurnTimeout(thread.agent, thread.thread_id, correlation_id, timeout or 0.0)
-
-    async def _withdraw_if_pending(
-        self, agent: str, correlation_id: str, waited: float, *, last: bool
-    ) -> OrchestrationState | None:
-        """Terminate a turn that no worker has taken, at the last look, or where it is known that none will.
-
-        Gives the turn's state if it ended by itself in that moment. An agent that was hosted before may just be
-        starting again, and gets the whole `start_timeout`.
-
-        Raises:
-            AgentNotHosted: The turn was withdrawn. A scheduler may show its end only once some worker takes it.
-        """
-        state = await self._backend.state(correlation_id)
-        if state is None or state.runtime_status is not OrchestrationStatus.PENDING:
-            self._seen.add(agent)
-            return None
-        hosted = await self._backend.hosted()
-        known = None if hosted is None else hosted.orchestrations
-        if known is not None and known.take(turn_name(agent)):
-            return None  # its workers are busy, and will come to it
-        if not last and (known is None or agent in self._seen):
-            return None
-        await self._backend.terminate(correlation_id, "withdrawn: no worker took the turn")
-        ended = await self._backend.wait(correlation_id, 0.5)
-        if ended is not None and ended.runtime_status is not OrchestrationStatus.TERMINATED:
-            return ended
-        agents = None if known is None else sorted(filter(None, map(agent_of_turn, known.names)))
-        where = self._backend.where
-        raise AgentNotHosted(agent, where.endpoint, where.task_hub, waited, agents)
-
-    def _answer(
-        self, state: OrchestrationState, thread: AgentThread, correlation_id: str, response_format: Any
-    ) -> AgentRunResponse[Any]:
-        if state.runtime_status is OrchestrationStatus.COMPLETED:
-            return answer(_output(state), thread, response_format)
-        if state.runtime_status is OrchestrationStatus.TERMINATED:
-            raise TurnTerminated(thread.agent, correlation_id, str(_output(state) or ""))
-        raise _failure(state, thread.agent, correlation_id)
-
-
-def _failure(state: OrchestrationState, agent: str, correlation_id: str) -> Exception:
-    failure = state.failure_details
-    if failure is None:
-        return TurnFailed(agent, correlation_id, "an error", "no details were recorded")
-    return _codec.load_error(failure.message) or TurnFailed(agent, correlation_id, failure.error_type, failure.message)
-
-
-def _difference(state: OrchestrationState, thread: AgentThread, request: RunRequest) -> str | None:
-    """In what a turn that was started before differs from this one, or None where it is the same."""
-    if state.name != turn_name(thread.agent):
-        return "agent"
-    sent = json.loads(state.serialized_input or "{}")
-    if sent.get("thread") != thread.thread_id:
-        return "thread"
-    earlier = _codec.load_request(sent.get("request"))
-    asked = [_codec.digest(each.messages, each.response_schema) for each in (earlier, request)]
-    return "request" if asked[0] != asked[1] else None
-
-
-def _output(state: OrchestrationState) -> Json:
-    if state.serialized_output is None:
-        return None
-    try:
-        return json.loads(state.serialized_output)
-    except json.JSONDecodeError:
-        return state.serialized_output  # others may terminate with a plain text
+        return TurnHandle(self._executor, self.name, request.correlation_id, where, response_format)

@@ -24,6 +24,13 @@
         ├── TurnTimeout             no answer in time; the turn may still be running
         ├── TurnSuperseded          the thread was reset or deleted, or the turn was taken for dead
         ├── TurnTerminated          somebody ended the turn before it had an answer
+        ├── TurnCancelled           somebody cancelled the turn, or a newer request took its place
+        ├── TurnDeadlineExceeded    the turn's own deadline was over
+        ├── TurnLimitExceeded       the turn would have taken more steps or tokens than it may
+        ├── TurnNotFound            there is no turn of that id
+        ├── DecisionRefused         a decision came too late, twice, or for another call
+        ├── ApprovalExpired         nobody decided in time whether a tool may be called
+        ├── OutcomeUnknown          nobody knows whether a tool acted, and somebody chose to end the turn
         ├── TurnFailed              the agent's own code raised
         ├── StaleTranscript         a step kept reading less of the thread than was recorded
         ├── InvalidAnswer           the answer does not fit `response_format`
@@ -347,6 +354,127 @@ class TurnTerminated(TurnError):
         return (
             f"The turn {self.correlation_id} of agent {self.agent!r} was terminated{because}. What it had recorded "
             "stays in the thread. Send the request again under a new correlation id."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class TurnCancelled(TurnError):
+    """The turn was cancelled before it had an answer."""
+
+    agent: str
+    correlation_id: str
+    reason: str = ""
+    by: str = ""
+    """Who cancelled it, where that was said."""
+
+    def __str__(self) -> str:
+        who = f" by {self.by}" if self.by else ""
+        because = f" ({self.reason})" if self.reason else ""
+        return (
+            f"The turn {self.correlation_id} of agent {self.agent!r} was cancelled{who}{because}. Tools that had begun "
+            "may have acted; the transcript shows which. Send the request again under a new correlation id."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class TurnDeadlineExceeded(TurnError, TimeoutError):
+    """The turn did not end before its own deadline, and was stopped."""
+
+    agent: str
+    correlation_id: str
+    seconds: float
+    """That it had, from its start."""
+
+    def __str__(self) -> str:
+        return (
+            f"The turn {self.correlation_id} of agent {self.agent!r} did not end within its {self.seconds:g} s and was "
+            "stopped. Tools that had begun may have acted; the transcript shows which. Send the request again under a "
+            "new correlation id, with more time."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class TurnLimitExceeded(TurnError):
+    """The turn would have taken more than it may."""
+
+    agent: str
+    correlation_id: str
+    limit: Literal["steps", "tokens"]
+    most: int
+    """What it may take."""
+    needed: int
+    """What it would have come to."""
+
+    def __str__(self) -> str:
+        return (
+            f"The turn {self.correlation_id} of agent {self.agent!r} was ended at its limit of {self.most:,} "
+            f"{self.limit} (it came to {self.needed:,}). What it had done stays in the transcript. Raise the limit, of "
+            "the agent or of this request, or ask for less."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class TurnNotFound(TurnError):
+    """There is no turn of that id."""
+
+    agent: str
+    correlation_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"Agent {self.agent!r} has no turn {self.correlation_id} on this task hub. Check the id, ENDPOINT and "
+            "TASKHUB; it may also have been removed after its end."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class DecisionRefused(TurnError):
+    """A decision about a tool call was not taken. Nothing was changed."""
+
+    key: str
+    """The call's, see `PendingDecision.key`."""
+    why: Literal["not_pending", "changed", "decided"]
+    """The turn does not wait for it (any more); it was made for another call; or somebody has decided otherwise."""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        what = {
+            "not_pending": "the turn does not wait for it, or not any more",
+            "changed": "it was made for other arguments or another tool than those of the call",
+            "decided": "somebody has decided already",
+        }[self.why]
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"The decision about call {self.key} was refused: {what}{detail}. Nothing was changed; look again."
+
+
+@attrs.define(eq=False, slots=False)
+class ApprovalExpired(TurnError):
+    """Nobody decided in time whether a tool may be called."""
+
+    tool: str
+    key: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"Nobody approved the call of {self.tool!r} ({self.key}) within {self.seconds:g} s. It was not made, and "
+            "the turn was ended. Send the request again under a new correlation id."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class OutcomeUnknown(TurnError):
+    """Nobody knows whether a tool of `effect="once"` has acted, and somebody decided to end the turn for that."""
+
+    tool: str
+    key: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        because = f" ({self.reason})" if self.reason else ""
+        return (
+            f"The call of {self.tool!r} ({self.key}) was cut off: it may have acted, once, or not at all{because}. It "
+            "was not made again. Look at what it acts on before you send the request again."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -52,6 +52,27 @@ def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
     return tuple(messages)
 
 
+Overlap: TypeAlias = Literal["queue", "reject", "cancel_previous", "steer"]
+"""What becomes of a request while its thread works on another: see `AgentDefinition.overlap`."""
+
+
+def _positive(limits: object, field: attrs.Attribute[float | None], value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ValueError(f"a limit of {field.name} must be more than {value!r}; None is no limit")
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What a turn may take at most. None is no limit."""
+
+    steps: int | None = attrs.field(default=100, validator=_positive)
+    """Model calls and tool calls together, without retries."""
+    tokens: int | None = attrs.field(default=None, validator=_positive)
+    """Of all its model calls, as the provider counts them; looked at after each."""
+    seconds: float | None = attrs.field(default=None, validator=_positive)
+    """From its start to its end, the wait in line for its thread included."""
+
+
 @attrs.frozen(kw_only=True)
 class RunRequest:
     """One request to a thread."""
@@ -63,6 +84,12 @@ class RunRequest:
     """The JSON schema that the answer must fit."""
     options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """Parameters for the model, by the provider's names; they win over the agent's own."""
+    tool_choice: str | None = None
+    """For the first model call: `auto`, `none`, `required`, or a tool's name."""
+    enable_tool_calls: bool = True
+    """Whether the model is offered the agent's tools."""
+    limits: Limits | None = None
+    """Instead of the agent's."""
     created_at: datetime | None = None
     orchestration_id: str | None = None
     """The orchestration that sends it, if one does."""

@@ -6,6 +6,7 @@ id is `@name@key`; schedulers lower-case the name and refuse ids of more than 10
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 
@@ -16,6 +17,7 @@ from dafx_actors.errors import InvalidThreadId
 
 _PREFIX = "dafx-"
 _MAX_INSTANCE_ID = 100
+_MAX_CALL_KEY = 64
 _AGENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _FORBIDDEN_IN_KEYS = re.compile(r"[@/\\#?\x00-\x20\x7f]")
 
@@ -45,6 +47,27 @@ def turn_name(agent: str) -> str:
 def model_step_name(agent: str) -> str:
     """The activity that makes a model call of `agent`."""
     return f"{_PREFIX}{agent}.model"
+
+
+def tool_step_name(agent: str, tool: str) -> str:
+    """The activity that calls a tool of `agent`; each has its own, so that a worker gets only calls of tools it has."""
+    return f"{_PREFIX}{agent}.tool.{tool}"
+
+
+def tell_name(agent: str) -> str:
+    """The orchestration that tells a thread of `agent` something on behalf of a client or a step, and gives its word."""
+    return f"{_PREFIX}{agent}.tell"
+
+
+def call_key(turn: str, step: int, index: int) -> str:
+    """Names a tool call of a turn: the same in every repeat, where a model's own ids of calls may come again.
+
+    It is also the id of the turn that an agent used as a tool runs for it.
+    """
+    place = f".{step}.{index}"
+    if len(turn) + len(place) > _MAX_CALL_KEY:
+        turn = hashlib.sha256(turn.encode()).hexdigest()[:32]
+    return turn + place
 
 
 def probe_name(agent: str) -> str:

@@ -1,0 +1,38 @@
+"""Whether an answer fits the JSON schema that was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dafx_actors.transcript import Json
+
+_MOST = 5
+"""Mistakes that a model is told at once."""
+
+
+def answer_mismatch(text: str, schema: Mapping[str, Json] | None) -> str | None:
+    """What is wrong with an answer, in words for the model that gave it; None where it fits.
+
+    Args:
+        text: The answer.
+        schema: Of JSON Schema, draft 2020-12 unless it says otherwise; None takes any text.
+    """
+    if schema is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"it is not JSON ({error})"
+    # Not at the top: programs that ask for no typed answers need not wait for it.
+    import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+    validators: Any = jsonschema.validators
+    try:
+        found = sorted(validators.validator_for(schema)(schema).iter_errors(value), key=lambda each: each.json_path)
+    except Exception as error:  # noqa: BLE001 - a schema that refers to what is not there, or is none
+        return f"the schema itself is broken ({error})"
+    if not found:
+        return None
+    return "; ".join(f"{each.json_path}: {each.message}" for each in found[:_MOST])

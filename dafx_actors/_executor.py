@@ -1,0 +1,207 @@
+"""How a client's agents are run: a turn's orchestration is started and waited for; a thread is told things."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from durabletask.client import OrchestrationState, OrchestrationStatus
+
+from dafx_actors import _codec
+from dafx_actors._agent_tasks import answer, turn_input
+from dafx_actors._connect import MARGIN, Backend
+from dafx_actors.decisions import PendingDecision
+from dafx_actors.errors import (
+    AgentNotHosted,
+    CorrelationConflict,
+    SchedulerUnreachable,
+    TurnFailed,
+    TurnNotFound,
+    TurnTerminated,
+    TurnTimeout,
+)
+from dafx_actors.exchange import AgentRunResponse, RunRequest
+from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, new_id, tell_name, turn_name
+from dafx_actors.transcript import Json, Transcript
+
+_GRACE = 1.0
+"""Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
+
+
+class ClientAgentExecutor:
+    """Runs agents from outside: starts a turn's orchestration and waits for it to end."""
+
+    def __init__(self, backend: Backend, start_timeout: float) -> None:
+        self._backend = backend
+        self._start_timeout = start_timeout
+        self._seen: set[str] = set()
+
+    async def transcript(self, thread: AgentThread) -> Transcript:
+        """See `DurableAIAgent.get_transcript`."""
+        return _codec.load_transcript(await self._backend.thread(thread.entity_id))
+
+    async def start(self, thread: AgentThread, request: RunRequest) -> None:
+        """Start the turn, unless it was started before.
+
+        Raises:
+            CorrelationConflict: Something else has that id.
+        """
+        sent = turn_input(thread, request)
+        if await self._backend.start(turn_name(thread.agent), request.correlation_id, sent):
+            return
+        state = await self._backend.state(request.correlation_id)
+        if state is not None and (differs := _difference(state, thread, request)):
+            raise CorrelationConflict(request.correlation_id, differs)
+
+    async def wait(
+        self, thread: AgentThread, correlation_id: str, timeout: float | None, response_format: Any
+    ) -> AgentRunResponse[Any]:
+        """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`."""
+        try:
+            state = await self._end_of(thread.agent, correlation_id, timeout)
+        except SchedulerUnreachable as error:
+            resume = f"the turn may still be running; pick it up with correlation_id={correlation_id!r}"
+            raise SchedulerUnreachable(error.endpoint, f"{error.detail}; {resume}") from error
+        if state is None:
+            raise TurnTimeout(thread.agent, thread.thread_id, correlation_id, timeout or 0.0)
+        return self._answer(state, thread, correlation_id, response_format)
+
+    async def tell(self, thread: AgentThread, operation: str, input: Mapping[str, Json]) -> Json:
+        """Tell a thread something, and hear what it says. A worker that hosts the agent carries it there.
+
+        Raises:
+            AgentNotHosted: None does; nothing was changed.
+            TurnError: The thread refused.
+        """
+        telling = new_id()
+        sent = {"thread": thread.thread_id, "operation": operation, "input": dict(input)}
+        await self._backend.start(tell_name(thread.agent), telling, sent)
+        state = await self._end_of(thread.agent, telling, None)
+        assert state is not None  # waited for without an end
+        if state.runtime_status is not OrchestrationStatus.COMPLETED:
+            raise _failure(state, thread.agent, telling)
+        outcome = output_of(state)
+        if outcome and "error" in outcome:
+            raise _codec.load_error(outcome["error"]) or TurnFailed(
+                thread.agent, telling, "an unknown error", str(outcome["error"])
+            )
+        return outcome
+
+    async def turn(self, agent: str, correlation_id: str) -> tuple[AgentThread, OrchestrationState]:
+        """A turn that was started before, with its thread.
+
+        Raises:
+            TurnNotFound: There is no such turn of that agent.
+        """
+        state = await self._backend.state(correlation_id)
+        if state is None or state.name != turn_name(agent):
+            raise TurnNotFound(agent, correlation_id)
+        return AgentThread(agent, json.loads(state.serialized_input or "{}")["thread"]), state
+
+    async def document(self, thread: AgentThread) -> Json:
+        """The stored document of a thread, or None."""
+        return await self._backend.thread(thread.entity_id)
+
+    async def pending(self, agent: str, thread: AgentThread | None) -> list[PendingDecision]:
+        """All that waits for a person in a thread and the turns of agents that it uses as tools; or in all threads."""
+        if thread is None:
+            documents = await self._backend.threads(entity_name(agent))
+            todo = [(AgentThread(agent, key), document) for key, document in documents.items()]
+        else:
+            todo = [(thread, await self.document(thread))]
+        found: list[PendingDecision] = []
+        while todo:
+            where, document = todo.pop(0)
+            ours: Json = ((document or {}).get("data") or {}).get("dafx") or {}
+            if (active := ours.get("active")) is None or active in (ours.get("cancelled") or {}):
+                continue
+            asks = (ours.get("asks") or {}).values()
+            found += [_codec.load_pending(where, active, ask) for ask in asks if "decision" not in ask]
+            if thread is not None:
+                below = [AgentThread(each["agent"], each["thread"]) for each in (ours.get("children") or {}).values()]
+                todo += [(child, await self.document(child)) for child in below]
+        return found
+
+    async def _end_of(self, agent: str, correlation_id: str, timeout: float | None) -> OrchestrationState | None:
+        begun = time.monotonic()
+        give_up = math.inf if timeout is None else begun + timeout
+        looks = [begun + wait for wait in (_GRACE, self._start_timeout) if wait <= self._start_timeout]
+        while (left := give_up - time.monotonic()) > 0:
+            poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
+            state = await self._backend.wait(correlation_id, poll, at_most=left)
+            if state is None and looks and looks[0] <= time.monotonic() < give_up + MARGIN:
+                waited = looks.pop(0) - begun
+                state = await self._withdraw_if_pending(agent, correlation_id, waited, last=not looks)
+            if state is not None:
+                self._seen.add(agent)
+                return state
+        return None
+
+    async def _withdraw_if_pending(
+        self, agent: str, correlation_id: str, waited: float, *, last: bool
+    ) -> OrchestrationState | None:
+        """Terminate a turn that no worker has taken, at the last look, or where it is known that none will.
+
+        Gives the turn's state if it ended by itself in that moment. An agent that was hosted before may just be
+        starting again, and gets the whole `start_timeout`.
+
+        Raises:
+            AgentNotHosted: The turn was withdrawn. A scheduler may show its end only once some worker takes it.
+        """
+        state = await self._backend.state(correlation_id)
+        if state is None or state.runtime_status is not OrchestrationStatus.PENDING:
+            self._seen.add(agent)
+            return None
+        hosted = await self._backend.hosted()
+        known = None if hosted is None else hosted.orchestrations
+        if known is not None and known.take(turn_name(agent)):
+            return None  # its workers are busy, and will come to it
+        if not last and (known is None or agent in self._seen):
+            return None
+        await self._backend.terminate(correlation_id, "withdrawn: no worker took the turn")
+        ended = await self._backend.wait(correlation_id, 0.5)
+        if ended is not None and ended.runtime_status is not OrchestrationStatus.TERMINATED:
+            return ended
+        agents = None if known is None else sorted(filter(None, map(agent_of_turn, known.names)))
+        where = self._backend.where
+        raise AgentNotHosted(agent, where.endpoint, where.task_hub, waited, agents)
+
+    def _answer(
+        self, state: OrchestrationState, thread: AgentThread, correlation_id: str, response_format: Any
+    ) -> AgentRunResponse[Any]:
+        if state.runtime_status is OrchestrationStatus.COMPLETED:
+            return answer(output_of(state), thread, response_format)
+        if state.runtime_status is OrchestrationStatus.TERMINATED:
+            raise TurnTerminated(thread.agent, correlation_id, str(output_of(state) or ""))
+        raise _failure(state, thread.agent, correlation_id)
+
+
+def _failure(state: OrchestrationState, agent: str, correlation_id: str) -> Exception:
+    failure = state.failure_details
+    if failure is None:
+        return TurnFailed(agent, correlation_id, "an error", "no details were recorded")
+    return _codec.load_error(failure.message) or TurnFailed(agent, correlation_id, failure.error_type, failure.message)
+
+
+def _difference(state: OrchestrationState, thread: AgentThread, request: RunRequest) -> str | None:
+    """In what a turn that was started before differs from this one, or None where it is the same."""
+    if state.name != turn_name(thread.agent):
+        return "agent"
+    sent = json.loads(state.serialized_input or "{}")
+    if sent.get("thread") != thread.thread_id:
+        return "thread"
+    earlier = _codec.load_request(sent.get("request"))
+    asked = [_codec.digest(each.messages, each.response_schema) for each in (earlier, request)]
+    return "request" if asked[0] != asked[1] else None
+
+
+def output_of(state: OrchestrationState) -> Json:
+    if state.serialized_output is None:
+        return None
+    try:
+        return json.loads(state.serialized_output)
+    except json.JSONDecodeError:
+        return state.serialized_output  # others may terminate with a plain text

@@ -1,0 +1,145 @@
+"""The tools of one agent on a worker: what the model is offered, how its calls are to be made, and making them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from dafx_actors import _codec
+from dafx_actors._json import shown
+from dafx_actors.errors import InvalidArguments, NotDone
+from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
+from dafx_actors.tools import AgentTool, Approval, Tool, ToolContext, ToolSource, source_needs_approval
+from dafx_actors.transcript import FunctionCallContent, Json
+
+_logger = logging.getLogger("dafx_actors.worker")
+
+
+class Toolbox:
+    """Finds tools by the names that a model uses."""
+
+    def __init__(self, entries: Sequence[Tool | AgentTool | ToolSource]) -> None:
+        self._own = {entry.name: entry for entry in entries if isinstance(entry, Tool | AgentTool)}
+        self._sources = [entry for entry in entries if not isinstance(entry, Tool | AgentTool)]
+        self._found: dict[str, ToolSource] = {}
+        """Which source has a tool, as it was told last."""
+
+    @property
+    def activities(self) -> list[str]:
+        """What needs an activity: each function, and each source for all that it has."""
+        functions = [entry.name for entry in self._own.values() if isinstance(entry, Tool)]
+        return functions + [source.name for source in self._sources]
+
+    async def definitions(self) -> tuple[ToolDefinition, ...]:
+        """What a model is offered."""
+        offered = [entry.definition() for entry in self._own.values()]
+        for source in self._sources:
+            for definition in await source.tools():
+                if definition.name not in self._own:
+                    self._found[definition.name] = source
+                    offered.append(definition)
+        return tuple(offered)
+
+    async def plan(self, call: FunctionCallContent, offered: Sequence[ToolDefinition]) -> dict[str, Json]:
+        """How a call is to be made; fixed when the model asks for it, and kept in the turn's history.
+
+        `refusal`: not at all, and why, in words for the model. `activity`: by this one. `agent`: as a turn of that
+        agent. `approval`: after a person approved it, within `seconds`. `alone`: with no other at the same time.
+        `once`: it may act only once. `retry`: when it failed.
+        """
+        if UNPARSED_ARGUMENTS in call.extra:
+            return {"refusal": f"the arguments are no JSON object: {shown(call.extra[UNPARSED_ARGUMENTS])}"}
+        names = [definition.name for definition in offered]
+        if call.name not in names:
+            there_are = f"there are {', '.join(names)}" if names else "there are none"
+            return {"refusal": f"there is no tool {call.name!r}; {there_are}"}
+        entry = self._own.get(call.name)
+        if isinstance(entry, AgentTool):
+            try:
+                request = entry.request(call.arguments)
+            except InvalidArguments as error:
+                return {"refusal": str(error)}
+            return {"agent": {"name": entry.agent, "newThread": entry.new_thread, "request": request}}
+        if isinstance(entry, Tool):
+            return await self._plan_tool(entry, call)
+        source = self._found[call.name]
+        asks = await self.needs_approval(call.name, call.arguments)
+        return {"activity": source.name, **(_approval_plan(source.approval) if asks else {})}
+
+    async def _plan_tool(self, tool: Tool, call: FunctionCallContent) -> dict[str, Json]:
+        try:
+            tool.bind(call.arguments)
+        except InvalidArguments as error:
+            return {"refusal": str(error)}
+        return {
+            "activity": tool.name,
+            **(_approval_plan(tool.approval) if await self.needs_approval(call.name, call.arguments) else {}),
+            **({} if tool.parallel else {"alone": True}),
+            **({"once": True} if tool.effect == "once" else {}),
+            **({"retry": _codec.dump_retry(tool.retry)} if tool.retry else {}),
+        }
+
+    async def needs_approval(self, name: str, arguments: Mapping[str, Json]) -> bool:
+        """Whether a call must not be made unless a person has approved it. A rule that fails asks."""
+        entry = self._own.get(name)
+        try:
+            if isinstance(entry, Tool):
+                return await entry.needs_approval(arguments)
+            source = await self._source_of(name)
+            return source is not None and await source_needs_approval(source, name, arguments)
+        except Exception:
+            _logger.exception("Whether %r needs approval could not be told; a person is asked.", name)
+            return True
+
+    def tool(self, name: str) -> Tool | None:
+        """The function of that name, or None: what a source has is not one."""
+        entry = self._own.get(name)
+        return entry if isinstance(entry, Tool) else None
+
+    async def call(self, name: str, arguments: Mapping[str, Json], context: ToolContext) -> Json:
+        """Make a call: `{"result": ...}`; or `{"error": text}`, `failed` where the tool itself raised."""
+        try:
+            entry = self._own.get(name)
+            if isinstance(entry, Tool):
+                return {"result": await entry.call(context, arguments)}
+            if (source := await self._source_of(name)) is None:
+                return {"error": f"there is no tool {name!r} on this worker"}
+            return {"result": await source.call(name, arguments, context)}
+        except InvalidArguments as error:
+            return {"error": str(error)}
+        except TimeoutError as error:
+            # Its own, or of what it called: whether that has acted nobody can tell.
+            context.logger.warning("Tool %r ran out of time.", name, exc_info=True)
+            return {"error": f"TimeoutError: {error}", "failed": True, "timedOut": True}
+        except Exception as error:
+            context.logger.warning("Tool %r failed.", name, exc_info=True)
+            return {"error": f"{type(error).__name__}: {error}", "failed": True}
+
+    async def reconcile(self, tool: Tool, arguments: Mapping[str, Json], context: ToolContext) -> Json:
+        """What became of a call that was cut off: its result, `notDone`, or `unknown`."""
+        if tool.reconcile is None:
+            return {"unknown": True}
+        try:
+            return {"result": await tool.call_reconcile(context, arguments)}
+        except NotDone:
+            return {"notDone": True}
+        except Exception:
+            context.logger.exception("`reconcile` of %r failed; the outcome stays unknown.", tool.name)
+            return {"unknown": True}
+
+    async def _source_of(self, name: str) -> ToolSource | None:
+        """The source that has a tool; a worker that did not make the model call that asks for it looks now."""
+        if name not in self._found and self._sources:
+            await self.definitions()
+        return self._found.get(name)
+
+    async def aclose(self) -> None:
+        """Give back what the sources hold."""
+        for source in self._sources:
+            await source.aclose()
+
+
+def _approval_plan(approval: Approval | None) -> dict[str, Json]:
+    """With the defaults, where a call is stopped that needs none: by a rule that failed."""
+    rule = approval or Approval()
+    return {"approval": {"seconds": rule.timeout, "onTimeout": rule.on_timeout}}

@@ -1,0 +1,217 @@
+"""What was started and goes on by itself: turns of agents, and orchestrations. Await a handle for the result."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Generator, Mapping
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+import attrs
+from durabletask.client import OrchestrationState, OrchestrationStatus
+
+from dafx_actors import _codec
+from dafx_actors._connect import Backend
+from dafx_actors._executor import ClientAgentExecutor, output_of
+from dafx_actors._values import dump_value, load_value
+from dafx_actors.errors import OrchestrationFailed, TurnCancelled
+from dafx_actors.exchange import AgentRunResponse
+from dafx_actors.ids import AgentThread
+from dafx_actors.transcript import Json
+
+__all__ = ["OrchestrationHandle", "TurnHandle", "TurnState", "TurnStatus"]
+
+T = TypeVar("T")
+
+TurnState: TypeAlias = Literal[
+    "pending", "queued", "running", "waiting", "retrying", "completed", "failed", "cancelled", "terminated", "suspended"
+]
+"""`pending`: no worker has taken it. `queued`: it waits for the turns before it. `waiting`: for a person."""
+
+_BY_STATUS: Mapping[OrchestrationStatus, TurnState] = {
+    OrchestrationStatus.PENDING: "pending",
+    OrchestrationStatus.COMPLETED: "completed",
+    OrchestrationStatus.TERMINATED: "terminated",
+    OrchestrationStatus.SUSPENDED: "suspended",
+}
+
+
+@attrs.frozen(kw_only=True)
+class TurnStatus:
+    """Where a turn stands."""
+
+    state: TurnState
+    steps: int = 0
+    """Model calls and tool calls so far."""
+    progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """What running tools have reported last, by the keys of their calls."""
+    attempt: int | None = None
+    """While `retrying`: the model call's attempts that failed."""
+    error: str | None = None
+    """While `retrying`, what the latest attempt failed with; of a turn that failed, its error."""
+
+
+class TurnHandle(Generic[T]):
+    """A turn that was started, here or elsewhere. Await it for its answer."""
+
+    def __init__(
+        self, executor: ClientAgentExecutor, agent: str, correlation_id: str, thread: AgentThread | None, kind: Any
+    ) -> None:
+        self.agent = agent
+        self.correlation_id = correlation_id
+        self._executor = executor
+        self._thread = thread
+        self._response_format = kind
+
+    def __str__(self) -> str:
+        return self.correlation_id
+
+    def __await__(self) -> Generator[Any, None, AgentRunResponse[T]]:
+        return self.result().__await__()
+
+    async def thread(self) -> AgentThread:
+        """The thread that it belongs to.
+
+        Raises:
+            TurnNotFound: There is no such turn.
+        """
+        if self._thread is None:
+            self._thread, _ = await self._executor.turn(self.agent, self.correlation_id)
+        return self._thread
+
+    async def result(self, timeout: float | None = None) -> AgentRunResponse[T]:
+        """The answer.
+
+        Args:
+            timeout: Seconds to wait; by default as long as it takes. The turn goes on when it is over.
+
+        Raises:
+            TurnError: As `DurableAIAgent.run`; `TurnNotFound` where there is no such turn.
+        """
+        return await self._executor.wait(await self.thread(), self.correlation_id, timeout, self._response_format)
+
+    async def status(self) -> TurnStatus:
+        """Where it stands now.
+
+        Raises:
+            TurnNotFound: There is no such turn.
+        """
+        thread, state = await self._executor.turn(self.agent, self.correlation_id)
+        shown: Json = json.loads(state.serialized_custom_status or "null") or {}
+        steps = int(shown.get("steps") or 0)
+        if state.runtime_status is OrchestrationStatus.FAILED:
+            failure = state.failure_details
+            error = _codec.load_error(failure.message) if failure else None
+            ended: TurnState = "cancelled" if isinstance(error, TurnCancelled) else "failed"
+            text = str(error) if error else failure.message if failure else None
+            return TurnStatus(state=ended, steps=steps, error=text)
+        if (known := _BY_STATUS.get(state.runtime_status)) is not None:
+            return TurnStatus(state=known, steps=steps)
+        document: Json = await self._executor.document(thread)
+        ours: Json = ((document or {}).get("data") or {}).get("dafx") or {}
+        mine = ours.get("active") == self.correlation_id
+        return TurnStatus(
+            state=shown.get("state", "running"),
+            steps=steps,
+            progress=(ours.get("progress") or {}) if mine else {},
+            attempt=shown.get("attempt"),
+            error=shown.get("error"),
+        )
+
+    async def cancel(self, reason: str = "", *, by: str = "") -> bool:
+        """Cancel the turn. When this returns True it is on record: none of its tools begins to act after that.
+
+        The turn ends with `TurnCancelled`; a model call on its way is aborted, where its worker can be reached, and the
+        turns of agents that it uses as tools are cancelled too. A tool that has begun is left to finish, and its result
+        is not used. A request that joined a running turn (`overlap="steer"`) is part of it: that turn is cancelled.
+
+        Args:
+            reason: For the transcript, and for whoever awaits the turn.
+            by: Who cancels it; likewise.
+
+        Returns:
+            False where it had ended before.
+
+        Raises:
+            TurnNotFound: There is no such turn.
+            AgentNotHosted: No worker hosts the agent; nothing was changed.
+        """
+        mark = {"reason": reason, "by": by}
+        told = {"correlationId": self.correlation_id, "mark": mark}
+        outcome: Json = await self._executor.tell(await self.thread(), "cancel", told)
+        if "cancelled" in outcome:
+            return True
+        details = _codec.load_cancellation(outcome["ended"])
+        return details is not None and (details.reason, details.by) == (reason, by)
+
+
+class OrchestrationHandle(Generic[T]):
+    """An orchestration that was started. Await it for its result."""
+
+    def __init__(self, backend: Backend, instance_id: str, annotation: Any) -> None:
+        self.instance_id = instance_id
+        self._backend = backend
+        self._annotation = annotation
+
+    def __str__(self) -> str:
+        return self.instance_id
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self.result().__await__()
+
+    async def result(self, timeout: float | None = None) -> T:
+        """The result, as the function's annotation says.
+
+        Args:
+            timeout: Seconds to wait; as long as it takes by default.
+
+        Raises:
+            OrchestrationFailed: It failed, or was terminated; `__cause__` is the agent's error where there is one.
+            TimeoutError: It has not ended; it goes on.
+            ValueMismatch: The result does not fit.
+        """
+        state = await self.wait(timeout)
+        if state.runtime_status is OrchestrationStatus.COMPLETED:
+            result: T = load_value(output_of(state), self._annotation)
+            return result
+        failure = state.failure_details
+        cause = _codec.load_error(failure.message) if failure else None
+        raise OrchestrationFailed(
+            self.instance_id,
+            str(state.runtime_status),
+            type(cause).__name__ if cause else failure.error_type if failure else "",
+            str(cause) if cause else failure.message if failure else str(output_of(state) or ""),
+        ) from cause
+
+    async def wait(self, timeout: float | None = None) -> OrchestrationState:
+        """Wait for the end, whatever it is; see `result`.
+
+        Raises:
+            TimeoutError: It has not ended; it goes on.
+        """
+        give_up = math.inf if timeout is None else time.monotonic() + timeout
+        while (left := give_up - time.monotonic()) > 0:
+            if (state := await self._backend.wait(self.instance_id, left, at_most=left)) is not None:
+                return state
+        raise TimeoutError(
+            f"orchestration {self.instance_id} has not ended within {timeout} s; it goes on, if a worker hosts it"
+        )
+
+    async def state(self) -> OrchestrationState | None:
+        """What durabletask knows of it now, or None if there is no such orchestration."""
+        return await self._backend.state(self.instance_id)
+
+    async def raise_event(self, name: str, data: Any = None) -> None:
+        """Raise an event for it.
+
+        Raises:
+            ValueMismatch: JSON cannot hold `data`.
+        """
+        await self._backend.raise_event(self.instance_id, name, dump_value(data))
+
+    async def terminate(self, reason: str = "") -> None:
+        """End it, and the turns that it waits for."""
+        await self._backend.terminate(self.instance_id, reason)
+
+
