@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import types
 import typing
 from collections.abc import (
     Callable,
@@ -19,14 +18,14 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, cast
 
-import attrs
-
 from dafx_actors._json import shown
 from dafx_actors.errors import ValueMismatch
 from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
     from cattrs import Converter
+
+    from dafx_actors._schemas import Arguments
 
 
 def load_value(value: Json, annotation: Any) -> Any:
@@ -94,54 +93,28 @@ def json_schema(annotation: Any) -> dict[str, Json]:
     """
     if isinstance(annotation, Mapping):
         return dict(cast("Mapping[str, Json]", annotation))
-    # pydantic takes longer to import than all of this package, and few programs ask for typed answers.
-    from pydantic import TypeAdapter
-    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+    from dafx_actors._schemas import NoSchema, schema_of  # not at the top: pydantic takes long to import
 
     try:
-        return TypeAdapter(_for_pydantic(annotation)).json_schema()
-    except (PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
+        return schema_of(annotation)
+    except NoSchema as error:
         raise ValueMismatch(f"no JSON schema can be made of {_name(annotation)}: {error}") from error
 
 
-@functools.cache
-def _for_pydantic(annotation: Any) -> Any:
-    """`annotation` with attrs classes, which pydantic does not know, as models of the same fields."""
-    if not attrs.has(annotation):
-        arguments = typing.get_args(annotation)
-        if not arguments or typing.get_origin(annotation) is typing.Literal:
-            return annotation
-        return _rebuilt(annotation, tuple(_for_pydantic(argument) for argument in arguments))
-    from pydantic import Field, create_model
+def arguments_of(
+    parameters: Mapping[str, Any], required: frozenset[str], descriptions: Mapping[str, str] | None = None
+) -> Arguments:
+    """What takes JSON for the parameters of a function, given by name with their types, and makes values of it.
 
-    hints = typing.get_type_hints(annotation, include_extras=True)
-    fields: dict[str, Any] = {}
-    for field in attrs.fields(annotation):
-        if not field.init:
-            continue
-        default: Any = ... if field.default is attrs.NOTHING else field.default
-        if _is_factory(default):
-            default = Field(default_factory=list)  # never called: a schema only tells that there is a default
-        fields[field.alias or field.name] = (_for_pydantic(hints.get(field.name, Any)), default)
-    return create_model(annotation.__name__, __doc__=annotation.__doc__, **fields)
+    Raises:
+        ValueMismatch: There is no JSON schema for one of them.
+    """
+    from dafx_actors._schemas import Arguments, NoSchema  # not at the top, for the time that pydantic takes
 
-
-def _rebuilt(annotation: Any, arguments: tuple[Any, ...]) -> Any:
-    """`annotation` with other arguments: a union, `Annotated`, or a container."""
-    origin: Any = typing.get_origin(annotation)
-    if origin is typing.Union or origin is types.UnionType:
-        union = arguments[0]
-        for argument in arguments[1:]:
-            union |= argument
-        return union
-    if origin is typing.Annotated:
-        parts = (arguments[0], *annotation.__metadata__)
-        return cast("Any", typing.Annotated)[parts]
-    return origin[arguments]
-
-
-def _is_factory(default: Any) -> bool:
-    return type(default).__name__ == "Factory"
+    try:
+        return Arguments(parameters, required, descriptions or {})
+    except NoSchema as error:
+        raise ValueMismatch(f"no JSON schema can be made of these parameters: {error}") from error
 
 
 @functools.cache

@@ -8,6 +8,8 @@
     ├── InvalidThreadId             a thread id that an entity key cannot hold
     ├── UnsupportedTranscript       stored by a newer version, or not a transcript; never rewritten
     ├── ValueMismatch               a value of user code that does not fit its annotation, or JSON
+    │   └── InvalidArguments        what a model wrote for a tool's arguments does not fit them
+    ├── NotDone                     a tool's `reconcile` found that the effect did not happen
     ├── NotDurableError             an orchestration awaited something that cannot be replayed
     ├── SchedulerError              between this process and the scheduler
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
@@ -131,6 +133,28 @@ class ValueMismatch(DafxError, ValueError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+@attrs.define(eq=False, slots=False)
+class InvalidArguments(ValueMismatch):
+    """What a model wrote for a tool's arguments does not fit the tool's parameters. The tool was not called."""
+
+    tool: str
+    mistakes: tuple[str, ...] = attrs.field(converter=_sentences)
+    """Every mistake, a clause each, with the place where it is."""
+    reason: str = attrs.field(init=False, default="")
+
+    def __attrs_post_init__(self) -> None:
+        """Make the reason of the mistakes."""
+        self.reason = "; ".join(self.mistakes)
+
+    def __str__(self) -> str:
+        listed = "".join(f"\n  - {mistake}" for mistake in self.mistakes)
+        return f"The arguments do not fit the parameters of {self.tool}. Correct these and call it again:{listed}"
+
+
+class NotDone(DafxError):
+    """Raised by a tool's `reconcile`: the effect has not happened, so that the tool may run again."""
 
 
 @attrs.define(eq=False, slots=False)
