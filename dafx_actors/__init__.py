@@ -4,10 +4,14 @@ The front door: everything public that a program needs, and nothing else. Errors
 `dafx_actors.models`, help for tests in `dafx_actors.testing`.
 """
 
+from durabletask.task import RetryPolicy
+
 from dafx_actors.agents import AgentDefinition, Turn, durable_agent
-from dafx_actors.client import DurableAIAgent, DurableAIAgentClient, OrchestrationHandle
-from dafx_actors.errors import DafxError
-from dafx_actors.exchange import AgentRunResponse
+from dafx_actors.client import DurableAIAgent, DurableAIAgentClient, RunOptions
+from dafx_actors.decisions import Decision, PendingDecision
+from dafx_actors.errors import DafxError, NotDone
+from dafx_actors.exchange import AgentRunResponse, Limits
+from dafx_actors.handles import OrchestrationHandle, TurnHandle, TurnStatus
 from dafx_actors.ids import AgentThread
 from dafx_actors.models import Model, ModelReply, ModelRequest
 from dafx_actors.orchestration import (
@@ -21,6 +25,7 @@ from dafx_actors.orchestration import (
     when_all,
     when_any,
 )
+from dafx_actors.tools import Approval, ToolContext, as_tool, tool
 from dafx_actors.transcript import ChatMessage, DataContent, TextContent, Transcript, UriContent, UsageStats
 from dafx_actors.worker import DurableAIAgentWorker
 
@@ -28,29 +33,41 @@ __all__ = [
     "AgentDefinition",
     "AgentRunResponse",
     "AgentThread",
+    "Approval",
     "ChatMessage",
     "DafxError",
     "DataContent",
+    "Decision",
     "DurableAIAgent",
     "DurableAIAgentClient",
     "DurableAIAgentOrchestrationContext",
     "DurableAIAgentWorker",
     "DurableAgentTask",
     "DurableTask",
+    "Limits",
     "Model",
     "ModelReply",
     "ModelRequest",
+    "NotDone",
     "OrchestrationAgent",
     "OrchestrationAgentExecutor",
     "OrchestrationContext",
     "OrchestrationHandle",
+    "PendingDecision",
+    "RetryPolicy",
+    "RunOptions",
     "TextContent",
+    "ToolContext",
     "Transcript",
     "Turn",
+    "TurnHandle",
+    "TurnStatus",
     "UriContent",
     "UsageStats",
+    "as_tool",
     "durable_agent",
     "orchestrator",
+    "tool",
     "when_all",
     "when_any",
 ]

@@ -20,6 +20,7 @@ import attrs
 from durabletask.task import RetryPolicy
 
 from dafx_actors._json import as_list, as_object, dump_time, load_time
+from dafx_actors.decisions import Decision, PendingDecision
 from dafx_actors.errors import (
     ConfigurationError,
     DafxError,
@@ -30,7 +31,6 @@ from dafx_actors.errors import (
     TurnFailed,
     UnsupportedTranscript,
 )
-from dafx_actors.decisions import Decision, PendingDecision
 from dafx_actors.exchange import AgentRunResponse, Limits, RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import (
@@ -273,7 +273,7 @@ def load_limits(raw: Json) -> Limits:
     given = {field.name: document.get(field.name) for field in attrs.fields(Limits)}
     if wrong := [name for name, value in given.items() if not isinstance(value, int | float | None)]:
         raise ValueError(f"`limits.{wrong[0]}` is a number, not {given[wrong[0]]!r}")
-    return Limits(**given)  # type: ignore[arg-type]
+    return Limits(**given)
 
 
 def dump_retry(policy: RetryPolicy) -> dict[str, Json]:

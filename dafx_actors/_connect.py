@@ -23,6 +23,7 @@ import grpc.aio
 from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, OrchestrationState, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
+from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors.errors import ConfigurationError, SchedulerUnreachable
@@ -162,6 +163,17 @@ def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
         data_converter=private._data_converter,  # noqa: SLF001
         logger=_sdk_logger,
     )
+
+
+def end_of_turn(reader: TaskHubGrpcClient, instance_id: str) -> grpc.Future[Any]:
+    """Begin to wait for an orchestration to end, without a thread that waits: durabletask's own call blocks one.
+
+    Private names again: the client's stub, and durabletask's messages.
+    """
+    stub: Any = reader._stub  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    request = GetInstanceRequest(instanceId=instance_id, getInputsAndOutputs=False)
+    waiting: grpc.Future[Any] = stub.WaitForInstanceCompletion.future(request)
+    return waiting
 
 
 # --- Calls, and what becomes of them ------------------------------------------------------------------------------

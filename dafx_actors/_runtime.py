@@ -29,11 +29,12 @@ from durabletask.entities import EntityContext
 
 from dafx_actors import _codec, _operations, _thread, _turn
 from dafx_actors._answers import answer_mismatch
+from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
 from dafx_actors._turn_steps import TurnSteps, tell
 from dafx_actors.agents import Agent, Turn
 from dafx_actors.decisions import call_digest
-from dafx_actors.errors import DafxError, ModelError, StaleTranscript, ThreadBusy, TurnFailed
+from dafx_actors.errors import DafxError, ModelError, StaleTranscript, ThreadBusy, TurnCancelled, TurnFailed
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, new_id, probe_name, tell_name, tool_step_name, turn_name
 from dafx_actors.models import Model, ModelReply, ModelRequest
@@ -59,7 +60,8 @@ class Host(Protocol):
     def run_step(self, step: Callable[[], Any], *, turn: str | None = None) -> Any:
         """Run a coroutine function on the agents' loop, and wait for it on this thread.
 
-        It is cancelled when `turn` ends before it does, where the scheduler can be asked; the answer is of no use then.
+        Raises:
+            TurnEnded: `turn` has ended before it did; it was cancelled.
         """
         ...
 
@@ -189,7 +191,12 @@ class HostedAgent:
         transcript = _codec.load_transcript(document)
         request = _request_of(transcript, turn, raw)
         first = raw.get("reply", 1) == 1
-        return self.host.run_step(lambda: self._reply(thread, request, transcript, first=first), turn=turn)
+        reply = functools.partial(self._reply, thread, request, transcript, first=first)
+        try:
+            return self.host.run_step(reply, turn=turn)
+        except TurnEnded:
+            _logger.info("The model call of turn %s was aborted: the turn has ended.", turn)
+            return {"error": _codec.dump_error(TurnCancelled(self.agent.name, turn))}
 
     def tool_step(self, _: task.ActivityContext, raw: Json) -> Json:
         """A tool call of a turn, as a value: see `Toolbox.call`; `unknown`, `notDone`, or `stopped`.
@@ -205,9 +212,9 @@ class HostedAgent:
             return {"error": str(error)}
         if not _thread.may_act(state, turn):
             return {"error": "the turn was cancelled", "stopped": True}
-        if self.host.run_step(
-            lambda: self.toolbox.needs_approval(name, arguments)
-        ) and not _thread.is_approved(state, key, call_digest(name, arguments)):
+        if self.host.run_step(lambda: self.toolbox.needs_approval(name, arguments)) and not _thread.is_approved(
+            state, key, call_digest(name, arguments)
+        ):
             return {"error": "the call was not made: it needs approval, and nobody has given it"}
         context = self._tool_context(thread, raw, lambda: _codec.load_transcript(document))
         tool = self.toolbox.tool(name)
@@ -348,9 +355,7 @@ class HostedAgent:
                     return _thread.commit(state, thread, turn, (message,), usage, now, about=about)
                 case _turn.Fail(error, messages):
                     usage, about = progress.usage, progress.about
-                    return _thread.abort(
-                        state, thread, turn, error, now, messages=messages, usage=usage, about=about
-                    )
+                    return _thread.abort(state, thread, turn, error, now, messages=messages, usage=usage, about=about)
                 case _turn.Repair(messages):
                     pass
                 case _turn.CallTools(message, calls):

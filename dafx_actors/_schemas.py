@@ -86,7 +86,7 @@ class _Generator(GenerateJsonSchema):
 class _ShortGenerator(_Generator):
     """Without a title for each field: it repeats the name, and the model pays for it by the token."""
 
-    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+    def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 

@@ -16,11 +16,12 @@ import functools
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
+import grpc
 
 from dafx_actors._coroutines import at_end_of_work_item, work_item
 
@@ -108,6 +109,62 @@ class Gate:
             self._changed.wait_for(lambda: not self._inside, seconds)
             left = list(self._futures)
         return sum(future.cancel() for future in left)
+
+
+_WATCH_AFTER = 1.0
+"""Seconds that a step runs before the end of its turn is looked for: most are over by then."""
+_WATCH_AGAIN = 5.0
+"""Seconds until it is looked for again, where the call that waits for it was lost."""
+
+
+class TurnEnded(Exception):
+    """The turn of a step has ended before the step: nobody waits for its answer."""
+
+
+async def until_turn_ends(step: Callable[[], Awaitable[T]], wait: Callable[[], grpc.Future[Any]]) -> T:
+    """Run a step, and cancel it when its turn ends.
+
+    Activities get no word from their orchestration. So, once a step has run for a while, the worker that runs it asks
+    the scheduler to say when the turn is over: a long poll, which costs neither a thread nor a wake-up.
+
+    Args:
+        step: What to run.
+        wait: Begins to wait for the end of the turn.
+
+    Raises:
+        TurnEnded: It has ended.
+    """
+    loop = asyncio.get_running_loop()
+    waiting: list[grpc.Future[Any]] = []
+    timer: list[asyncio.TimerHandle] = []
+    over = False
+
+    def watch() -> None:
+        waiting[:] = [wait()]
+        waiting[0].add_done_callback(tell)
+
+    def tell(call: grpc.Future[Any]) -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(heard, call)
+
+    def heard(call: grpc.Future[Any]) -> None:
+        if over:
+            return
+        if call.cancelled() or call.exception() is not None:
+            timer[:] = [loop.call_later(_WATCH_AGAIN, watch)]
+        else:
+            scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        timer[:] = [loop.call_later(_WATCH_AFTER, watch)]
+        try:
+            return await step()
+        finally:
+            over = True
+            timer[0].cancel()
+            for call in waiting:
+                call.cancel()
+    raise TurnEnded
 
 
 class AgentLoop:

@@ -421,7 +421,7 @@ def may_act(state: ThreadState, turn: str) -> bool:
 def is_approved(state: ThreadState, key: str, digest: str) -> bool:
     """Whether a person approved this call, by its key and a hash of the arguments that it would be made with."""
     decision: Json = (state.books.asks.get(key) or {}).get("decision") or {}
-    return decision.get("action") == "approve" and decision.get("digest") == digest
+    return (decision.get("action"), decision.get("digest")) == ("approve", digest)
 
 
 # --- Inside -------------------------------------------------------------------------------------------------------
@@ -638,9 +638,7 @@ def _response(
     about: Mapping[str, Json] | None = None,
 ) -> Json:
     extra = {"dafx": dict(about)} if about else {}
-    return _codec.dump_entry(
-        Response(correlation_id=turn, messages=messages, created_at=now, usage=usage, extra=extra)
-    )
+    return _codec.dump_entry(Response(correlation_id=turn, messages=messages, created_at=now, usage=usage, extra=extra))
 
 
 def _error_message(error: DafxError) -> ChatMessage:

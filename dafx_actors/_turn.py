@@ -15,9 +15,9 @@ a replay decides the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 from durabletask.task import RetryPolicy
@@ -25,7 +25,7 @@ from durabletask.task import RetryPolicy
 from dafx_actors import _codec
 from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
 from dafx_actors.exchange import Limits
-from dafx_actors.ids import AgentThread, call_key
+from dafx_actors.ids import call_key
 from dafx_actors.transcript import (
     ChatMessage,
     Entry,
@@ -168,7 +168,9 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
     if (invalid := result.get("invalid")) is not None:
         if progress.repairs >= REPAIRS or (limits.steps is not None and steps >= limits.steps):
             return progress, Fail(InvalidAnswer(message.text, invalid), (message,))
-        told = ChatMessage("user", f"Your answer does not fit the JSON schema: {invalid}. Answer again, with JSON only.")
+        told = ChatMessage(
+            "user", f"Your answer does not fit the JSON schema: {invalid}. Answer again, with JSON only."
+        )
         return attrs.evolve(progress, repairs=progress.repairs + 1), Repair((message, told))
     return progress, Finish(message)
 
@@ -288,5 +290,3 @@ def _is_seen(entry: Entry, answered: set[str | None], turn: str) -> bool:
 
 def _messages(entry: Entry) -> tuple[ChatMessage, ...]:
     return entry.messages if isinstance(entry, Request | Response) else ()
-
-

@@ -22,7 +22,7 @@ from durabletask import task
 from durabletask.task import RetryPolicy
 
 from dafx_actors import _codec, _turn
-from dafx_actors._agent_tasks import crossed, turn_input
+from dafx_actors._agent_tasks import turn_input
 from dafx_actors._coroutines import DurableTask, when_all, when_any
 from dafx_actors._json import dump_time
 from dafx_actors._operations import error_in
@@ -352,9 +352,7 @@ class TurnSteps:
                 "arguments": dict(arguments),
                 "attempt": number,
             }
-            step = self._context.call_activity(
-                tool_step_name(self._thread.agent, call.plan["activity"]), input=asked
-            )
+            step = self._context.call_activity(tool_step_name(self._thread.agent, call.plan["activity"]), input=asked)
             outcome = await self._as_value(step)
             if outcome.get("broken"):
                 outcome = {"unknown": True} if call.plan.get("once") else {"error": outcome["error"]["message"]}

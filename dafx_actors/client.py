@@ -35,6 +35,7 @@ T = TypeVar("T")
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+
 class RunOptions(TypedDict, total=False):
     """What `run` and `start` take besides."""
 
@@ -241,9 +242,7 @@ class DurableAIAgentClient:
         """
         return await self._decide(outcome, action, by=by, reason=reason, result=dump_value(result))
 
-    async def _pending(
-        self, agent: str | type | object, thread: AgentThread | str | None
-    ) -> list[PendingDecision]:
+    async def _pending(self, agent: str | type | object, thread: AgentThread | str | None) -> list[PendingDecision]:
         name = agent_name(agent)
         return await self._executor.pending(name, None if thread is None else thread_of(name, thread))
 

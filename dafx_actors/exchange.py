@@ -56,7 +56,7 @@ Overlap: TypeAlias = Literal["queue", "reject", "cancel_previous", "steer"]
 """What becomes of a request while its thread works on another: see `AgentDefinition.overlap`."""
 
 
-def _positive(limits: object, field: attrs.Attribute[float | None], value: float | None) -> None:
+def _positive(_: object, field: attrs.Attribute[Any], value: float | None) -> None:
     if value is not None and not value > 0:
         raise ValueError(f"a limit of {field.name} must be more than {value!r}; None is no limit")
 

@@ -213,5 +213,3 @@ class OrchestrationHandle(Generic[T]):
     async def terminate(self, reason: str = "") -> None:
         """End it, and the turns that it waits for."""
         await self._backend.terminate(self.instance_id, reason)
-
-

@@ -664,7 +664,8 @@ def _approval(given: object, agent: object | None) -> Approval | None:
 
 def _resolved(given: Any, agent: object | None) -> Any:
     """A method that was given by its name or as the function in the class, bound to the agent; a name that it does not
-    have is left."""
+    have is left.
+    """
     if given is None or agent is None:
         return given
     name = given if isinstance(given, str) else _name_in(agent, given)

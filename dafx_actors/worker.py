@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,19 +17,20 @@ from typing import Any, TypeVar
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import grpc
 from durabletask import task
 from durabletask.client import TaskHubGrpcClient
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import CrossingError
-from dafx_actors._connect import Address, address, check_wrapped, make_worker, reader_of
+from dafx_actors._connect import Address, address, check_wrapped, end_of_turn, make_worker, reader_of
 from dafx_actors._runtime import HostedAgent
-from dafx_actors._seam import AgentLoop, Gate, Pool
+from dafx_actors._seam import AgentLoop, Gate, Pool, until_turn_ends
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
 from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
-from dafx_actors.ids import entity_name
+from dafx_actors.ids import AgentThread, entity_name
 from dafx_actors.models import Model
 from dafx_actors.orchestration import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
@@ -79,12 +81,17 @@ class DurableAIAgentWorker:
         self.stop_timeout = stop_timeout
         self._worker = worker
         self._registry = AgentRegistry()
+        self._hosted: list[HostedAgent] = []
         self._loop = AgentLoop()
         self._gate = Gate()
         self._models: dict[Any, Model] = {}
         self._made: list[Model] = []
         self._reader: TaskHubGrpcClient | None = None
         self._making_reader = threading.Lock()
+        self._reports: dict[str, tuple[AgentThread, Json]] = {}
+        self._reporting = threading.Lock()
+        # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
+        self._reporter = ThreadPoolExecutor(1, "dafx-progress")
         self._stack: AsyncExitStack | None = None
         options = worker.concurrency_options
         if options.maximum_concurrent_activity_work_items == 100 * (os.cpu_count() or 1):  # durabletask's default
@@ -134,12 +141,15 @@ class DurableAIAgentWorker:
         added = self._registry.add(*agents)
         for agent in added:
             hosted = HostedAgent(agent, self)
+            self._hosted.append(hosted)
             try:
                 self._worker.add_entity(hosted.entity, entity_name(agent.name))
             except RuntimeError as error:
                 self._registry.discard(added)
+                self._hosted.remove(hosted)
                 raise RuntimeError("agents cannot be added while the worker is running; add them before") from error
             self._worker.add_orchestrator(hosted.turn())
+            self._worker.add_orchestrator(hosted.tell())
             for name, function in hosted.functions.items():
                 self._worker.add_activity(_named(function, name))
         self._size_pool()
@@ -192,14 +202,14 @@ class DurableAIAgentWorker:
     def stop(self) -> None:
         """Finish what is running, for `stop_timeout` seconds at most; the rest is handed out again. Nothing is lost."""
         self._drain()
-        self._loop.call(self._close_models).result()
+        self._loop.call(self._close_agents).result()
         self._loop.stop()
 
     async def __aenter__(self) -> DurableAIAgentWorker:
         async with AsyncExitStack() as stack:
             self._loop.use(await stack.enter_async_context(anyio.from_thread.BlockingPortal()))
             stack.callback(self._loop.use, None)
-            stack.push_async_callback(self._shielded, self._close_models)
+            stack.push_async_callback(self._shielded, self._close_agents)
             # Not on this loop: the steps that are waited for run on it.
             stack.push_async_callback(self._shielded, functools.partial(anyio.to_thread.run_sync, self._drain))
             self.start()
@@ -235,14 +245,41 @@ class DurableAIAgentWorker:
                 self._reader = reader_of(self._worker)
             return self._reader
 
-    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
+    def run_step(self, step: Callable[[], Awaitable[T]], *, turn: str | None = None) -> T:
         """Run a coroutine function on the agents' loop, and wait for it on this thread.
 
         Raises:
+            TurnEnded: `turn` ended before it did.
             HandedBack: The worker is stopping.
         """
+        if turn is not None:
+            step = functools.partial(until_turn_ends, step, lambda: end_of_turn(self.reader, turn))
         with self._gate.pass_through():
             return self._gate.wait_for(self._loop.call(step))
+
+    def report(self, thread: AgentThread, note: Json) -> None:
+        """Send a tool's progress to its thread, some time soon; the latest of each call."""
+        with self._reporting:
+            is_sending = bool(self._reports)
+            self._reports[note["key"]] = (thread, note)
+        if not is_sending:
+            self._reporter.submit(self._send_reports)
+
+    def _send_reports(self) -> None:
+        while True:
+            with self._reporting:
+                if not self._reports:
+                    return
+                key = next(iter(self._reports))
+                thread, note = self._reports[key]
+            try:
+                self.reader.signal_entity(thread.entity_id, "note", input=note)
+            except grpc.RpcError as error:
+                # Progress is for people who watch: the next report makes up for this one.
+                _logger.warning("The progress of call %s could not be reported: %s", key, error)
+            with self._reporting:
+                if self._reports[key] == (thread, note):
+                    del self._reports[key]
 
     def model_of(self, agent: Agent) -> Model:
         """The model of an agent, made when it is first asked for.
@@ -291,6 +328,7 @@ class DurableAIAgentWorker:
         if ended:
             _logger.warning("%d steps did not end within %g s; they are handed out again.", ended, self.stop_timeout)
         self._worker.stop()  # type: ignore[no-untyped-call]  # likewise
+        self._reporter.submit(int).result()  # what was reported is sent
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -301,7 +339,10 @@ class DurableAIAgentWorker:
         with anyio.CancelScope(shield=True):
             await clean_up()
 
-    async def _close_models(self) -> None:
+    async def _close_agents(self) -> None:
+        """Give back what models and tools hold, on the loop that they were used on."""
+        for hosted in self._hosted:
+            await hosted.toolbox.aclose()
         while self._made:
             await self._made.pop().aclose()
         self._models.clear()

@@ -41,7 +41,7 @@ def begun(*turns: str) -> ThreadState:
     """A thread where these turns have begun: the first is active, the others wait."""
     state = EMPTY
     for turn in turns:
-        state, _ = _thread.begin(state, ask(turn), NOW)
+        state, _ = _thread.begin(state, THREAD, ask(turn), NOW)
     return state
 
 
@@ -58,7 +58,7 @@ def story(state: ThreadState) -> list[str]:
 
 
 def test_a_turn_that_finds_the_thread_free_is_granted() -> None:
-    state, outcome = _thread.begin(EMPTY, ask("c1"), NOW)
+    state, outcome = _thread.begin(EMPTY, THREAD, ask("c1"), NOW)
     assert outcome == Granted(1)
     assert (state.active, state.waiting, story(state)) == ("c1", (), ["c1?"])
 
@@ -72,12 +72,12 @@ def test_a_turn_that_finds_the_thread_busy_is_queued() -> None:
 def test_beginning_again_gives_the_same_outcome_and_changes_nothing() -> None:
     state = begun("c1", "c2", "c3")
     for turn, expected in [("c1", Granted(1)), ("c2", Queued("c1")), ("c3", Queued("c1"))]:
-        assert _thread.begin(state, ask(turn), LATER) == (state, expected)
+        assert _thread.begin(state, THREAD, ask(turn), LATER) == (state, expected)
 
 
 def test_a_turn_that_has_ended_is_answered_again() -> None:
     state = committed(begun("c1"), "c1", "Ha.")
-    same, outcome = _thread.begin(state, ask("c1"), LATER)
+    same, outcome = _thread.begin(state, THREAD, ask("c1"), LATER)
     assert same is state
     assert isinstance(outcome, Ended)
     assert _codec.load_response(outcome.response, THREAD).text == "Ha."
@@ -89,20 +89,20 @@ def test_a_turn_that_has_ended_is_answered_again() -> None:
 def test_the_same_id_for_another_request_is_refused(stage: str, other: RunRequest) -> None:
     state = begun("c0", "c1") if stage == "waiting" else begun("c1")
     state = committed(state, "c1") if stage == "ended" else state
-    assert _thread.begin(state, other, NOW)[0] is state
-    outcome = _thread.begin(state, other, NOW)[1]
+    assert _thread.begin(state, THREAD, other, NOW)[0] is state
+    outcome = _thread.begin(state, THREAD, other, NOW)[1]
     assert isinstance(outcome, Refused)
     assert isinstance(outcome.error, CorrelationConflict)
 
 
 def test_the_same_request_sent_at_another_time_is_the_same() -> None:
-    state, _ = _thread.begin(EMPTY, ask("c1", created_at=NOW), NOW)
-    assert _thread.begin(state, ask("c1", created_at=LATER), LATER)[1] == Granted(1)
+    state, _ = _thread.begin(EMPTY, THREAD, ask("c1", created_at=NOW), NOW)
+    assert _thread.begin(state, THREAD, ask("c1", created_at=LATER), LATER)[1] == Granted(1)
 
 
 def test_a_request_is_dated_by_its_sender_else_by_its_arrival() -> None:
-    sent, _ = _thread.begin(EMPTY, ask("c1", created_at=NOW), LATER)
-    unsent, _ = _thread.begin(EMPTY, ask("c1"), LATER)
+    sent, _ = _thread.begin(EMPTY, THREAD, ask("c1", created_at=NOW), LATER)
+    unsent, _ = _thread.begin(EMPTY, THREAD, ask("c1"), LATER)
     assert [state.history[0]["createdAt"] for state in (sent, unsent)] == [
         "2025-01-02T12:00:00+00:00",
         "2025-01-02T13:00:00+00:00",
@@ -308,7 +308,7 @@ class ThreadMachine(RuleBasedStateMachine):
     @rule(turn=turns)
     def begin(self, turn: str) -> None:
         before, known = self.state, self.known
-        self.state, outcome = _thread.begin(before, ask(turn), NOW)
+        self.state, outcome = _thread.begin(before, THREAD, ask(turn), NOW)
         if turn in known.answers:
             assert outcome == Ended(known.answers[turn])
             assert self.state is before
