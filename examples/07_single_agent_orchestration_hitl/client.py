@@ -3,8 +3,7 @@
 python client.py [TOPIC]                            asks on the terminal
 python client.py --reject "Too long." --approve     decides in this order, without asking
 python client.py --instance ID                      goes on with what another client has started
-
-Also: --timeout-seconds, how long a draft waits for a decision; --max-review-attempts, how many drafts there may be.
+python client.py --help                             lists the rest
 """
 
 import argparse
@@ -16,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from dafx_actors import DurableAIAgentClient, OrchestrationHandle
 from dafx_actors.errors import InvalidAnswer, OrchestrationFailed
@@ -24,18 +22,23 @@ from dafx_actors.errors import InvalidAnswer, OrchestrationFailed
 logger = logging.getLogger("__main__")
 
 HUMAN_APPROVAL_EVENT = "HumanApproval"
-APPROVE = ""  # a decision is the feedback with which a draft is rejected, or this
 MAX_WAIT_TIME = 120  # seconds, for a draft
+
+APPROVAL = {"approved": True, "feedback": ""}
+
+
+def rejection(feedback: str) -> dict[str, Any]:
+    return {"approved": False, "feedback": feedback}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Has an article written, and asks whether it may be published.")
     parser.add_argument("topic", nargs="?", default="The benefits of cloud computing")
-    parser.add_argument("--approve", dest="decisions", action="append_const", const=APPROVE, default=[])
-    parser.add_argument("--reject", dest="decisions", action="append", metavar="FEEDBACK")
-    parser.add_argument("--timeout-seconds", type=float, default=300)
-    parser.add_argument("--max-review-attempts", type=int, default=3)
-    parser.add_argument("--instance", metavar="ID")
+    parser.add_argument("--approve", dest="decisions", action="append_const", const=APPROVAL, default=[])
+    parser.add_argument("--reject", dest="decisions", action="append", type=rejection, metavar="FEEDBACK")
+    parser.add_argument("--timeout-seconds", type=float, default=300, help="how long a draft waits for a decision")
+    parser.add_argument("--max-review-attempts", type=int, default=3, help="how many drafts there may be")
+    parser.add_argument("--instance", metavar="ID", help="go on with what another client has started")
     return parser.parse_args(arguments)
 
 
@@ -59,19 +62,13 @@ async def main(options: argparse.Namespace) -> None:
             if decision is None:
                 logger.info("Waiting for somebody to decide: python client.py --instance %s --approve", orchestration)
                 break
-            approval = {"approved": decision == APPROVE, "feedback": decision}
-            logger.info("Sending %s...", "approval" if decision == APPROVE else f"rejection: {decision}")
-            await orchestration.raise_event(HUMAN_APPROVAL_EVENT, approval)
+            logger.info("Sending decision: %s", decision)
+            await orchestration.raise_event(HUMAN_APPROVAL_EVENT, {**decision, "attempt": attempt})
 
         try:
             published = await orchestration
         except OrchestrationFailed as error:
-            answer = (
-                f"\nThe model's answer was: {error.__cause__.text}"
-                if isinstance(error.__cause__, InvalidAnswer)
-                else ""
-            )
-            sys.exit(f"{error}{answer}")
+            sys.exit(explained(error))
     logger.info("")
     logger.info("Orchestration completed successfully!")
     logger.info("Final Result: %s", json.dumps(published, indent=2))
@@ -111,17 +108,29 @@ async def next_review(orchestration: OrchestrationHandle[Any], after: int) -> di
             await anyio.sleep(0.5)
 
 
-async def ask() -> str | None:
+def explained(error: OrchestrationFailed) -> str:
+    """What went wrong; where it was the form of an answer, also the answer."""
+    if isinstance(error.__cause__, InvalidAnswer):
+        return f"{error}\nThe model's answer was: {error.__cause__.text}"
+    return str(error)
+
+
+async def ask() -> dict[str, Any] | None:
     """The decision of whoever sits at the terminal, or None where nobody does."""
     if not sys.stdin.isatty():
         return None
     answer = ""
-    # On a thread: in `sample.py`, the worker goes on meanwhile.
     while answer not in {"yes", "y", "no", "n"}:
-        answer = await anyio.to_thread.run_sync(input, "Do you approve this content? (yes/no): ")
-    if answer in {"yes", "y"}:
-        return APPROVE
-    return await anyio.to_thread.run_sync(input, "Enter feedback for improvement: ") or "Please revise the content."
+        answer = await read("Do you approve this content? (yes/no): ")
+    return APPROVAL if answer in {"yes", "y"} else rejection(await read("Enter feedback for improvement: "))
+
+
+async def read(question: str) -> str:
+    print(question, end="", flush=True)
+    await anyio.wait_readable(sys.stdin)  # not `input()`: in `sample.py`, the worker goes on meanwhile
+    if not (line := sys.stdin.readline()):
+        sys.exit("No decision.")
+    return line.strip()
 
 
 if __name__ == "__main__":

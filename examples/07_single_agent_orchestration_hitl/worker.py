@@ -40,6 +40,7 @@ class HumanApproval(BaseModel):
 
     approved: bool
     feedback: str = ""
+    attempt: int | None = None  # the draft that the person has seen
 
 
 @durable_agent
@@ -47,7 +48,7 @@ class WriterAgent:
     """Writes articles."""
 
     instructions = (
-        "You are a professional content writer. You write engaging and accurate articles of a few sentences. "
+        "You are a content writer. You write articles of two short sentences. "
         "Answer as JSON with 'title' and 'content'."
     )
 
@@ -79,7 +80,7 @@ async def content_generation_hitl_orchestration(
     log = context.create_replay_safe_logger(logger)
     writer = context.get_agent(WriterAgent)
     thread = writer.get_new_thread()
-    prompt = f"Write a short article about '{payload.topic}'."
+    prompt = f"Write two short sentences about '{payload.topic}'."
 
     for attempt in range(1, payload.max_review_attempts + 1):
         log.info("[Orchestration] Writing, attempt %d of %d", attempt, payload.max_review_attempts)
@@ -91,10 +92,7 @@ async def content_generation_hitl_orchestration(
         asking = f"Requesting human feedback (Attempt {attempt}, timeout {timeout:g}s)"
         context.set_custom_status({"message": asking, "attempt": attempt, "draft": content})
         try:
-            # Days, if need be: nothing runs meanwhile, and the worker may be stopped and started again.
-            approval: HumanApproval = await context.wait_for_external_event(
-                HUMAN_APPROVAL_EVENT, data_type=HumanApproval, timeout=timeout
-            )
+            approval = await decision_about(context, attempt, timeout)
         except TimeoutError:
             context.set_custom_status({"message": "Human approval timed out."})
             raise TimeoutError(f"Human approval timed out after {timeout:g} second(s).") from None
@@ -106,10 +104,26 @@ async def content_generation_hitl_orchestration(
 
         log.info("[Orchestration] Content rejected. Feedback: %s", approval.feedback)
         context.set_custom_status({"message": "Content rejected by human reviewer. Regenerating..."})
-        prompt = f"A reviewer rejected this. Write it again with their feedback in mind: {approval.feedback or 'none'}"
+        prompt = (
+            f"A reviewer rejected this. Write it again, in two short sentences, with this feedback: {approval.feedback}"
+        )
 
     context.set_custom_status({"message": "Max review attempts exhausted."})
     raise RuntimeError(f"Content could not be approved after {payload.max_review_attempts} iteration(s).")
+
+
+async def decision_about(context: OrchestrationContext, attempt: int, timeout: float) -> HumanApproval:
+    """Wait, for days if need be: nothing runs meanwhile, and the worker may be stopped and started again.
+
+    Raises:
+        TimeoutError: Nobody decided in time.
+    """
+    while True:
+        approval: HumanApproval = await context.wait_for_external_event(
+            HUMAN_APPROVAL_EVENT, data_type=HumanApproval, timeout=timeout
+        )
+        if approval.attempt in {None, attempt}:  # else two people have decided about one draft
+            return approval
 
 
 def create_worker() -> DurableAIAgentWorker:
