@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+def repeat(asked: dict[str, Any]) -> str:
+    """Answer with what was asked last."""
+    return f"Answer to: {asked['messages'][-1]['content']}"
+
+
 class Provider(ThreadingHTTPServer):
-    """Answers `Answer to: <last message>`; with `together=2`, only once two requests are there at the same time."""
+    """Answers with what `answer` makes of a request; with `together=2`, only once two are there at the same time."""
 
     daemon_threads = True
 
-    def __init__(self, together: int = 1) -> None:
+    def __init__(self, together: int = 1, answer: Callable[[dict[str, Any]], str] = repeat) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.answer = answer
         self.requests: list[dict[str, Any]] = []
         """The bodies, oldest first."""
         self.barrier = threading.Barrier(together)
@@ -41,7 +47,6 @@ class _Handler(BaseHTTPRequestHandler):
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.provider.requests.append(asked)
         self.provider.barrier.wait(timeout=60)
-        text = asked["messages"][-1]["content"]
         words = sum(len(str(message["content"]).split()) for message in asked["messages"])
         body = json.dumps(
             {
@@ -53,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
                     {
                         "index": 0,
                         "finish_reason": "stop",
-                        "message": {"role": "assistant", "content": f"Answer to: {text}"},
+                        "message": {"role": "assistant", "content": self.provider.answer(asked)},
                     }
                 ],
                 "usage": {"prompt_tokens": words, "completion_tokens": 3, "total_tokens": words + 3},
@@ -70,9 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def provider(together: int = 1) -> Generator[Provider]:
+def provider(together: int = 1, answer: Callable[[dict[str, Any]], str] = repeat) -> Generator[Provider]:
     """A provider that serves for as long as the `with` block lasts."""
-    with Provider(together) as server:
+    with Provider(together, answer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,16 +11,24 @@ import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors.scheduler import EmbeddedScheduler
 from tests.conftest import free_port
-from tests.provider import Provider, provider
+from tests.provider import Provider, provider, repeat
 
 ROOT = Path(__file__).parent.parent
-SINGLE = ROOT / "examples" / "01_single_agent"
-CONCURRENT = ROOT / "examples" / "05_multi_agent_orchestration_concurrency"
+EXAMPLES = ROOT / "examples"
+SINGLE = EXAMPLES / "01_single_agent"
+MULTI = EXAMPLES / "02_multi_agent"
+CHAINING = EXAMPLES / "04_single_agent_orchestration_chaining"
+CONCURRENT = EXAMPLES / "05_multi_agent_orchestration_concurrency"
+CONDITIONALS = EXAMPLES / "06_multi_agent_orchestration_conditionals"
+HITL = EXAMPLES / "07_single_agent_orchestration_hitl"
+FOLDERS = sorted(sample.parent for sample in EXAMPLES.glob("*/sample.py"))
 README_BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
@@ -46,12 +55,15 @@ def environment(endpoint: str | None, model: Provider) -> dict[str, str]:
     return {**kept, **model.environment, **({"ENDPOINT": endpoint} if endpoint else {}), "PYTHONIOENCODING": "utf-8"}
 
 
-def run(*arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None) -> str:
-    """Run Python; what it printed, to both streams."""
+def run(
+    *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None, stdin: int | None = None, status: int = 0
+) -> str:
+    """Run Python, without a terminal unless one is given; what it printed, to both streams."""
     done = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         env=dict(env),
         cwd=cwd,
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -59,16 +71,19 @@ def run(*arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None)
         timeout=100,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == status, done.stdout
     return done.stdout
 
 
 @contextmanager
-def worker(script: Path, env: Mapping[str, str]) -> Generator[subprocess.Popen[str]]:
-    """A worker that says it is ready; killed at the end if it lives."""
+def program(
+    *arguments: str | Path, env: Mapping[str, str], until: str
+) -> Generator[tuple[subprocess.Popen[str], re.Match[str]]]:
+    """Python, once it has printed what is looked for; killed at the end if it lives."""
     with subprocess.Popen(
-        [sys.executable, "-W", "error", script],
+        [sys.executable, "-W", "error", *arguments],
         env=dict(env),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -77,13 +92,27 @@ def worker(script: Path, env: Mapping[str, str]) -> Generator[subprocess.Popen[s
         try:
             assert process.stdout is not None
             said = ""
-            while "Worker is ready and listening for requests..." not in said:
+            while (found := re.search(until, said)) is None:
                 line = process.stdout.readline()
                 assert line, said
                 said += line
-            yield process
+            yield process, found
         finally:
             process.kill()
+
+
+@contextmanager
+def worker(script: Path, env: Mapping[str, str]) -> Generator[subprocess.Popen[str]]:
+    """A worker that says it is ready; killed at the end if it lives."""
+    with program(script, env=env, until="Worker is ready and listening for requests...") as (process, _):
+        yield process
+
+
+def killed(process: subprocess.Popen[str]) -> str:
+    """End a program at once (SIGKILL); what else it had printed."""
+    process.kill()
+    said, _ = process.communicate(timeout=60)
+    return said
 
 
 def lines(output: str) -> list[str]:
@@ -144,6 +173,26 @@ def test_single_agent_goes_on_when_worker_and_client_are_killed_between_turns(en
     assert len(model.requests[-1]["messages"]) == 8
 
 
+def typed(asked: dict[str, Any]) -> str:
+    """What a model answers that is asked for the forms of these examples; else, what it was asked."""
+    question = asked["messages"][-1]["content"]
+    turns = sum(message["role"] == "user" for message in asked["messages"])
+    spam = "prize" in question
+    answers = {
+        "SpamDetectionResult": {"is_spam": spam, "reason": "It offers a prize." if spam else "It is about work."},
+        "EmailResponse": {"response": "Thank you."},
+        "GeneratedContent": {"title": f"Draft {turns}", "content": question},
+    }
+    wanted = asked.get("response_format", {}).get("json_schema", {}).get("name")
+    return json.dumps(answers[wanted]) if wanted else repeat(asked)
+
+
+def published(output: str) -> dict[str, str]:
+    """What a client of the writer shows at its end."""
+    result: dict[str, str] = json.loads(output.partition("Final Result: ")[2])
+    return result
+
+
 def handles(pid: int, received: signal.Signals) -> bool:
     """Whether a process has a handler of its own for a signal."""
     mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
@@ -187,6 +236,190 @@ def test_the_two_experts_are_asked_at_the_same_time(endpoint: str) -> None:
         "physics",
         "chemistry",
     }
+
+
+def test_each_of_two_agents_has_its_own_instructions_and_thread(endpoint: str, model: Provider) -> None:
+    output = run(MULTI / "sample.py", env=environment(endpoint, model))
+    assert lines(output)[-11:] == [
+        "INFO:__main__:Testing WeatherAgent",
+        "INFO:__main__:Created conversation thread: <id>",
+        "INFO:__main__:User: What is the weather in Seattle?",
+        "INFO:__main__:WeatherAgent: Answer to: What is the weather in Seattle?",
+        "INFO:__main__:",
+        "INFO:__main__:Testing MathAgent",
+        "INFO:__main__:Created conversation thread: <id>",
+        "INFO:__main__:User: Calculate a 20% tip on a $50 bill",
+        "INFO:__main__:MathAgent: Answer to: Calculate a 20% tip on a $50 bill",
+        "INFO:__main__:",
+        "INFO:__main__:Both agents completed successfully!",
+    ]
+    weather, math = ([message["content"] for message in request["messages"]] for request in model.requests)
+    assert "weather assistant" in weather[0]
+    assert "math assistant" in math[0]
+    assert (weather[1:], math[1:]) == (["What is the weather in Seattle?"], ["Calculate a 20% tip on a $50 bill"])
+
+
+def test_the_writer_improves_its_own_draft(endpoint: str, model: Provider) -> None:
+    output = run(CHAINING / "sample.py", env=environment(endpoint, model))
+    draft = "Answer to: Write a concise inspirational sentence about learning."
+    improved = f"Answer to: Improve this further while keeping it under 25 words: {draft}"
+    assert [line for line in lines(output) if line.startswith("INFO:__main__:[Orchestration]")] == [
+        "INFO:__main__:[Orchestration] Created thread: <id>",
+        "INFO:__main__:[Orchestration] First agent run: Generating initial sentence",
+        f"INFO:__main__:[Orchestration] Initial response: {draft}",
+        "INFO:__main__:[Orchestration] Second agent run: Refining the sentence",
+        f"INFO:__main__:[Orchestration] Refined response: {improved}",
+    ]
+    assert lines(output)[-2:] == [
+        "INFO:__main__:Orchestration completed successfully!",
+        f"INFO:__main__:Final refined sentence: {improved}",
+    ]
+    assert [message["role"] for message in model.requests[1]["messages"]] == ["system", "user", "assistant", "user"]
+
+
+def test_spam_is_set_aside_and_other_email_is_answered(endpoint: str) -> None:
+    with provider(answer=typed) as model:
+        output = run(CONDITIONALS / "sample.py", env=environment(endpoint, model))
+    results = [line for line in lines(output) if re.search("Activity|Result:|is_spam", line)]
+    assert results == [
+        "INFO:__main__:[Orchestration] Spam detection result: is_spam=False",
+        "INFO:__main__:[Activity] Sending email: Thank you.",
+        "INFO:__main__:Result: Email sent: Thank you.",
+        "INFO:__main__:[Orchestration] Spam detection result: is_spam=True",
+        "INFO:__main__:[Activity] Handling spam email: It offers a prize.",
+        "INFO:__main__:Result: Email marked as spam: It offers a prize.",
+    ]
+    wanted = [request["response_format"]["json_schema"] for request in model.requests]
+    assert [schema["name"] for schema in wanted] == ["SpamDetectionResult", "EmailResponse", "SpamDetectionResult"]
+    assert all(schema["strict"] for schema in wanted)
+
+
+def test_an_answer_without_the_form_that_was_asked_for_is_shown_with_the_error(endpoint: str, model: Provider) -> None:
+    output = run(CONDITIONALS / "sample.py", "Hello!", env=environment(endpoint, model), status=1)
+    assert re.search(
+        f"WARNING:__main__:Orchestration {UUID} ended as FAILED: InvalidAnswer: "
+        "The answer does not fit `response_format`: it is not JSON .*\n"
+        f"WARNING:__main__:The model's answer was: {re.escape(repeat(model.requests[0]))}$",
+        output,
+    )
+
+
+def test_an_article_without_the_form_that_was_asked_for_is_shown_with_the_error(endpoint: str, model: Provider) -> None:
+    output = run(HITL / "sample.py", "Cats", env=environment(endpoint, model), status=1)
+    assert lines(output)[-2].startswith(
+        "Orchestration <id> ended as FAILED: InvalidAnswer: The answer does not fit `response_format`: it is not JSON"
+    )
+    assert lines(output)[-1] == "The model's answer was: Answer to: Write two short sentences about 'Cats'."
+
+
+def test_what_a_person_approves_is_published(endpoint: str) -> None:
+    with provider(answer=typed) as model:
+        output = run(HITL / "sample.py", "Cats", "--approve", env=environment(endpoint, model))
+    assert len(model.requests) == 1
+    assert "INFO:__main__:PUBLISHING: Content has been published successfully: Draft 1\n" in output
+    assert published(output) == {"title": "Draft 1", "content": "Write two short sentences about 'Cats'."}
+
+
+def test_what_a_person_rejects_is_written_again_with_the_feedback(endpoint: str) -> None:
+    with provider(answer=typed) as model:
+        output = run(HITL / "sample.py", "--reject", "Too long.", "--approve", env=environment(endpoint, model))
+    asked = re.findall(r"Requesting human feedback \(Attempt (\d), timeout 300s\)", output)
+    assert sorted(set(asked)) == ["1", "2"]
+    assert output.count("NOTIFICATION: Please review the following content for approval:") == 2
+    assert output.count("PUBLISHING:") == 1
+    assert published(output)["title"] == "Draft 2"
+    again = model.requests[1]["messages"]
+    assert [message["role"] for message in again] == ["system", "user", "assistant", "user"]
+    assert "Too long." in again[-1]["content"]
+
+
+def test_nothing_is_published_after_the_last_attempt(endpoint: str) -> None:
+    arguments = ("--reject", "", "--max-review-attempts", "1")
+    with provider(answer=typed) as model:
+        output = run(HITL / "sample.py", *arguments, env=environment(endpoint, model), status=1)
+    assert "INFO:__main__:Orchestration status: FAILED, Max review attempts exhausted.\n" in output
+    assert "Content could not be approved after 1 iteration(s)." in lines(output)[-1]
+    assert "PUBLISHING:" not in output
+
+
+def test_nothing_is_published_when_nobody_decides_in_time(endpoint: str) -> None:
+    with provider(answer=typed) as model:
+        output = run(HITL / "sample.py", "--timeout-seconds", "0.2", env=environment(endpoint, model), status=1)
+    assert "NOTIFICATION: Please review the following content for approval:" in output
+    assert re.search(r"ended as FAILED: .*TimeoutError: Human approval timed out after 0.2 second", lines(output)[-1])
+    assert "PUBLISHING:" not in output
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_a_person_at_the_terminal_is_asked(endpoint: str) -> None:
+    keyboard, terminal = os.openpty()
+    try:
+        os.write(keyboard, b"perhaps\nno\nToo long.\nyes\n")
+        with provider(answer=typed) as model:
+            output = run(HITL / "sample.py", env=environment(endpoint, model), stdin=terminal)
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+    assert output.count("Do you approve this content? (yes/no): ") == 3
+    assert output.count("Enter feedback for improvement: ") == 1
+    assert "Too long." in model.requests[1]["messages"][-1]["content"]
+    assert published(output)["title"] == "Draft 2"
+
+
+def test_a_draft_waits_for_its_approval_while_the_worker_is_killed_and_started_again(endpoint: str) -> None:
+    waiting = f"Waiting for somebody to decide: python client.py --instance ({UUID}) --approve"
+    with provider(answer=typed) as model:
+        env = environment(endpoint, model)
+        with (
+            worker(HITL / "worker.py", env) as first,
+            program(HITL / "client.py", env=env, until=waiting) as (
+                client,
+                found,
+            ),
+        ):
+            assert killed(first).count("NOTIFICATION:") == 1
+            with worker(HITL / "worker.py", env) as second:
+                output = run(HITL / "client.py", "--instance", found[1], "--approve", env=env)
+                assert published(output)["title"] == "Draft 1"
+                rest, _ = client.communicate(timeout=60)  # the first client has waited all the while
+                said = killed(second)
+    assert (client.returncode, published(rest)) == (0, published(output))
+    assert (said.count("NOTIFICATION:"), said.count("PUBLISHING:")) == (0, 1)
+    assert len(model.requests) == 1
+
+
+def test_a_decision_about_an_earlier_draft_is_none_about_this_one(endpoint: str) -> None:
+    waiting = f"Waiting for somebody to decide: python client.py --instance ({UUID}) --approve"
+    with provider(answer=typed) as model:
+        env = environment(endpoint, model)
+        with (
+            worker(HITL / "worker.py", env),
+            program(HITL / "client.py", "--reject", "Too long.", env=env, until=waiting) as (_, found),
+        ):
+            late = {"approved": True, "attempt": 1}
+            with TaskHubGrpcClient(host_address=endpoint) as client:
+                client.raise_orchestration_event(found[1], "HumanApproval", data=late)
+            output = run(HITL / "client.py", "--instance", found[1], "--reject", "", "--approve", env=env)
+    assert published(output)["title"] == "Draft 3"
+
+
+ARGUMENTS = {HITL: ["--approve"]}
+
+
+@pytest.mark.parametrize("example", FOLDERS, ids=lambda example: example.name)
+def test_every_example_runs_as_two_programs(example: Path, endpoint: str) -> None:
+    with provider(answer=typed) as model:
+        env = environment(endpoint, model)
+        with worker(example / "worker.py", env) as hosting:
+            output = run(example / "client.py", *ARGUMENTS.get(example, []), env=env)
+            said = killed(hosting)
+    assert re.search("completed successfully!|Result: Email", output)
+    assert not re.search("ERROR|WARNING|Traceback", said + output)
+
+
+def test_the_examples_are_listed() -> None:
+    listed = re.findall(r"^\| \[(\w+)\]\((\w+)\)", (EXAMPLES / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert listed == [(example.name, example.name) for example in FOLDERS]
 
 
 def test_the_scheduler_is_started_where_there_is_none(tmp_path: Path, model: Provider) -> None:

@@ -1,0 +1,34 @@
+"""The worker and the client of this sample in one program.
+
+python sample.py            both
+python sample.py worker     only the worker
+python sample.py client     only the client
+"""
+
+import logging
+import sys
+
+import anyio
+import client
+import worker
+
+from dafx_actors.scheduler import scheduler_if_needed
+
+logger = logging.getLogger("__main__")
+
+
+async def main(*arguments: str) -> None:
+    match arguments:
+        case ["worker"]:
+            await worker.main()
+        case ["client"]:
+            await client.main()
+        case _:
+            async with scheduler_if_needed(say=logger.info), worker.create_worker():
+                await client.main()
+
+
+if __name__ == "__main__":
+    logging.basicConfig()
+    logger.setLevel(logging.INFO)
+    anyio.run(main, *sys.argv[1:])
