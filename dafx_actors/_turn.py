@@ -166,6 +166,11 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
             return progress, Fail(TurnLimitExceeded(agent, turn, "steps", limits.steps, needed), (message,))
         return attrs.evolve(progress, steps=steps + len(calls)), CallTools(message, calls)
     if (invalid := result.get("invalid")) is not None:
+        if result.get("finishReason") == "length":
+            # To ask again would end at the same place.
+            return progress, Fail(
+                InvalidAnswer(message.text, f"it was cut off at the model's limit ({invalid})"), (message,)
+            )
         if progress.repairs >= REPAIRS or (limits.steps is not None and steps >= limits.steps):
             return progress, Fail(InvalidAnswer(message.text, invalid), (message,))
         told = ChatMessage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import attrs
 
@@ -107,7 +107,7 @@ class AgentRunResponse(Generic[T_co]):
     thread: AgentThread
     created_at: datetime
     """When the turn was committed, with its time zone."""
-    value: T_co | None = None
+    value: T_co = attrs.field(default=cast("Any", None))
     """The answer as `response_format`, where one was asked for; else None."""
 
     @property

@@ -180,7 +180,7 @@ class OrchestrationHandle(Generic[T]):
         raise OrchestrationFailed(
             self.instance_id,
             str(state.runtime_status),
-            type(cause).__name__ if cause else failure.error_type if failure else "",
+            type(cause).__name__ if cause else failure.error_type.removeprefix("builtins.") if failure else "",
             str(cause) if cause else failure.message if failure else str(output_of(state) or ""),
         ) from cause
 
@@ -201,6 +201,11 @@ class OrchestrationHandle(Generic[T]):
     async def state(self) -> OrchestrationState | None:
         """What durabletask knows of it now, or None if there is no such orchestration."""
         return await self._backend.state(self.instance_id)
+
+    async def custom_status(self) -> Any:
+        """What the orchestration has shown last with `context.set_custom_status`; None where it has shown nothing."""
+        state = await self.state()
+        return json.loads((state.serialized_custom_status if state else None) or "null")
 
     async def raise_event(self, name: str, data: Any = None) -> None:
         """Raise an event for it.

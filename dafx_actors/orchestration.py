@@ -14,7 +14,7 @@ import inspect
 import logging
 from collections.abc import Callable, Coroutine, Generator
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 from durabletask import task
 from durabletask.entities import EntityInstanceId, EntityLock
@@ -123,6 +123,40 @@ class OrchestrationContext:
         """Wait until a time (UTC where it has no zone), or for a while."""
         return as_durable_task(self._durable.create_timer(fire_at))
 
+    @overload
+    def call_activity(
+        self,
+        activity: Callable[..., Any] | str,
+        *,
+        return_type: type[T],
+        input: Any = None,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_activity(
+        self,
+        activity: Callable[..., Coroutine[Any, Any, T]],
+        *,
+        input: Any = None,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_activity(
+        self, activity: Callable[..., T], *, input: Any = None, retry_policy: task.RetryPolicy | None = None
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_activity(
+        self,
+        activity: str,
+        *,
+        input: Any = None,
+        return_type: Any = None,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[Any]: ...
+
     def call_activity(
         self,
         activity: Callable[..., Any] | str,
@@ -151,6 +185,27 @@ class OrchestrationContext:
             return self._follow(self._durable.call_activity(name, input=value), return_type or annotation)
 
         return once() if retry_policy is None else self.create_task(self._retrying(once, retry_policy))
+
+    @overload
+    def call_sub_orchestrator(
+        self,
+        orchestrator: Callable[..., Coroutine[Any, Any, T]],
+        *,
+        input: Any = None,
+        instance_id: str | None = None,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_sub_orchestrator(
+        self,
+        orchestrator: Callable[..., Any] | str,
+        *,
+        input: Any = None,
+        instance_id: str | None = None,
+        return_type: Any = None,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[Any]: ...
 
     def call_sub_orchestrator(
         self,
@@ -197,6 +252,16 @@ class OrchestrationContext:
     def lock_entities(self, entities: list[EntityInstanceId]) -> DurableTask[EntityLock]:
         """Lock entities; the result is a context manager that unlocks them."""
         return as_durable_task(self._durable.lock_entities(entities))
+
+    @overload
+    def wait_for_external_event(
+        self, name: str, *, data_type: type[T], timeout: Duration | None = None
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def wait_for_external_event(
+        self, name: str, *, data_type: Any = None, timeout: Duration | None = None
+    ) -> DurableTask[Any]: ...
 
     def wait_for_external_event(
         self, name: str, *, data_type: Any = None, timeout: Duration | None = None

@@ -76,20 +76,16 @@ async def spam_detection_orchestration(context: OrchestrationContext, payload: E
     detector = context.get_agent(SpamDetectionAgent)
     prompt = f"Is this email spam? Answer as JSON with 'is_spam' (boolean) and 'reason' (string).\n{email}"
     detection = (await detector.run(prompt, response_format=SpamDetectionResult)).value
-    assert detection is not None  # there is a value wherever a `response_format` is given
     log.info("[Orchestration] Spam detection result: is_spam=%s", detection.is_spam)
 
     if detection.is_spam:
-        marked: str = await context.call_activity(handle_spam_email, input=detection.reason)
-        return marked
+        return await context.call_activity(handle_spam_email, input=detection.reason)
 
     log.info("[Orchestration] Email is legitimate, drafting response...")
     assistant = context.get_agent(EmailAssistantAgent)
     prompt = f"Draft a reply to this email. Answer as JSON with 'response' (string).\n{email}"
     draft = (await assistant.run(prompt, response_format=EmailResponse)).value
-    assert draft is not None
-    sent: str = await context.call_activity(send_email, input=draft.response)
-    return sent
+    return await context.call_activity(send_email, input=draft.response)
 
 
 def create_worker() -> DurableAIAgentWorker:

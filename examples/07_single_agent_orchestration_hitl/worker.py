@@ -85,7 +85,6 @@ async def content_generation_hitl_orchestration(
     for attempt in range(1, payload.max_review_attempts + 1):
         log.info("[Orchestration] Writing, attempt %d of %d", attempt, payload.max_review_attempts)
         content = (await writer.run(prompt, thread=thread, response_format=GeneratedContent)).value
-        assert content is not None  # there is a value wherever a `response_format` is given
         await context.call_activity(notify_user_for_approval, input=content)
 
         timeout = payload.approval_timeout_seconds
@@ -119,9 +118,7 @@ async def decision_about(context: OrchestrationContext, attempt: int, timeout: f
         TimeoutError: Nobody decided in time.
     """
     while True:
-        approval: HumanApproval = await context.wait_for_external_event(
-            HUMAN_APPROVAL_EVENT, data_type=HumanApproval, timeout=timeout
-        )
+        approval = await context.wait_for_external_event(HUMAN_APPROVAL_EVENT, data_type=HumanApproval, timeout=timeout)
         if approval.attempt in {None, attempt}:  # else two people have decided about one draft
             return approval
 

@@ -19,8 +19,10 @@ from dafx_actors import (
     DurableAIAgent,
     DurableAIAgentClient,
     DurableTask,
+    Limits,
     OrchestrationContext,
     OrchestrationHandle,
+    TurnHandle,
     durable_agent,
     orchestrator,
     when_all,
@@ -70,7 +72,8 @@ async def answers_are_typed(agent: DurableAIAgent) -> None:
     assert_type(await agent.run("x"), AgentRunResponse[None])
     typed = await agent.run("x", response_format=Joke)
     assert_type(typed, AgentRunResponse[Joke])
-    assert_type(typed.value, Joke | None)
+    assert_type(typed.value, Joke)
+    assert_type((await agent.run("x")).value, None)
     assert_type(await agent.run("x", response_format={"type": "object"}), AgentRunResponse[Any])
     assert_type(await agent.run("x", wait_for_response=False), str)
     await agent.run(["x", 5])  # type: ignore[list-item] # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -87,15 +90,38 @@ async def orchestrations_are_typed(client: DurableAIAgentClient) -> None:
     await client.schedule_new_orchestration(5)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-async def activities_are_not_known_by_type(context: OrchestrationContext) -> list[int]:
-    return await when_all([context.call_activity("double", input=n) for n in range(3)])
+def double(number: int) -> int:
+    return 2 * number
+
+
+async def halve(_: task.ActivityContext, number: int) -> float:
+    return number / 2
+
+
+async def activities_are_typed(context: OrchestrationContext) -> list[int]:
+    assert_type(await context.call_activity(double, input=1), int)
+    assert_type(await context.call_activity(halve, input=1), float)
+    assert_type(await context.call_activity("double", input=1), Any)
+    assert_type(await context.call_activity("double", input=1, return_type=int), int)
+    assert_type(await context.call_sub_orchestrator(count, input=[]), int)
+    assert_type(await context.wait_for_external_event("decided", data_type=Joke), Joke)
+    assert_type(await context.wait_for_external_event("decided"), Any)
+    return await when_all([context.call_activity(double, input=n) for n in range(3)])
+
+
+async def turns_are_typed(agent: DurableAIAgent) -> None:
+    turn = await agent.start("x", response_format=Joke, limits=Limits(steps=5))
+    assert_type(turn, TurnHandle[Joke])
+    assert_type((await turn).value, Joke)
+    assert_type(await agent.start("x"), TurnHandle[None])
+    await agent.start("x", limit=5)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
 
 
 async def tasks_are_typed(context: OrchestrationContext) -> None:
     agent = context.get_agent(Joker)
     assert_type(agent.run("x"), DurableAgentTask[None])
     assert_type(agent.run("x", response_format=Joke), DurableAgentTask[Joke])
-    assert_type((await agent.run("x", response_format=Joke)).value, Joke | None)
+    assert_type((await agent.run("x", response_format=Joke)).value, Joke)
     assert_type(await when_all([agent.run("x"), agent.run("y")]), list[AgentRunResponse[None]])
     assert_type(await when_all([bare(context), bare(context)]), list[str])
     assert_type(await when_any([agent.run("x"), context.sleep(1), bare(context)]), DurableTask[Any])
