@@ -1,8 +1,8 @@
 """Between this process and a scheduler: addresses, credentials, clients and workers of durabletask.
 
 The only place that knows which of durabletask's classes to make and how, that a client may be a sync or an async
-one, and what gRPC's status codes mean to us. Only `reader_of` reads private names of a worker, and only `address_of`
-those of a client.
+one, and what gRPC's status codes mean to us. Only `reader_of` and `EndWatch` read private names of a worker, and only
+`address_of` those of a client.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
@@ -24,6 +25,8 @@ from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, Orchestratio
 from durabletask.entities import EntityInstanceId
 from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
 from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest
+from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
+from durabletask.internal.shared import get_grpc_channel
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors.errors import ConfigurationError, SchedulerUnreachable
@@ -165,15 +168,60 @@ def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
     )
 
 
-def end_of_turn(reader: TaskHubGrpcClient, instance_id: str) -> grpc.Future[Any]:
-    """Begin to wait for an orchestration to end, without a thread that waits: durabletask's own call blocks one.
+class EndWatch:
+    """Waits for orchestrations to end, without a thread for each: durabletask's own call blocks one.
 
-    Private names again: the client's stub, and durabletask's messages.
+    On a channel of its own, so that reads never queue behind these long calls. Private names again: those of
+    `reader_of`, and durabletask's messages.
     """
-    stub: Any = reader._stub  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    request = GetInstanceRequest(instanceId=instance_id, getInputsAndOutputs=False)
-    waiting: grpc.Future[Any] = stub.WaitForInstanceCompletion.future(request)
-    return waiting
+
+    def __init__(self, worker: TaskHubGrpcWorker) -> None:
+        private: Any = worker
+        self._owns_channel: bool = private._owns_channel  # noqa: SLF001 - see above
+        self._channel: grpc.Channel = private._channel  # noqa: SLF001
+        if self._owns_channel:
+            self._channel = get_grpc_channel(
+                private._host_address,  # noqa: SLF001
+                private._secure_channel,  # noqa: SLF001
+                private._interceptors,  # noqa: SLF001
+                private._channel_options or _channel_options(),  # noqa: SLF001
+            )
+        self._stub: Any = TaskHubSidecarServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        # Interceptors may block, for a token or until the answer is there: not where agents run.
+        self._thread = ThreadPoolExecutor(1, "dafx-watch")
+
+    def watch(self, instance_id: str, heard: Callable[[bool], None]) -> Callable[[], None]:
+        """Call `heard` from another thread: True when the orchestration has ended, False where the call got lost.
+
+        Gives a function that stops it; `heard` may still be called after that.
+        """
+        calls: list[grpc.Future[Any]] = []
+        stopped = False
+
+        def begin() -> None:
+            if stopped:
+                return
+            request = GetInstanceRequest(instanceId=instance_id, getInputsAndOutputs=False)
+            call: grpc.Future[Any] = self._stub.WaitForInstanceCompletion.future(request)
+            calls.append(call)
+            call.add_done_callback(lambda done: heard(not done.cancelled() and done.exception() is None))
+            if stopped:
+                call.cancel()
+
+        def stop() -> None:
+            nonlocal stopped
+            stopped = True
+            for call in calls:
+                call.cancel()
+
+        self._thread.submit(begin)
+        return stop
+
+    def close(self) -> None:
+        """Give back the connection; what is still waited for counts as lost."""
+        if self._owns_channel:
+            self._channel.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 # --- Calls, and what becomes of them ------------------------------------------------------------------------------

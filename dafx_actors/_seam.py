@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import anyio
 import anyio.from_thread
-import grpc
 
 from dafx_actors._coroutines import at_end_of_work_item, work_item
 
@@ -121,7 +120,9 @@ class TurnEnded(Exception):
     """The turn of a step has ended before the step: nobody waits for its answer."""
 
 
-async def until_turn_ends(step: Callable[[], Awaitable[T]], wait: Callable[[], grpc.Future[Any]]) -> T:
+async def until_turn_ends(
+    step: Callable[[], Awaitable[T]], watch: Callable[[Callable[[bool], None]], Callable[[], None]]
+) -> T:
     """Run a step, and cancel it when its turn ends.
 
     Activities get no word from their orchestration. So, once a step has run for a while, the worker that runs it asks
@@ -129,41 +130,37 @@ async def until_turn_ends(step: Callable[[], Awaitable[T]], wait: Callable[[], g
 
     Args:
         step: What to run.
-        wait: Begins to wait for the end of the turn.
+        watch: Begins to wait for the end of the turn, see `EndWatch.watch`.
 
     Raises:
         TurnEnded: It has ended.
     """
     loop = asyncio.get_running_loop()
-    waiting: list[grpc.Future[Any]] = []
-    timer: list[asyncio.TimerHandle] = []
+    clean_up: list[Callable[[], None]] = []
     over = False
 
-    def watch() -> None:
-        waiting[:] = [wait()]
-        waiting[0].add_done_callback(tell)
+    def begin() -> None:
+        clean_up[:] = [watch(tell)]
 
-    def tell(call: grpc.Future[Any]) -> None:
+    def tell(ended: bool) -> None:
         with suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(heard, call)
+            loop.call_soon_threadsafe(heard, ended)
 
-    def heard(call: grpc.Future[Any]) -> None:
+    def heard(ended: bool) -> None:
         if over:
             return
-        if call.cancelled() or call.exception() is not None:
-            timer[:] = [loop.call_later(_WATCH_AGAIN, watch)]
-        else:
+        if ended:
             scope.cancel()
+        else:
+            clean_up[:] = [loop.call_later(_WATCH_AGAIN, begin).cancel]
 
     with anyio.CancelScope() as scope:
-        timer[:] = [loop.call_later(_WATCH_AFTER, watch)]
+        clean_up[:] = [loop.call_later(_WATCH_AFTER, begin).cancel]
         try:
             return await step()
         finally:
             over = True
-            timer[0].cancel()
-            for call in waiting:
-                call.cancel()
+            clean_up[0]()
     raise TurnEnded
 
 

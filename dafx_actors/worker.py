@@ -24,7 +24,7 @@ from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import CrossingError
-from dafx_actors._connect import Address, address, check_wrapped, end_of_turn, make_worker, reader_of
+from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make_worker, reader_of
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Pool, until_turn_ends
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
@@ -87,6 +87,7 @@ class DurableAIAgentWorker:
         self._models: dict[Any, Model] = {}
         self._made: list[Model] = []
         self._reader: TaskHubGrpcClient | None = None
+        self._end_watch: EndWatch | None = None
         self._making_reader = threading.Lock()
         self._reports: dict[str, tuple[AgentThread, Json]] = {}
         self._reporting = threading.Lock()
@@ -253,9 +254,15 @@ class DurableAIAgentWorker:
             HandedBack: The worker is stopping.
         """
         if turn is not None:
-            step = functools.partial(until_turn_ends, step, lambda: end_of_turn(self.reader, turn))
+            step = functools.partial(until_turn_ends, step, functools.partial(self._watch_end, turn))
         with self._gate.pass_through():
             return self._gate.wait_for(self._loop.call(step))
+
+    def _watch_end(self, turn: str, heard: Callable[[bool], None]) -> Callable[[], None]:
+        with self._making_reader:
+            if self._end_watch is None:
+                self._end_watch = EndWatch(self._worker)
+            return self._end_watch.watch(turn, heard)
 
     def report(self, thread: AgentThread, note: Json) -> None:
         """Send a tool's progress to its thread, some time soon; the latest of each call."""
@@ -332,6 +339,9 @@ class DurableAIAgentWorker:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+        if self._end_watch is not None:
+            self._end_watch.close()
+            self._end_watch = None
 
     @staticmethod
     async def _shielded(clean_up: Callable[[], Awaitable[None]]) -> None:

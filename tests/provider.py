@@ -7,7 +7,11 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeAlias
+
+
+Answer: TypeAlias = "str | dict[str, Any]"
+"""A text; or tool calls, arguments by the tools' names."""
 
 
 def repeat(asked: dict[str, Any]) -> str:
@@ -20,7 +24,7 @@ class Provider(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, together: int = 1, answer: Callable[[dict[str, Any]], str] = repeat) -> None:
+    def __init__(self, together: int = 1, answer: Callable[[dict[str, Any]], Answer] = repeat) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = answer
         self.requests: list[dict[str, Any]] = []
@@ -47,6 +51,12 @@ class _Handler(BaseHTTPRequestHandler):
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.provider.requests.append(asked)
         self.provider.barrier.wait(timeout=60)
+        answer = self.provider.answer(asked)
+        message: dict[str, Any] = {"role": "assistant", "content": answer}
+        if isinstance(answer, dict):
+            functions = [{"name": name, "arguments": json.dumps(given)} for name, given in answer.items()]
+            calls = [{"id": f"call_{n}", "type": "function", "function": it} for n, it in enumerate(functions)]
+            message = {"role": "assistant", "content": None, "tool_calls": calls}
         words = sum(len(str(message["content"]).split()) for message in asked["messages"])
         body = json.dumps(
             {
@@ -57,8 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
                 "choices": [
                     {
                         "index": 0,
-                        "finish_reason": "stop",
-                        "message": {"role": "assistant", "content": self.provider.answer(asked)},
+                        "finish_reason": "tool_calls" if isinstance(answer, dict) else "stop",
+                        "message": message,
                     }
                 ],
                 "usage": {"prompt_tokens": words, "completion_tokens": 3, "total_tokens": words + 3},
@@ -75,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def provider(together: int = 1, answer: Callable[[dict[str, Any]], str] = repeat) -> Generator[Provider]:
+def provider(together: int = 1, answer: Callable[[dict[str, Any]], Answer] = repeat) -> Generator[Provider]:
     """A provider that serves for as long as the `with` block lasts."""
     with Provider(together, answer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

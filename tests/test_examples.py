@@ -18,7 +18,7 @@ from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors.scheduler import EmbeddedScheduler
 from tests.conftest import free_port
-from tests.provider import Provider, provider, repeat
+from tests.provider import Answer, Provider, provider, repeat
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -28,6 +28,7 @@ CHAINING = EXAMPLES / "04_single_agent_orchestration_chaining"
 CONCURRENT = EXAMPLES / "05_multi_agent_orchestration_concurrency"
 CONDITIONALS = EXAMPLES / "06_multi_agent_orchestration_conditionals"
 HITL = EXAMPLES / "07_single_agent_orchestration_hitl"
+TOOLS = EXAMPLES / "08_tools_and_approvals"
 FOLDERS = sorted(sample.parent for sample in EXAMPLES.glob("*/sample.py"))
 README_BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -403,18 +404,78 @@ def test_a_decision_about_an_earlier_draft_is_none_about_this_one(endpoint: str)
     assert published(output)["title"] == "Draft 3"
 
 
-ARGUMENTS = {HITL: ["--approve"]}
+ARGUMENTS = {HITL: ["--approve"], TOOLS: ["--approve"]}
 
 
 @pytest.mark.parametrize("example", FOLDERS, ids=lambda example: example.name)
-def test_every_example_runs_as_two_programs(example: Path, endpoint: str) -> None:
-    with provider(answer=typed) as model:
-        env = environment(endpoint, model)
+def test_every_example_runs_as_two_programs(example: Path, endpoint: str, tmp_path: Path) -> None:
+    with provider(answer=refunding if example == TOOLS else typed) as model:
+        env = {**environment(endpoint, model), "LEDGER": str(tmp_path / "ledger")}
         with worker(example / "worker.py", env) as hosting:
             output = run(example / "client.py", *ARGUMENTS.get(example, []), env=env)
             said = killed(hosting)
-    assert re.search("completed successfully!|Result: Email", output)
+    assert re.search("completed successfully!|Result: Email|SupportAgent: Done", output)
     assert not re.search("ERROR|WARNING|Traceback", said + output)
+
+
+def refunding(asked: dict[str, Any]) -> Answer:
+    """A model that looks the order up, refunds it, and says what came of it."""
+    order = "A-1002" if "A-1002" in str(asked["messages"][1]["content"]) else "A-1001"
+    results = [message["content"] for message in asked["messages"] if message["role"] == "tool"]
+    if not results:
+        return {"find_order": {"order_id": order}}
+    if len(results) == 1:
+        return {"refund": {"order_id": order, "amount": json.loads(results[0])["price"]}}
+    return f"Done: {results[1]}"
+
+
+def refunds(ledger: Path) -> list[tuple[str, float]]:
+    lines = ledger.read_text("utf-8").splitlines() if ledger.exists() else []
+    return [(paid["order_id"], paid["amount"]) for paid in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "paid"),
+    [
+        (["--approve"], "Done: refunded 950.00 for A-1002", [("A-1002", 950.0)]),
+        (["--deny", "Out of warranty."], "a person denied it: Out of warranty.", []),
+        (["Refund A-1001."], "Done: refunded 40.00 for A-1001", [("A-1001", 40.0)]),
+    ],
+    ids=["approved", "denied", "too small to ask"],
+)
+def test_a_refund_is_paid_once_and_if_large_after_a_person_agreed(
+    arguments: list[str], said: str, paid: list[tuple[str, float]], endpoint: str, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    with provider(answer=refunding) as model:
+        env = {**environment(endpoint, model), "LEDGER": str(ledger)}
+        with worker(TOOLS / "worker.py", env):
+            output = run(TOOLS / "client.py", *arguments, env=env)
+    assert said in output
+    assert refunds(ledger) == paid
+
+
+def test_a_refund_waits_for_its_approval_while_the_worker_is_killed(endpoint: str, tmp_path: Path) -> None:
+    waiting = f"Waiting for somebody to decide: python client.py --turn ({UUID}) --approve"
+    ledger = tmp_path / "ledger"
+    with provider(answer=refunding) as model:
+        env = {**environment(endpoint, model), "LEDGER": str(ledger)}
+        with (
+            worker(TOOLS / "worker.py", env) as first,
+            program(TOOLS / "client.py", env=env, until=waiting) as (client, found),
+        ):
+            killed(first)
+            with worker(TOOLS / "worker.py", env):
+                assert "Done: refunded" in run(TOOLS / "client.py", "--turn", found[1], "--approve", env=env)
+                rest, _ = client.communicate(timeout=60)
+    assert "Done: refunded" in rest
+    assert refunds(ledger) == [("A-1002", 950.0)]
+
+
+def test_a_model_that_cannot_call_tools_is_named(endpoint: str, model: Provider) -> None:
+    env = {name: value for name, value in environment(endpoint, model).items() if not name.startswith("OPENAI_")}
+    with worker(TOOLS / "worker.py", env):
+        assert "The local model cannot call tools." in run(TOOLS / "client.py", "--approve", env=env, status=1)
 
 
 def test_the_examples_are_listed() -> None:

@@ -1,12 +1,13 @@
 """The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
 
-`dafx_actors._connect.reader_of` reads a worker's settings, and `address_of` a client's;
+`dafx_actors._connect.reader_of` and `EndWatch` read a worker's settings, and `address_of` a client's;
 `DurableAIAgentWorker._size_pool` replaces its threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import os
 import threading
@@ -27,6 +28,7 @@ from dafx_actors._seam import Pool
 
 READ = ["host_address", "secure_channel", "interceptors", "channel", "channel_options", "payload_store"]
 READER = "reader_of() reads threads with a client made from these: agents would read no thread without it"
+WATCH = "EndWatch tells a worker that the turn of a running step has ended: without it model calls run on after a cancel"
 POOL = "_size_pool() replaces this pool: without it a worker has CPUs + 4 threads, and runs as many turns at once"
 
 
@@ -42,6 +44,21 @@ def private(worker: TaskHubGrpcWorker | TaskHubGrpcClient, name: str) -> Any:
 @pytest.mark.parametrize("name", [*READ, "data_converter", "owns_channel"])
 def test_a_worker_keeps_its_settings_under_these_names(name: str) -> None:
     assert hasattr(TaskHubGrpcWorker(), f"_{name}"), f"durabletask's worker has no `_{name}` any more. {READER}."
+
+
+def test_the_end_of_a_turn_is_waited_for_by_these_names() -> None:
+    shared = importlib.import_module("durabletask.internal.shared")
+    messages = importlib.import_module("durabletask.internal.orchestrator_service_pb2")
+    stubs = importlib.import_module("durabletask.internal.orchestrator_service_pb2_grpc")
+    assert list(inspect.signature(shared.get_grpc_channel).parameters) == [
+        "host_address",
+        "secure_channel",
+        "interceptors",
+        "channel_options",
+    ], WATCH
+    assert messages.GetInstanceRequest(instanceId="i", getInputsAndOutputs=False).instanceId == "i", WATCH
+    with grpc.insecure_channel("localhost:1") as channel:
+        assert hasattr(stubs.TaskHubSidecarServiceStub(channel).WaitForInstanceCompletion, "future"), WATCH
 
 
 @pytest.mark.parametrize("name", [*READ, "data_converter"])

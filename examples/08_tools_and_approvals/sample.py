@@ -1,0 +1,35 @@
+"""The worker and the client of this sample in one program.
+
+python sample.py [OPTIONS]            both; the options are those of `client.py`
+python sample.py worker               only the worker
+python sample.py client [OPTIONS]     only the client
+"""
+
+import logging
+import sys
+
+import anyio
+import client
+import worker
+
+from dafx_actors.scheduler import scheduler_if_needed
+
+logger = logging.getLogger("__main__")
+
+
+async def main(*arguments: str) -> None:
+    match arguments:
+        case ["worker"]:
+            await worker.main()
+        case ["client", *rest]:
+            await client.main(client.parse(rest))
+        case rest:
+            options = client.parse(rest)
+            async with scheduler_if_needed(say=logger.info), worker.create_worker():
+                await client.main(options)
+
+
+if __name__ == "__main__":
+    logging.basicConfig()
+    logger.setLevel(logging.INFO)
+    anyio.run(main, *sys.argv[1:])
