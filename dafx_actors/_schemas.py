@@ -13,7 +13,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
 import attrs
@@ -80,13 +80,13 @@ class Arguments:
 
 class _Generator(GenerateJsonSchema):
     # A default that JSON cannot hold is left out; nobody can do anything about a warning.
-    ignored_warning_kinds: typing.ClassVar[set[JsonSchemaWarningKind]] = {"skipped-choice", "non-serializable-default"}
+    ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 - pydantic's way
 
 
 class _ShortGenerator(_Generator):
     """Without a title for each field: it repeats the name, and the model pays for it by the token."""
 
-    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+    def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
@@ -194,13 +194,15 @@ def _behind(annotation: Any) -> Any:
 
 
 def _has_fields(annotation: Any) -> bool:
-    cls = typing.get_origin(annotation) or annotation
-    return isinstance(cls, type) and (
-        attrs.has(cls)
-        or dataclasses.is_dataclass(cls)
-        or typing_extensions.is_typeddict(cls)
-        or (issubclass(cls, BaseModel) and cls is not BaseModel)
-    )
+    cls: Any = typing.get_origin(annotation) or annotation
+    if not isinstance(cls, type):
+        return False
+    known = attrs.has(cls) or dataclasses.is_dataclass(cls) or typing_extensions.is_typeddict(cast("Any", cls))
+    return known or _is_model(cls)
+
+
+def _is_model(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, BaseModel) and cls is not BaseModel
 
 
 def _is_old_typed_dict(annotation: Any) -> bool:
@@ -232,7 +234,7 @@ def _of_attrs(cls: Any, hints: Mapping[str, Any]) -> _Made:
     return _of_fields(cls, fields)
 
 
-_FACTORY: Any = attrs.Factory if isinstance(attrs.Factory, type) else type(attrs.Factory(list))
+_FACTORY: Any = attrs.Factory
 
 
 def _of_dataclass(cls: Any, hints: Mapping[str, Any]) -> _Made:
@@ -275,7 +277,7 @@ def _of_fields(cls: Any, fields: list[tuple[str, Any, Any]]) -> _Made:
 
 def _as_dataclass_field(default: Any) -> Any:
     # Without this, dataclasses refuse a default that is a list or another value without a hash.
-    return default if type(default).__hash__ else dataclasses.field(default_factory=lambda: default)
+    return default if isinstance(default, Hashable) else dataclasses.field(default_factory=lambda: default)
 
 
 def _of_typed_dict(cls: Any, hints: Mapping[str, Any]) -> _Made:
@@ -328,7 +330,7 @@ def _optional(annotation: Any, optional: bool) -> Any:
 def _hints(annotation: Any) -> dict[str, Any]:
     """The fields' types; of a generic class with arguments, with these in the place of its variables."""
     cls: Any = typing.get_origin(annotation) or annotation
-    if isinstance(cls, type) and issubclass(cls, BaseModel):
+    if _is_model(cls):
         hints = {name: field.rebuild_annotation() for name, field in cls.model_fields.items()}
     else:
         hints = typing_extensions.get_type_hints(cls, include_extras=True)
@@ -356,7 +358,8 @@ def _annotated(annotation: Any, notes: tuple[Any, ...], first: Any = None) -> An
     if typing.get_origin(annotation) is typing.Annotated:
         notes = (*annotation.__metadata__, *notes)
         annotation = typing.get_args(annotation)[0]
-    return cast("Any", typing.Annotated)[(annotation, *([first] if first is not None else []), *notes)]
+    parts = (annotation, *notes) if first is None else (annotation, first, *notes)
+    return cast("Any", typing.Annotated)[parts]
 
 
 def _as_field(note: Any) -> Any:
