@@ -21,7 +21,7 @@ import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from dafx_actors._json import shown
 from dafx_actors.transcript import Json
@@ -47,6 +47,27 @@ def schema_of(annotation: Any) -> dict[str, Json]:
     if json.dumps(reference) not in json.dumps([schema, definitions]):
         del definitions[name]
     return {"$defs": definitions, **schema} if definitions else schema
+
+
+def load(value: Json, cls: Any) -> Any:
+    """Make a pydantic model, or a value that JSON writes as text, of JSON.
+
+    Raises:
+        ValidationError: It does not fit.
+    """
+    if _is_model(cls) and not _needs_mirror(cls, set()):
+        return cls.model_validate(value)
+    return _adapter(cls).validate_json(json.dumps(value), strict=True)
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(_readable(cls))
+
+
+def dump(value: Any) -> Json:
+    """JSON of a value that is written as text."""
+    return to_jsonable_python(value)
 
 
 class Arguments:

@@ -153,7 +153,7 @@ def as_tool(
     definition: Any = getattr(agent, "__dafx_agent__", None)
     if definition is None and not isinstance(agent, str):
         raise ConfigurationError(f"{agent!r} is not an agent; was its class decorated with `@durable_agent`?")
-    called: str = getattr(definition, "name", agent)
+    called: str = agent if isinstance(agent, str) else str(getattr(definition, "name", ""))
     said: str = (description or getattr(definition, "description", "")) or f"Asks the agent {called}."
     return AgentTool(name=name or called, description=said, agent=called, new_thread=new_thread)
 
