@@ -129,8 +129,7 @@ def _has_fields(cls: Any) -> bool:
 
 def _fields(cls: Any, converter: Converter) -> Hook:
     if typing.is_typeddict(cls):
-        maker: Any = typeddicts.make_dict_structure_fn
-        generated: Any = maker(cls, converter)
+        generated: Any = cast("Any", typeddicts).make_dict_structure_fn(cls, converter)
     else:
         generated = gen.make_dict_structure_fn(cls, converter, _cattrs_use_alias=True)
 
@@ -186,8 +185,10 @@ def _unknown_keys(value: Json, member: Any) -> int:
     elif dataclasses.is_dataclass(cls):
         known = {field.name for field in dataclasses.fields(cls)}
     else:
-        fields: Any = cast("Any", cls)
-        known = set[str](getattr(fields, "model_fields", None) or getattr(fields, "__annotations__", given))
+        fields: Any = getattr(cast("Any", cls), "model_fields", None) or getattr(
+            cast("Any", cls), "__annotations__", given
+        )
+        known = set[str](fields)
     return len(given.keys() - known)
 
 

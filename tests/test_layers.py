@@ -27,6 +27,7 @@ ROWS = [
     {"tools._hosted"},
     {"tools._collected"},
     {"tools"},
+    {"mcp._connection"},
     {"mcp"},
     {"_thread", "_turn", "_coroutines", "_connect", "agents"},
     {"models._chat", "models._failures", "models._server", "models._weights", "models._llama", "testing"},
@@ -49,6 +50,8 @@ OWNERS = {
     "durabletask.internal": {"scheduler"},
     "pydantic": {"_schemas"},
     "mcp": {"mcp"},
+    "mcp_types": {"mcp"},
+    "httpx2": {"mcp"},
     "cattrs": {"_codec", "_stored", "_values", "_annotations"},
 }
 """Who may import what, by the first part of the module's name."""
