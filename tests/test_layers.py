@@ -27,6 +27,7 @@ ROWS = [
     {"tools._hosted"},
     {"tools._collected"},
     {"tools"},
+    {"mcp._address"},
     {"mcp._connection"},
     {"mcp"},
     {"_thread", "_turn", "_coroutines", "_connect", "agents"},
@@ -51,7 +52,7 @@ OWNERS = {
     "pydantic": {"_schemas"},
     "mcp": {"mcp"},
     "mcp_types": {"mcp"},
-    "httpx2": {"mcp"},
+    "httpx2": {"mcp", "models"},
     "cattrs": {"_codec", "_stored", "_values", "_annotations"},
 }
 """Who may import what, by the first part of the module's name."""

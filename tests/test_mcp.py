@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -51,7 +51,7 @@ def listens(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def serving(script: str, port: int, calls: Path) -> Iterator[subprocess.Popen[bytes]]:
+def serving(script: str, port: int, calls: Path) -> Generator[subprocess.Popen[bytes], None, None]:
     environment = {**os.environ, "CALLS": str(calls)}
     with subprocess.Popen(
         [sys.executable, script, "http", str(port)], env=environment, stderr=subprocess.DEVNULL
@@ -68,12 +68,12 @@ def calls(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["stdio", "http"])
-async def make(request: pytest.FixtureRequest, calls: Path) -> AsyncIterator[MakeServer]:
+async def make(request: pytest.FixtureRequest, calls: Path) -> AsyncGenerator[MakeServer, None]:
     """What makes a client of a real server; by HTTP, of the one that runs."""
     made: list[McpServer] = []
+    port = free_port()
     with contextlib.ExitStack() as stack:
         if request.param == "http":
-            port = free_port()
             stack.enter_context(serving(SERVER, port, calls))
             await until(lambda: listens(port))
 

@@ -11,12 +11,12 @@ import re
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from dafx_actors.errors import ConfigurationError, McpToolFailed
+from dafx_actors.mcp._address import Address, Http, Stdio
 from dafx_actors.models import ToolDefinition
 from dafx_actors.tools import Approval, ToolContext
 from dafx_actors.transcript import Json
@@ -28,28 +28,6 @@ __all__ = ["Http", "McpServer", "Stdio"]
 
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]")
 _LONGEST = 64
-
-
-@attrs.frozen(kw_only=True)
-class Stdio:
-    """A server that is a process of this machine."""
-
-    command: str
-    args: tuple[str, ...] = ()
-    env: Mapping[str, str] | None = attrs.field(default=None, repr=False)
-    """Added to the few variables that the process inherits: PATH, HOME and the like, not this program's secrets."""
-    cwd: str | Path | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Http:
-    """A server that speaks MCP's streamable HTTP."""
-
-    url: str
-    headers: Mapping[str, str] | None = attrs.field(default=None, repr=False)
-
-
-Address: TypeAlias = Stdio | Http
 
 
 def _seconds(given: timedelta | float | None) -> float | None:
@@ -65,7 +43,7 @@ class McpServer:
     address: Address
     prefix: str = ""
     """Put before the names of its tools, where those of several servers would clash."""
-    allowed: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(frozenset[str]))
+    allowed: frozenset[str] | None = None
     """The tools to take, by the server's names; None: all."""
     approval: Approval | None = None
     """For calls of all its tools; a predicate is asked with `name` (prefixed) and `arguments` (JSON)."""
@@ -202,12 +180,13 @@ class McpServer:
         return named
 
     async def _connected(self) -> Connection:
-        if self._connection is None or not self._connection.is_usable():
-            self._connection = _package(self.name).Connection(self.name, self.address)
-        return await self._connection.ready(self.connect_timeout)
+        connection = self._connection
+        if connection is None or not connection.is_usable():
+            connection = self._connection = _package(self.name).Connection(self.name, self.address)
+        return await connection.ready(self.connect_timeout)
 
 
-def _package(server: str) -> ModuleType:
+def _package(server: str) -> Any:
     """What talks to servers. Not imported at the top: it takes long, and programs without MCP do not have it."""
     try:
         from dafx_actors.mcp import _connection

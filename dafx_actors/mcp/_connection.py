@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import anyio
 import attrs
@@ -24,11 +24,9 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 
 from dafx_actors.errors import McpConnectionLost, McpToolFailed, McpUnreachable
+from dafx_actors.mcp._address import Address, Stdio
 from dafx_actors.tools import ToolContext
 from dafx_actors.transcript import Json
-
-if TYPE_CHECKING:
-    from dafx_actors.mcp import Address
 
 _log = logging.getLogger(__name__)
 _PAGES = 1000
@@ -121,7 +119,7 @@ class Connection:
 
     async def _transport(self, stack: AsyncExitStack) -> Any:
         address = self._address
-        if hasattr(address, "command"):
+        if isinstance(address, Stdio):
             return stdio_client(
                 StdioServerParameters(
                     command=address.command,
@@ -133,7 +131,8 @@ class Connection:
         # No bound on reading: how long a call may take is the call's to say.
         timeout = httpx2.Timeout(30.0, read=None)
         http = httpx2.AsyncClient(headers=dict(address.headers or {}), timeout=timeout)
-        return streamable_http_client(address.url, http_client=await stack.enter_async_context(http))
+        await stack.enter_async_context(http)
+        return streamable_http_client(address.url, http_client=http)
 
     async def _notified(self, message: Any) -> None:
         if isinstance(message, mcp_types.ToolListChangedNotification):
@@ -200,14 +199,14 @@ class Connection:
             NotSent: The server has not seen the call, and this was the first try.
         """
 
-        async def progress(done: float, total: float | None, message: str | None) -> None:
-            context.report_progress({"progress": done, "total": total, "message": message})
+        async def report(progress: float, total: float | None, message: str | None) -> None:
+            context.report_progress({"progress": progress, "total": total, "message": message})
 
         call = self._client.result().call_tool(
             tool,
             dict(arguments),
             read_timeout_seconds=timeout,
-            progress_callback=progress,
+            progress_callback=report,
             meta=cast("Any", {_IDEMPOTENCY_KEY: context.idempotency_key}),
         )
         try:
@@ -262,7 +261,7 @@ class Connection:
 
 
 @contextlib.asynccontextmanager
-async def _watched(transport: Any, over: anyio.Event) -> AsyncIterator[Any]:
+async def _watched(transport: Any, over: anyio.Event) -> AsyncGenerator[Any, None]:
     """A transport that says when the server's side has ended: the package tells only those who wait for an answer."""
     async with transport as (read, write):
         send, receive = anyio.create_memory_object_stream[Any](0)
@@ -283,8 +282,10 @@ async def _watched(transport: Any, over: anyio.Event) -> AsyncIterator[Any]:
 
 
 def _is_unknown_session(error: MCPError) -> bool:
-    """A restarted server does not know the session, and has not looked at the request (the transport's section on
-    session management: it answers 404, and the client must begin anew).
+    """Whether the server has no such session, and so has not looked at the request.
+
+    That is what it answers after a restart, with 404; the client must begin anew (MCP 2025-06-18, Transports, Session
+    Management).
     """
     return error.code == mcp_types.INVALID_REQUEST and "session" in str(error).lower()
 

@@ -25,6 +25,11 @@ server = MCPServer("tests")
 calls = Path(os.environ.get("CALLS", os.devnull))
 
 
+def note(what: str) -> None:
+    with calls.open("a") as file:
+        file.write(f"{what}\n")
+
+
 class Sum(BaseModel):
     value: int
 
@@ -76,18 +81,17 @@ def odd() -> str:
 @server.tool()
 async def wait(seconds: float) -> str:
     """Act, then wait."""
-    with calls.open("a") as file:
-        file.write("acted\n")
+    note("acted")
     await asyncio.sleep(seconds)
     return "waited"
 
 
 @server.tool()
-async def work(context: Context[Any, Any]) -> str | None:
+async def work(context: Context[Any, Any]) -> str:
     """Report progress."""
     await context.report_progress(1, 2, "half")
     meta = context.request_context.meta or {}
-    return dict(meta).get("dafx-actors/idempotencyKey")
+    return str(dict(meta).get("dafx-actors/idempotencyKey"))
 
 
 @server.tool()

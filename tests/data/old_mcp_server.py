@@ -54,7 +54,7 @@ def over_stdio() -> None:
 
 
 class OverHttp(BaseHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None: ...
+    def log_message(self, format: str, *args: Any) -> None: ...
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
