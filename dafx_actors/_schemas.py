@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import sys
 import types
 import typing
@@ -93,10 +94,29 @@ class Arguments:
     def load(self, arguments: Mapping[str, Json]) -> tuple[dict[str, Any], list[str]]:
         """The values by name, or what is wrong with the arguments, a clause for each mistake."""
         try:
+            text = json.dumps(_whole(arguments), allow_nan=False)
+        except ValueError as error:
+            return {}, [f"JSON cannot hold them: {error}"]
+        try:
             # As JSON, where a date is text and a tuple is an array; strict, so that "3" is no number.
-            return self._adapter.validate_json(json.dumps(arguments), strict=True), []
+            return self._adapter.validate_json(text, strict=True), []
         except ValidationError as error:
             return {}, _clauses(error, arguments)
+
+
+def _whole(value: Json) -> Json:
+    """With 3 for 3.0, which is an integer to a schema, but not to pydantic. To a parameter that is a float both are."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in cast("Mapping[str, Json]", value).items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in cast("list[Json]", value)]
+    return value
+
+
+_EXACT = 2**53
+"""Below it, a float is the integer that it looks like."""
 
 
 class _Generator(GenerateJsonSchema):
@@ -134,7 +154,7 @@ _CLAUSES = {
 
 def _lowered(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return message[:1].lower() + message[1:] if message.startswith("Input ") else message
+    return message[:1].lower() + message[1:] if re.match("[A-Z][a-z]+ (input )?should ", message) else message
 
 
 def _path(location: tuple[int | str, ...], value: Any, to_missing: bool) -> str:

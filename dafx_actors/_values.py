@@ -98,7 +98,8 @@ def json_schema(annotation: Any) -> dict[str, Json]:
     try:
         return schema_of(annotation)
     except NoSchema as error:
-        raise ValueMismatch(f"no JSON schema can be made of {_name(annotation)}: {error}") from error
+        reason = str(error).split("\n")[0].split(". Set ")[0]  # what follows is advice to those who use pydantic
+        raise ValueMismatch(f"no JSON schema can be made of {_name(annotation)}: {reason}") from error
 
 
 def arguments_of(
