@@ -6,7 +6,7 @@ The front door: everything public that a program needs, and nothing else. Errors
 
 from dafx_actors.agents import AgentDefinition, Turn, durable_agent
 from dafx_actors.client import DurableAIAgent, DurableAIAgentClient, OrchestrationHandle
-from dafx_actors.errors import DafxError
+from dafx_actors.errors import DafxError, NotDone
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
 from dafx_actors.models import Model, ModelReply, ModelRequest
@@ -21,6 +21,7 @@ from dafx_actors.orchestration import (
     when_all,
     when_any,
 )
+from dafx_actors.tools import Approval, ToolContext, ToolSource, as_tool, tool
 from dafx_actors.transcript import ChatMessage, DataContent, TextContent, Transcript, UriContent, UsageStats
 from dafx_actors.worker import DurableAIAgentWorker
 
@@ -28,6 +29,7 @@ __all__ = [
     "AgentDefinition",
     "AgentRunResponse",
     "AgentThread",
+    "Approval",
     "ChatMessage",
     "DafxError",
     "DataContent",
@@ -40,17 +42,22 @@ __all__ = [
     "Model",
     "ModelReply",
     "ModelRequest",
+    "NotDone",
     "OrchestrationAgent",
     "OrchestrationAgentExecutor",
     "OrchestrationContext",
     "OrchestrationHandle",
     "TextContent",
+    "ToolContext",
+    "ToolSource",
     "Transcript",
     "Turn",
     "UriContent",
     "UsageStats",
+    "as_tool",
     "durable_agent",
     "orchestrator",
+    "tool",
     "when_all",
     "when_any",
 ]

@@ -156,6 +156,14 @@ async def test_only_allowed_tools_are_taken_and_prefixed(make: MakeServer) -> No
             await call(server, name)
 
 
+async def test_of_tools_that_would_have_the_same_name_one_is_left_out(
+    make: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = await names(make(prefix="x" * 63))
+    assert listed == [f"{'x' * 63}{first}" for first in "asfpowg"]  # `say` and `show`, `wait` and `work` begin alike
+    assert "'show' of MCP server 'tests' is left out" in caplog.text
+
+
 async def test_calls_run_side_by_side_over_one_connection(make: MakeServer) -> None:
     server = make()
     results: list[Any] = []
@@ -324,6 +332,7 @@ async def test_an_older_server_is_listed_page_by_page(how: str, calls: Path) -> 
             await until(lambda: listens(port))
             server = McpServer.streamable_http("old", f"http://127.0.0.1:{port}/", headers=TOKEN)
         assert await names(server) == ["one", "two", "three"]
+        assert [await call(server, "three") for _ in range(3)] == ["3 pages were asked for"] * 3
         assert (await call(server, "two")).startswith("two of")
         with anyio.fail_after(30):
             while await names(server) != ["one", "two", "three", "four"]:

@@ -7,6 +7,7 @@ use connects anew; a call in flight fails and is not repeated, since it may have
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from datetime import timedelta
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Http", "McpServer", "Stdio"]
 
+_log = logging.getLogger(__name__)
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]")
 _LONGEST = 64
 
@@ -52,6 +54,8 @@ class McpServer:
     connect_timeout: float = 30.0
     """Seconds until the server must have answered its first request."""
     _connection: Connection | None = attrs.field(init=False, default=None, repr=False)
+    _known: dict[str, str] = attrs.field(init=False, factory=dict[str, str], repr=False)
+    """The server's names of its tools by those that the model uses, as they were last listed."""
 
     @classmethod
     def stdio(
@@ -151,17 +155,22 @@ class McpServer:
             McpConnectionLost: It went away during the call; the tool may have acted.
             TimeoutError: It took longer than `timeout`; the server was told to stop.
         """
-        tool = (await self._listed()).get(name)
+        if name not in self._known:
+            await self._listed()
+        tool = self._known.get(name)
         if tool is None:
             raise McpToolFailed(self.name, name, f"There is no tool {name!r}.")
         try:
-            return await (await self._connected()).call(tool.name, arguments, context, self.timeout)
+            return await (await self._connected()).call(tool, arguments, context, self.timeout)
         except _package(self.name).NotSent:
             # Such as one that was started anew and does not know the session: it has not seen the call.
-            return await (await self._connected()).call(tool.name, arguments, context, self.timeout, again=True)
+            return await (await self._connected()).call(tool, arguments, context, self.timeout, again=True)
 
     async def aclose(self) -> None:
-        """End the connection, and the process where there is one; calls in flight fail. It may be used again."""
+        """End the connection, and the process where there is one; calls in flight fail. It may be used again.
+
+        Await it on the event loop that used the server.
+        """
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.aclose()
@@ -174,9 +183,13 @@ class McpServer:
             tools = await (await self._connected()).listed(again=True)
         named: dict[str, Listed] = {}
         for tool in tools:
-            if self.allowed is None or tool.name in self.allowed:
-                # Providers of models allow fewer characters than MCP does.
-                named.setdefault(_NOT_IN_NAMES.sub("_", self.prefix + tool.name)[:_LONGEST], tool)
+            if self.allowed is not None and tool.name not in self.allowed:
+                continue
+            # Providers of models allow fewer characters than MCP does.
+            name = _NOT_IN_NAMES.sub("_", self.prefix + tool.name)[:_LONGEST]
+            if named.setdefault(name, tool) is not tool:
+                _log.warning("%r of MCP server %r is left out: %r has its name already", tool.name, self.name, name)
+        self._known = {name: tool.name for name, tool in named.items()}
         return named
 
     async def _connected(self) -> Connection:

@@ -230,7 +230,8 @@ class Connection:
         """What the server answers, for as long as the connection lives."""
         self._in_flight += 1
         alone = self._in_flight == 1
-        asked = asyncio.ensure_future(request)
+        asked: asyncio.Future[Any] = asyncio.ensure_future(request)
+        asked.add_done_callback(_forgotten)
         try:
             await asyncio.wait([asked, self._task], return_when=asyncio.FIRST_COMPLETED)
             # The package wakes those who wait when it closes; where it does not, nobody else would.
@@ -258,6 +259,12 @@ class Connection:
             if not asked.done():
                 asked.cancel()
                 await asyncio.wait([asked])
+
+
+def _forgotten(asked: asyncio.Future[Any]) -> None:
+    """Take note of its error, also when whoever asked was cancelled and does not wait for it."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 @contextlib.asynccontextmanager

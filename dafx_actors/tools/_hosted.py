@@ -68,7 +68,8 @@ class Tool:
     async def call(self, context: ToolContext, arguments: Mapping[str, Json]) -> Json:
         """Run it once: an async function on this loop, any other in a thread, with this task's context variables.
 
-        A thread cannot be stopped. When the call is cancelled or its time is over, it is left to itself.
+        A thread cannot be stopped. When the call is cancelled or its time is over, it is left to itself: what the
+        function still does is not seen by anybody, and the process does not end before it.
 
         Raises:
             InvalidArguments: The arguments do not fit; nothing was run.

@@ -12,6 +12,7 @@ from typing import Any
 VERSION = "2025-03-26"
 NAMES = ["one", "two", "three"]
 SESSIONS: set[str] = set()
+LISTED: list[int] = []
 
 
 def tool(name: str) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def tool(name: str) -> dict[str, Any]:
 
 def page(cursor: str | None) -> dict[str, Any]:
     at = int(cursor or 0)
+    LISTED.append(at)
     following = {"nextCursor": str(at + 1)} if at + 1 < len(NAMES) else {}
     return {"tools": [tool(NAMES[at])], **following}
 
@@ -27,6 +29,8 @@ def page(cursor: str | None) -> dict[str, Any]:
 def called(name: str) -> dict[str, Any]:
     if name == "two":
         NAMES.append("four")
+    if name == "three":
+        return {"content": [{"type": "text", "text": f"{len(LISTED)} pages were asked for"}]}
     return {"content": [{"type": "text", "text": f"{name} of {os.getpid()}"}]}
 
 
