@@ -106,17 +106,13 @@ class Arguments:
 
 def _whole(value: Json) -> Json:
     """With 3 for 3.0, which is an integer to a schema, but not to pydantic. To a parameter that is a float both are."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+    if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
         return {key: _whole(item) for key, item in cast("Mapping[str, Json]", value).items()}
     if isinstance(value, list):
         return [_whole(item) for item in cast("list[Json]", value)]
     return value
-
-
-_EXACT = 2**53
-"""Below it, a float is the integer that it looks like."""
 
 
 class _Generator(GenerateJsonSchema):

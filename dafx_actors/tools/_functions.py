@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import attrs
+import typing_extensions
 
 from dafx_actors._values import arguments_of, dump_value, json_schema
 from dafx_actors.errors import ValueMismatch
@@ -83,7 +84,8 @@ def _no_schema(hint: Any) -> str | None:
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    return typing.get_type_hints(underlying(function), include_extras=True)
+    # Not that of `typing`, which makes an optional of `x: Any = None` before Python 3.11.
+    return typing_extensions.get_type_hints(underlying(function), include_extras=True)
 
 
 def underlying(function: Callable[..., Any]) -> Any:
