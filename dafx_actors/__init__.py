@@ -25,7 +25,7 @@ from dafx_actors.orchestration import (
     when_all,
     when_any,
 )
-from dafx_actors.tools import Approval, ToolContext, as_tool, tool
+from dafx_actors.tools import Approval, ToolContext, ToolSource, as_tool, tool
 from dafx_actors.transcript import ChatMessage, DataContent, TextContent, Transcript, UriContent, UsageStats
 from dafx_actors.worker import DurableAIAgentWorker
 
@@ -58,6 +58,7 @@ __all__ = [
     "RunOptions",
     "TextContent",
     "ToolContext",
+    "ToolSource",
     "Transcript",
     "Turn",
     "TurnHandle",

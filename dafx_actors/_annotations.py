@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import typing
 from collections.abc import (
     Callable,
@@ -20,9 +21,12 @@ from collections.abc import (
     Sequence,
     Set,
 )
-from datetime import datetime
+from datetime import datetime, time, timedelta
+from decimal import Decimal
 from enum import Enum
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeAlias, cast
+from uuid import UUID
 
 import attrs
 from cattrs import Converter, gen
@@ -30,7 +34,7 @@ from cattrs.gen import typeddicts
 from cattrs.preconf.json import make_converter as json_converter
 
 from dafx_actors._codec import dump_entry, dump_message, load_message, load_response
-from dafx_actors._json import as_object, dump_time, load_time, shown
+from dafx_actors._json import as_object, dump_time, load_time, reason_of, shown
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Json, Response
@@ -49,8 +53,14 @@ def make_converter() -> Converter:
     made.register_structure_hook_factory(_origin_in(_OBJECTS))(_mapping)
     made.register_structure_hook_factory(_has_fields)(_fields)
     made.register_structure_hook_factory(_origin_in({typing.Literal}))(_literal)
-    made.register_structure_hook_func(_is_pydantic, lambda value, cls: cls.model_validate(value))
-    made.register_unstructure_hook_func(_is_pydantic, lambda value: value.model_dump(mode="json"))
+    made.register_structure_hook_factory(_is_union)(_union)
+    made.register_unstructure_hook_factory(_is_attrs)(_by_alias)
+    for scalar in _SCALARS:
+        made.register_structure_hook(scalar, _by_pydantic)
+        made.register_unstructure_hook(scalar, _for_json)
+    made.register_structure_hook_func(_is_pydantic, _by_pydantic)
+    # What pydantic does not know, such as an attrs class, is left to this converter.
+    made.register_unstructure_hook_func(_is_pydantic, lambda it: it.model_dump(mode="json", fallback=made.unstructure))
     made.register_structure_hook(ChatMessage, lambda value, _: load_message(value))
     made.register_unstructure_hook(ChatMessage, dump_message)
     made.register_unstructure_hook_func(lambda cls: cls is AgentRunResponse, _dump_answer)
@@ -72,6 +82,8 @@ _ARRAYS: Mapping[Any, Callable[[Any], Any]] = {
     MutableSequence: list,
     Set: frozenset,
 }
+_SCALARS = (UUID, Decimal, time, timedelta, IPv4Address, IPv6Address)
+"""What JSON writes as text, in the form that their schemas name."""
 _OBJECTS = frozenset[Any]({dict, Mapping, MutableMapping})
 Hook: TypeAlias = Callable[[Json, Any], Any]
 
@@ -116,8 +128,10 @@ def _has_fields(cls: Any) -> bool:
 
 
 def _fields(cls: Any, converter: Converter) -> Hook:
-    maker: Any = typeddicts if typing.is_typeddict(cls) else gen
-    generated: Any = maker.make_dict_structure_fn(cls, converter)
+    if typing.is_typeddict(cls):
+        generated: Any = cast("Any", typeddicts).make_dict_structure_fn(cls, converter)
+    else:
+        generated = gen.make_dict_structure_fn(cls, converter, _cattrs_use_alias=True)
 
     def structure(value: Json, _: Any) -> Any:
         return generated(as_object(value), cls)
@@ -125,6 +139,69 @@ def _fields(cls: Any, converter: Converter) -> Hook:
     # By these cattrs tells the members of a union of classes apart.
     setattr(structure, "overrides", generated.overrides)  # noqa: B010 - functions have no such attribute
     return structure
+
+
+def _is_attrs(cls: Any) -> bool:
+    return attrs.has(typing.get_origin(cls) or cls)
+
+
+def _by_alias(cls: Any, converter: Converter) -> Callable[[Any], Any]:
+    """By the names that `__init__` has, which the schema tells: a private field's has no underscore."""
+    return gen.make_dict_unstructure_fn(cls, converter, _cattrs_use_alias=True)
+
+
+def _is_union(cls: Any) -> bool:
+    """Unions of more than one type and None; of those, cattrs knows only some."""
+    members = [member for member in typing.get_args(cls) if member is not type(None)]
+    return typing.get_origin(cls) in (typing.Union, types.UnionType) and len(members) > 1
+
+
+def _union(cls: Any, converter: Converter) -> Hook:
+    members: tuple[Any, ...] = typing.get_args(cls)
+
+    def structure(value: Json, _: Any) -> Any:
+        fitting: list[tuple[int, Any]] = []
+        reasons: list[Exception] = []
+        for member in members:
+            try:
+                fitting.append((_unknown_keys(value, member), converter.structure(value, member)))
+            except Exception as error:  # noqa: BLE001, PERF203 - validators of user classes raise what they like
+                reasons.append(error)
+        if fitting:
+            # The first that fits; of classes whose fields have defaults, the one that knows the most of the keys.
+            return min(fitting, key=lambda each: each[0])[1]
+        raise ValueError("; ".join(dict.fromkeys(map(reason_of, reasons))))
+
+    return structure
+
+
+def _unknown_keys(value: Json, member: Any) -> int:
+    cls: Any = typing.get_origin(member) or member
+    if not isinstance(value, Mapping) or not isinstance(cls, type):
+        return 0
+    given = cast("Mapping[str, Json]", value)
+    if attrs.has(cls):
+        known = {field.alias or field.name for field in attrs.fields(cls)}
+    elif dataclasses.is_dataclass(cls):
+        known = {field.name for field in dataclasses.fields(cls)}
+    else:
+        fields: Any = getattr(cast("Any", cls), "model_fields", None) or getattr(
+            cast("Any", cls), "__annotations__", given
+        )
+        known = set[str](fields)
+    return len(given.keys() - known)
+
+
+def _by_pydantic(value: Json, cls: Any) -> Any:
+    from dafx_actors._schemas import load  # not at the top, for the time that pydantic takes
+
+    return load(value, cls)
+
+
+def _for_json(value: Any) -> Json:
+    from dafx_actors._schemas import dump  # likewise
+
+    return dump(value)
 
 
 def _literal(cls: Any, _: Converter) -> Hook:

@@ -63,3 +63,14 @@ def shown(value: Json) -> str:
     """A value for a sentence: its beginning, where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says at its innermost cause: cattrs wraps that in a group for each level."""
+    inner: Any = getattr(error, "exceptions", None)
+    while inner:
+        error = inner[0]
+        inner = getattr(error, "exceptions", None)
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error) or type(error).__name__

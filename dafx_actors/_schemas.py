@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
 import attrs
@@ -21,7 +22,7 @@ import typing_extensions
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_jsonable_python
 
 from dafx_actors._json import shown
 from dafx_actors.transcript import Json
@@ -49,6 +50,27 @@ def schema_of(annotation: Any) -> dict[str, Json]:
     return {"$defs": definitions, **schema} if definitions else schema
 
 
+def load(value: Json, cls: Any) -> Any:
+    """Make a pydantic model, or a value that JSON writes as text, of JSON.
+
+    Raises:
+        ValidationError: It does not fit.
+    """
+    if _is_model(cls) and not _needs_mirror(cls, set()):
+        return cls.model_validate(value)
+    return _adapter(cls).validate_json(json.dumps(value), strict=True)
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(_readable(cls))
+
+
+def dump(value: Any) -> Json:
+    """JSON of a value that is written as text."""
+    return to_jsonable_python(value)
+
+
 class Arguments:
     """The parameters of a function, as one JSON object that takes no other keys."""
 
@@ -72,15 +94,30 @@ class Arguments:
     def load(self, arguments: Mapping[str, Json]) -> tuple[dict[str, Any], list[str]]:
         """The values by name, or what is wrong with the arguments, a clause for each mistake."""
         try:
+            text = json.dumps(_whole(arguments), allow_nan=False)
+        except ValueError as error:
+            return {}, [f"JSON cannot hold them: {error}"]
+        try:
             # As JSON, where a date is text and a tuple is an array; strict, so that "3" is no number.
-            return self._adapter.validate_json(json.dumps(arguments), strict=True), []
+            return self._adapter.validate_json(text, strict=True), []
         except ValidationError as error:
             return {}, _clauses(error, arguments)
 
 
+def _whole(value: Json) -> Json:
+    """With 3 for 3.0, which is an integer to a schema, but not to pydantic. To a parameter that is a float both are."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in cast("Mapping[str, Json]", value).items()}
+    if isinstance(value, list):
+        return [_whole(item) for item in cast("list[Json]", value)]
+    return value
+
+
 class _Generator(GenerateJsonSchema):
     # A default that JSON cannot hold is left out; nobody can do anything about a warning.
-    ignored_warning_kinds: typing.ClassVar[set[JsonSchemaWarningKind]] = {"skipped-choice", "non-serializable-default"}
+    ignored_warning_kinds: set[JsonSchemaWarningKind] = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012 - pydantic's way
 
 
 class _ShortGenerator(_Generator):
@@ -113,7 +150,7 @@ _CLAUSES = {
 
 def _lowered(message: str) -> str:
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return message[:1].lower() + message[1:] if message.startswith("Input ") else message
+    return message[:1].lower() + message[1:] if re.match("[A-Z][a-z]+ (input )?should ", message) else message
 
 
 def _path(location: tuple[int | str, ...], value: Any, to_missing: bool) -> str:
@@ -194,13 +231,15 @@ def _behind(annotation: Any) -> Any:
 
 
 def _has_fields(annotation: Any) -> bool:
-    cls = typing.get_origin(annotation) or annotation
-    return isinstance(cls, type) and (
-        attrs.has(cls)
-        or dataclasses.is_dataclass(cls)
-        or typing_extensions.is_typeddict(cls)
-        or (issubclass(cls, BaseModel) and cls is not BaseModel)
-    )
+    cls: Any = typing.get_origin(annotation) or annotation
+    if not isinstance(cls, type):
+        return False
+    known = attrs.has(cls) or dataclasses.is_dataclass(cls) or typing_extensions.is_typeddict(cast("Any", cls))
+    return known or _is_model(cls)
+
+
+def _is_model(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, BaseModel) and cls is not BaseModel
 
 
 def _is_old_typed_dict(annotation: Any) -> bool:
@@ -232,7 +271,7 @@ def _of_attrs(cls: Any, hints: Mapping[str, Any]) -> _Made:
     return _of_fields(cls, fields)
 
 
-_FACTORY: Any = attrs.Factory if isinstance(attrs.Factory, type) else type(attrs.Factory(list))
+_FACTORY: Any = attrs.Factory
 
 
 def _of_dataclass(cls: Any, hints: Mapping[str, Any]) -> _Made:
@@ -275,7 +314,7 @@ def _of_fields(cls: Any, fields: list[tuple[str, Any, Any]]) -> _Made:
 
 def _as_dataclass_field(default: Any) -> Any:
     # Without this, dataclasses refuse a default that is a list or another value without a hash.
-    return default if type(default).__hash__ else dataclasses.field(default_factory=lambda: default)
+    return default if isinstance(default, Hashable) else dataclasses.field(default_factory=lambda: default)
 
 
 def _of_typed_dict(cls: Any, hints: Mapping[str, Any]) -> _Made:
@@ -328,7 +367,7 @@ def _optional(annotation: Any, optional: bool) -> Any:
 def _hints(annotation: Any) -> dict[str, Any]:
     """The fields' types; of a generic class with arguments, with these in the place of its variables."""
     cls: Any = typing.get_origin(annotation) or annotation
-    if isinstance(cls, type) and issubclass(cls, BaseModel):
+    if _is_model(cls):
         hints = {name: field.rebuild_annotation() for name, field in cls.model_fields.items()}
     else:
         hints = typing_extensions.get_type_hints(cls, include_extras=True)
@@ -356,7 +395,8 @@ def _annotated(annotation: Any, notes: tuple[Any, ...], first: Any = None) -> An
     if typing.get_origin(annotation) is typing.Annotated:
         notes = (*annotation.__metadata__, *notes)
         annotation = typing.get_args(annotation)[0]
-    return cast("Any", typing.Annotated)[(annotation, *([first] if first is not None else []), *notes)]
+    parts = (annotation, *notes) if first is None else (annotation, first, *notes)
+    return cast("Any", typing.Annotated)[parts]
 
 
 def _as_field(note: Any) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, cast
 
-from dafx_actors._json import shown
+from dafx_actors._json import reason_of, shown
 from dafx_actors.errors import ValueMismatch
 from dafx_actors.transcript import Json
 
@@ -39,7 +39,7 @@ def load_value(value: Json, annotation: Any) -> Any:
     try:
         return _converter().structure(value, type(None) if annotation is None else annotation)
     except Exception as error:  # validators of user classes raise what they like
-        raise ValueMismatch(f"{shown(value)} does not fit {_name(annotation)}: {_reason(error)}") from error
+        raise ValueMismatch(f"{shown(value)} does not fit {_name(annotation)}: {reason_of(error)}") from error
 
 
 def dump_value(value: Any) -> Json:
@@ -51,7 +51,7 @@ def dump_value(value: Any) -> Json:
     try:
         return _plain(_converter().unstructure(value))
     except (ValueError, TypeError) as error:
-        raise ValueMismatch(f"{shown(value)} cannot be stored: {_reason(error)}") from error
+        raise ValueMismatch(f"{shown(value)} cannot be stored: {reason_of(error)}") from error
 
 
 def dump_as(value: Any, annotation: Any) -> Json:
@@ -98,7 +98,8 @@ def json_schema(annotation: Any) -> dict[str, Json]:
     try:
         return schema_of(annotation)
     except NoSchema as error:
-        raise ValueMismatch(f"no JSON schema can be made of {_name(annotation)}: {error}") from error
+        reason = str(error).split("\n")[0].split(". Set ")[0]  # what follows is advice to those who use pydantic
+        raise ValueMismatch(f"no JSON schema can be made of {_name(annotation)}: {reason}") from error
 
 
 def arguments_of(
@@ -151,14 +152,3 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _name(annotation: Any) -> str:
     return getattr(annotation, "__qualname__", None) or str(annotation)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause: cattrs wraps it in a group for each level."""
-    inner: Any = getattr(error, "exceptions", None)
-    while inner:
-        error = inner[0]
-        inner = getattr(error, "exceptions", None)
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return str(error) or type(error).__name__

@@ -10,6 +10,10 @@
     ├── ValueMismatch               a value of user code that does not fit its annotation, or JSON
     │   └── InvalidArguments        what a model wrote for a tool's arguments does not fit them
     ├── NotDone                     a tool's `reconcile` found that the effect did not happen
+    ├── McpError                    between this process and an MCP server
+    │   ├── McpUnreachable          it cannot be started or reached; nothing was called
+    │   ├── McpConnectionLost       it went away during a call, which may have had its effect
+    │   └── McpToolFailed           its tool says that it failed
     ├── NotDurableError             an orchestration awaited something that cannot be replayed
     ├── SchedulerError              between this process and the scheduler
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
@@ -153,8 +157,60 @@ class InvalidArguments(ValueMismatch):
         return f"The arguments do not fit the parameters of {self.tool}. Correct these and call it again:{listed}"
 
 
+@attrs.define(eq=False, slots=False)
 class NotDone(DafxError):
     """Raised by a tool's `reconcile`: the effect has not happened, so that the tool may run again."""
+
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return self.reason or "The effect has not happened; the tool may run again."
+
+
+class McpError(DafxError):
+    """Between this process and an MCP server."""
+
+
+@attrs.define(eq=False, slots=False)
+class McpUnreachable(McpError):
+    """An MCP server cannot be started or reached. Nothing was called."""
+
+    server: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"The MCP server {self.server!r} cannot be used: {self.reason}. Nothing was called. "
+            "Check its command or URL; it is tried again at the next call."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class McpConnectionLost(McpError):
+    """An MCP server went away during a call. The tool may have acted."""
+
+    server: str
+    tool: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"The MCP server {self.server!r} went away while it ran {self.tool} ({self.reason}). The tool may have "
+            "acted; the call was not repeated. The next call connects anew."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class McpToolFailed(McpError):
+    """A tool of an MCP server says that it failed."""
+
+    server: str
+    tool: str
+    text: str
+    """What it says."""
+
+    def __str__(self) -> str:
+        return self.text or f"{self.tool} failed, and the MCP server {self.server!r} does not say why."
 
 
 @attrs.define(eq=False, slots=False)

@@ -17,9 +17,14 @@ from dafx_actors.errors import (
     CorrelationConflict,
     DafxError,
     InvalidAnswer,
+    InvalidArguments,
     InvalidThreadId,
+    McpConnectionLost,
+    McpToolFailed,
+    McpUnreachable,
     ModelError,
     ModelNotConfigured,
+    NotDone,
     NotDurableError,
     OrchestrationFailed,
     SchedulerCannotListen,
@@ -45,6 +50,15 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (UnsupportedTranscript("schemaVersion 2.0.0", "1.1.0"), "Upgrade dafx_actors"),
     (NotDurableError("`asyncio.sleep`", "Use `context.sleep`."), "Use `context.sleep`."),
     (ValueMismatch("'x' does not fit int: expected int, found 'x'"), "does not fit int"),
+    (
+        InvalidArguments("look_up", ["`key`: is missing", "`k`: is not known"]),
+        "\n  - `key`: is missing\n  - `k`: is not",
+    ),
+    (NotDone("the parcel was never sent"), "the parcel was never sent"),
+    (McpUnreachable("files", "refused"), "it is tried again at the next call"),
+    (McpConnectionLost("files", "remove", "end of file"), "may have acted"),
+    (McpToolFailed("files", "remove", "no such file"), "no such file"),
+    (McpToolFailed("files", "remove", ""), "does not say why"),
     (SchedulerUnreachable("http://localhost:8080", "refused"), "Start one"),
     (SchedulerInUse("dafx.db", 7), "in use by process 7"),
     (SchedulerInUse("dafx.db"), "connect to the scheduler that runs"),
@@ -80,7 +94,12 @@ def fields(error: DafxError) -> object:
 
 def test_every_error_that_can_be_raised_has_a_sample() -> None:
     raised = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, DafxError)}
-    assert raised - {type(error) for error, _ in SAMPLES} == {DafxError, errors.SchedulerError, errors.TurnError}
+    assert raised - {type(error) for error, _ in SAMPLES} == {
+        DafxError,
+        errors.McpError,
+        errors.SchedulerError,
+        errors.TurnError,
+    }
 
 
 @pytest.mark.parametrize(("error", "advice"), SAMPLES, ids=name)

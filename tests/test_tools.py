@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import enum
 import functools
+import inspect
 import logging
 import sys
 import threading
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import anyio
 import attrs
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pydantic
 import pytest
 from durabletask.task import RetryPolicy
-from typing_extensions import Doc
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typing_extensions import Doc, NotRequired, TypedDict
 
 from dafx_actors import AgentThread, Transcript, durable_agent
 from dafx_actors.errors import ConfigurationError, InvalidArguments, NotDone, ValueMismatch
@@ -162,8 +165,8 @@ def test_the_schema_comes_from_signature_annotations_and_docstring() -> None:
     "documented",
     [
         "Look up.\n\nArgs:\n    key: The key\n        of it.\n    more (str, optional): What: else.\nReturns:\n    x",
-        "Look up.\n\nParameters\n----------\nkey : str\n    The key\n    of it.\nmore\n    What: else.\n\nReturns\n-------\nstr",
-        "Look up.\n\n:param key: The key\n    of it.\n:param str more: What: else.\n:type key: str\n:returns: x\n:raises E: y",
+        "Look up.\n\nParameters\n---\nkey : str\n    The key\n    of it.\nmore\n    What: else.\n\nReturns\n---\nstr",
+        "Look up.\n\n:param key: The key\n    of it.\n:param str more: What: else.\n:type key: str\n:returns: x",
     ],
     ids=["google", "numpy", "rest"],
 )
@@ -291,6 +294,58 @@ def test_every_mistake_is_told_with_its_place(arguments: Any, mistakes: list[str
     assert "forecast" in str(caught.value)
     assert all(mistake in str(caught.value) for mistake in mistakes)
     assert list(jsonschema.Draft202012Validator(only(forecast).parameters, format_checker=None).iter_errors(arguments))
+
+
+class Area(TypedDict):
+    places: list[Place]
+    name: NotRequired[str]
+
+
+def many_kinds(
+    number: float = 0,
+    count: Annotated[int, pydantic.Field(ge=0, le=5)] = 0,
+    flag: bool = False,
+    text: Annotated[str, pydantic.Field(min_length=1)] = "x",
+    unit: Unit = Unit.CELSIUS,
+    word: Literal["a", "b", 1] = "a",
+    maybe: int | None = None,
+    either: Place | str = "",
+    pair: tuple[int, str] = (0, ""),
+    area: Area | None = None,
+    mapping: Mapping[str, list[int]] = {},
+    anything: Any = None,
+) -> None: ...
+
+
+some_json = st.recursive(
+    st.sampled_from([None, True, 0, 1, 1.0, 2.5, -1, 6, "", "a", "C", "Ulm", {}, {"city": "Ulm"}, {"city": 1}])
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["city", "country", "places", "name", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+MANY_KINDS = tools_of(Host(many_kinds))[0]
+
+
+@given(st.dictionaries(st.sampled_from([*inspect.signature(many_kinds).parameters, "other"]), some_json, max_size=3))
+@settings(max_examples=500)
+def test_what_fits_is_exactly_what_fits_the_schema(arguments: dict[str, Any]) -> None:
+    assert isinstance(MANY_KINDS, Tool)
+    fits = jsonschema.Draft202012Validator(MANY_KINDS.parameters).is_valid(arguments)
+    if fits:
+        MANY_KINDS.bind(arguments)
+    else:
+        with pytest.raises(InvalidArguments):
+            MANY_KINDS.bind(arguments)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_json_does_not_have_are_refused(number: float) -> None:
+    assert isinstance(MANY_KINDS, Tool)
+    with pytest.raises(InvalidArguments, match="JSON cannot hold"):
+        MANY_KINDS.bind({"number": number})
 
 
 def test_a_mistake_in_a_list_or_a_union_has_its_place() -> None:

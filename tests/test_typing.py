@@ -1,7 +1,8 @@
-"""mypy and pyright, both strict, agree with `typing/users.py`: on what must type-check, and on what must not."""
+"""mypy and pyright, both strict, agree with the programs in `typing/`: on what must type-check, and what must not."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,12 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-USERS = "tests/typing/users.py"
+USERS = ["tests/typing/users.py", "tests/typing/tool_users.py"]
 
 
 @pytest.mark.timeout(300)
 def test_mypy_agrees(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), USERS]
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), *USERS]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
@@ -28,8 +29,16 @@ def test_mypy_agrees(tmp_path: Path) -> None:
 def test_pyright_agrees(tmp_path: Path) -> None:
     rules = tmp_path / "pyrightconfig.json"
     rules.write_text(
-        f'{{"include": ["{ROOT / USERS}"], "extraPaths": ["{ROOT}"], "typeCheckingMode": "strict", '
-        '"pythonVersion": "3.10", "reportUnnecessaryTypeIgnoreComment": "error", "enableTypeIgnoreComments": false}'
+        json.dumps(
+            {
+                "include": [str(ROOT / user) for user in USERS],
+                "extraPaths": [str(ROOT)],
+                "typeCheckingMode": "strict",
+                "pythonVersion": "3.10",
+                "reportUnnecessaryTypeIgnoreComment": "error",
+                "enableTypeIgnoreComments": False,
+            }
+        )
     )
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "-p", str(rules)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

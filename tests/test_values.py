@@ -6,15 +6,19 @@ import dataclasses
 import enum
 import json
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, timezone
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from ipaddress import IPv4Address
 from typing import Annotated, Any, Generic, Literal, NewType, Optional, TypeVar
+from uuid import UUID
 
 import attrs
+import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
 import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typing_extensions import TypedDict
+from typing_extensions import Required, TypedDict
 
 from dafx_actors import AgentRunResponse, AgentThread, ChatMessage
 from dafx_actors._values import dump_as, dump_value, json_schema, load_value, parameters_of, returned_by
@@ -85,6 +89,39 @@ class Person(pydantic.BaseModel):
     born: date | None = None
 
 
+@attrs.frozen
+class Secret:
+    _code: int
+    tags: list[str] = attrs.field(factory=list[str])
+
+
+@dataclasses.dataclass
+class Node:
+    at: Point
+    next: list[Node] = dataclasses.field(default_factory=list)
+
+
+class Route(TypedDict, total=False):
+    start: Required[Point]
+    note: Annotated[str, "What to tell the driver"]
+
+
+class Trip(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    at: Point
+    back: Trip | None = None
+
+
+@dataclasses.dataclass
+class Loose:
+    words: list[str] = dataclasses.field(default_factory=list[str])
+
+
+@dataclasses.dataclass
+class Bound:
+    pages: list[int] = dataclasses.field(default_factory=list[int])
+
+
 UserId = NewType("UserId", str)
 ANSWER = AgentRunResponse[None](
     messages=(ChatMessage("assistant", '{"x": 1}'),),
@@ -93,6 +130,9 @@ ANSWER = AgentRunResponse[None](
     thread=AgentThread("Joker", "t"),
     created_at=NOON,
 )
+
+
+P1 = {"x": 1, "y": 0}
 
 
 def shown(value: object) -> str:
@@ -149,6 +189,23 @@ BOTH_WAYS: list[tuple[Any, Any, Any]] = [
     (Person, Person(name="Ann", born=date(2000, 1, 2)), {"name": "Ann", "born": "2000-01-02"}),
     (list[Person], [Person(name="Ann")], [{"name": "Ann", "born": None}]),
     (bytes, b"\x00\xff", dump_value(b"\x00\xff")),
+    (Secret, Secret(7), {"code": 7, "tags": []}),
+    (Node, Node(Point(1), [Node(Point(2))]), {"at": P1, "next": [{"at": {"x": 2, "y": 0}, "next": []}]}),
+    (Route, {"start": Point(1)}, {"start": P1}),
+    (Trip, Trip(at=Point(1), back=Trip(at=Point(1))), {"at": P1, "back": {"at": P1, "back": None}}),
+    (Loose | Bound, Bound(), {"pages": []}),
+    (Loose | Bound, Loose(["a"]), {"words": ["a"]}),
+    (Segment | Secret, Secret(7), {"code": 7, "tags": []}),
+    (Person | Segment, Segment(3), {"length": 3, "tags": []}),
+    (Point | list[Point], [Point(1)], [P1]),
+    (Point | dict[str, Point], {"a": Point(1)}, {"a": P1}),
+    (datetime | str, "soon", "soon"),
+    (datetime | str, NOON, "2025-01-02T12:00:00+00:00"),
+    (UUID, UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+    (Decimal, Decimal("1.50"), "1.50"),
+    (timedelta, timedelta(days=1, hours=2), "P1DT2H"),
+    (time, time(1, 2), "01:02:00"),
+    (IPv4Address, IPv4Address("127.0.0.1"), "127.0.0.1"),
     (ChatMessage, ChatMessage("user", "x"), {"role": "user", "contents": [{"$type": "text", "text": "x"}]}),
 ]
 
@@ -213,6 +270,10 @@ DOES_NOT_FIT: list[tuple[Any, Any, str]] = [
     (5, date, "must be str"),
     ({"role": "boss"}, ChatMessage, "expected one of user"),
     ("x", complex, "Unsupported type"),
+    (5, Point | list[Point], "expected an object, found 5; expected a list, found 5"),
+    ("P", timedelta, "duration"),
+    (5, UUID, "UUID"),
+    ({"at": {"x": "1"}}, Trip, "integer"),
     ({}, AgentRunResponse, "'thread' is missing"),
 ]
 
@@ -313,11 +374,34 @@ def test_the_schema_of_an_attrs_class_knows_its_nested_classes_and_annotations()
         (Literal["a", "b"], "string"),
         (int, "integer"),
         (Annotated[Point, "x"], "object"),
+        (Secret, "object"),
+        (Node, "object"),
+        (Route, "object"),
+        (Trip, "object"),
+        (Box[Point], "object"),
+        (list[Node], "array"),
+        (NewType("Where", Point), "object"),
     ],
     ids=repr,
 )
 def test_every_kind_of_type_has_a_schema(annotation: Any, kind: str) -> None:
     assert json_schema(annotation)["type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("annotation", "stored"),
+    [(annotation, stored) for annotation, _, stored in BOTH_WAYS if annotation not in (ChatMessage, object, bytes)],
+    ids=shown,
+)
+def test_what_is_stored_fits_the_schema(annotation: Any, stored: Any) -> None:
+    jsonschema.validate(stored, json_schema(annotation))
+
+
+def test_classes_inside_others_are_described() -> None:
+    assert resolved(json_schema(Node), json_schema(Node)["properties"]["at"])["required"] == ["x"]
+    assert json_schema(Secret)["required"] == ["code"]
+    route = json_schema(Route)
+    assert (route["required"], route["properties"]["note"]["description"]) == (["start"], "What to tell the driver")
 
 
 def test_the_schema_of_a_union_has_its_members() -> None:

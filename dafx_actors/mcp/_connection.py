@@ -1,0 +1,335 @@
+"""One connection to an MCP server, owned by a task of its own.
+
+The package `mcp` opens cancel scopes that must be left in the task that entered them, and turns ask from many tasks, at
+times that have nothing to do with each other. So the connection's task enters and leaves; calls only pass messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, cast
+
+import anyio
+import attrs
+import httpx2
+import mcp_types
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+
+from dafx_actors.errors import McpConnectionLost, McpToolFailed, McpUnreachable
+from dafx_actors.mcp._address import Address, Stdio
+from dafx_actors.tools import ToolContext
+from dafx_actors.transcript import Json
+
+_log = logging.getLogger(__name__)
+_PAGES = 1000
+"""At most, so that a server whose pages never end cannot hold a turn for ever."""
+_IDEMPOTENCY_KEY = "dafx-actors/idempotencyKey"
+
+
+class NotSent(Exception):
+    """The server refused the request before it looked at it, or never got it."""
+
+
+@attrs.frozen
+class Listed:
+    """A tool as the server lists it."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Json]
+
+
+class Connection:
+    """A connection that is being made, is there, or is over. It is never made anew: that is another connection."""
+
+    def __init__(self, server: str, address: Address) -> None:
+        self._server = server
+        self._address = address
+        self._loop = asyncio.get_running_loop()
+        self._client: asyncio.Future[Client] = self._loop.create_future()
+        self._over = anyio.Event()
+        """Somebody wants it closed, or the server has gone."""
+        self._tools: tuple[Listed, ...] | None = None
+        self._tells_changes = False
+        self._changes = 0
+        self._in_flight = 0
+        self._reason: BaseException | None = None
+        self._task = self._loop.create_task(self._run(), name=f"mcp-{server}")
+
+    def is_usable(self) -> bool:
+        """Whether it can be used, here and now."""
+        return not self._over.is_set() and not self._task.done() and self._loop is asyncio.get_running_loop()
+
+    async def ready(self, seconds: float) -> Connection:
+        """Wait until it is there.
+
+        Raises:
+            McpUnreachable: It could not be made.
+        """
+        try:
+            await asyncio.wait_for(asyncio.shield(self._client), seconds)
+        except asyncio.TimeoutError:
+            await self.aclose()
+            raise McpUnreachable(self._server, f"it did not answer within {seconds:g} s") from None
+        return self
+
+    async def aclose(self) -> None:
+        """End it, and wait until nothing is left of it."""
+        self._over.set()
+        if self._loop is not asyncio.get_running_loop():
+            return  # that loop is gone, and all that ran on it
+        if not self._client.done():
+            self._task.cancel()
+        await asyncio.wait([self._task])
+
+    # --- The connection's own task --------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                transport = _watched(await self._transport(stack), self._over)
+                client = Client(transport, cache=None, message_handler=self._notified)
+                await stack.enter_async_context(client)
+                self._client.set_result(client)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._listen, client)
+                    await self._over.wait()
+                    group.cancel_scope.cancel()
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+            self._reason = error
+            raise
+        except BaseException as error:  # noqa: BLE001 - whoever uses the connection is told
+            self._reason = error
+        finally:
+            self._over.set()
+            self._tools = None
+            if not self._client.done():
+                self._client.set_exception(McpUnreachable(self._server, _told(self._reason)))
+            self._client.exception()  # it may be that nobody waits any more
+            if self._reason is not None:
+                _log.info("The connection to MCP server %r ended: %s", self._server, _told(self._reason))
+
+    async def _transport(self, stack: AsyncExitStack) -> Any:
+        address = self._address
+        if isinstance(address, Stdio):
+            return stdio_client(
+                StdioServerParameters(
+                    command=address.command,
+                    args=list(address.args),
+                    env=None if address.env is None else dict(address.env),
+                    cwd=address.cwd,
+                )
+            )
+        # No bound on reading: how long a call may take is the call's to say.
+        timeout = httpx2.Timeout(30.0, read=None)
+        http = httpx2.AsyncClient(headers=dict(address.headers or {}), timeout=timeout)
+        await stack.enter_async_context(http)
+        return streamable_http_client(address.url, http_client=http)
+
+    async def _notified(self, message: Any) -> None:
+        if isinstance(message, mcp_types.ToolListChangedNotification):
+            self._changed()
+
+    async def _listen(self, client: Client) -> None:
+        """Take note of changes of the tools, where the server tells of them."""
+        capability = client.server_capabilities.tools
+        if capability is None or not capability.list_changed:
+            return
+        self._tells_changes = True
+        try:
+            async with client.listen(tools_list_changed=True) as subscription:
+                self._changed()  # what was listed before it began
+                async for _ in subscription:
+                    self._changed()
+        except ListenNotSupportedError:
+            return  # an older server, which sends notifications instead
+        except (MCPError, SubscriptionLost, TimeoutError) as error:
+            _log.debug("MCP server %r no longer tells of changes: %s", self._server, error)
+        self._tells_changes = False
+        self._changed()
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._tools = None
+
+    # --- What turns ask for ---------------------------------------------------------------------------------------
+
+    async def listed(self, again: bool = False) -> tuple[Listed, ...]:
+        """All tools of the server, page by page.
+
+        Raises:
+            McpUnreachable: The server went away.
+            NotSent: It went away, and this was the first try.
+        """
+        if self._tools is not None:
+            return self._tools
+        changes = self._changes
+        found: list[Listed] = []
+        cursor: str | None = None
+        for _ in range(_PAGES):
+            try:
+                page = await self._asked(self._client.result().list_tools(cursor=cursor, cache_mode="bypass"), again)
+            except (MCPError, McpConnectionLost) as error:
+                if not again:
+                    raise NotSent from error  # to list twice does no harm
+                raise McpUnreachable(self._server, str(error)) from error
+            found += [Listed(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        tools = tuple(found)
+        if self._tells_changes and changes == self._changes:
+            self._tools = tools
+        return tools
+
+    async def call(
+        self, tool: str, arguments: Mapping[str, Json], context: ToolContext, timeout: float | None, again: bool = False
+    ) -> Json:
+        """Call a tool by the server's name of it. Errors as `McpServer.call` has them.
+
+        Raises:
+            NotSent: The server has not seen the call, and this was the first try.
+        """
+
+        async def report(progress: float, total: float | None, message: str | None) -> None:
+            context.report_progress({"progress": progress, "total": total, "message": message})
+
+        call = self._client.result().call_tool(
+            tool,
+            dict(arguments),
+            read_timeout_seconds=timeout,
+            progress_callback=report,
+            meta=cast("Any", {_IDEMPOTENCY_KEY: context.idempotency_key}),
+        )
+        try:
+            result = await self._asked(call, again)
+        except MCPError as error:
+            if error.code == mcp_types.REQUEST_TIMEOUT:
+                raise TimeoutError(f"{tool} of MCP server {self._server} did not finish within {timeout} s") from error
+            if error.code == mcp_types.CONNECTION_CLOSED:
+                raise McpConnectionLost(self._server, tool, str(error)) from error
+            raise McpToolFailed(self._server, tool, str(error)) from error
+        except McpConnectionLost as error:
+            raise McpConnectionLost(self._server, tool, error.reason) from error
+        except RuntimeError as error:
+            # The package's way to say that the result is not what the tool promised.
+            raise McpToolFailed(self._server, tool, str(error)) from error
+        if result.is_error:
+            raise McpToolFailed(self._server, tool, _text(result))
+        return result.structured_content if result.structured_content is not None else _text(result)
+
+    async def _asked(self, request: Any, again: bool) -> Any:
+        """What the server answers, for as long as the connection lives."""
+        self._in_flight += 1
+        alone = self._in_flight == 1
+        asked: asyncio.Future[Any] = asyncio.ensure_future(request)
+        asked.add_done_callback(_forgotten)
+        try:
+            await asyncio.wait([asked, self._task], return_when=asyncio.FIRST_COMPLETED)
+            # The package wakes those who wait when it closes; where it does not, nobody else would.
+            if not asked.done():
+                await asyncio.wait([asked], timeout=1)
+            if not asked.done():
+                raise McpConnectionLost(self._server, "", _told(self._reason))
+            return asked.result()
+        except MCPError as error:
+            if _is_unknown_session(error):
+                self._over.set()
+                if not again:
+                    raise NotSent from error
+            if error.code == mcp_types.CONNECTION_CLOSED:
+                self._over.set()
+                await asyncio.wait([self._task], timeout=5)
+                if not again and alone and self._in_flight == 1 and _is_refused(self._reason):
+                    raise NotSent from error
+                raise McpConnectionLost(
+                    self._server, "", _told(self._reason) if self._reason else str(error)
+                ) from error
+            raise
+        finally:
+            self._in_flight -= 1
+            if not asked.done():
+                asked.cancel()
+                await asyncio.wait([asked])
+
+
+def _forgotten(asked: asyncio.Future[Any]) -> None:
+    """Take note of its error, also when whoever asked was cancelled and does not wait for it."""
+    if not asked.cancelled():
+        asked.exception()
+
+
+@contextlib.asynccontextmanager
+async def _watched(transport: Any, over: anyio.Event) -> AsyncGenerator[Any, None]:
+    """A transport that says when the server's side has ended: the package tells only those who wait for an answer."""
+    async with transport as (read, write):
+        send, receive = anyio.create_memory_object_stream[Any](0)
+
+        async def pass_on() -> None:
+            async with send:
+                async for message in read:
+                    await send.send(message)
+            over.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(pass_on)
+            try:
+                yield receive, write
+            finally:
+                group.cancel_scope.cancel()
+                receive.close()
+
+
+def _is_unknown_session(error: MCPError) -> bool:
+    """Whether the server has no such session, and so has not looked at the request.
+
+    That is what it answers after a restart, with 404; the client must begin anew (MCP 2025-06-18, Transports, Session
+    Management).
+    """
+    return error.code == mcp_types.INVALID_REQUEST and "session" in str(error).lower()
+
+
+def _is_refused(reason: BaseException | None) -> bool:
+    """Whether no connection could be opened for the request."""
+    return any(isinstance(each, httpx2.ConnectError | httpx2.ConnectTimeout) for each in _leaves(reason))
+
+
+def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+    inner = getattr(error, "exceptions", None)
+    if inner:
+        for each in inner:
+            yield from _leaves(each)
+    elif error is not None:
+        yield error
+
+
+def _told(error: BaseException | None) -> str:
+    said = [str(each) or type(each).__name__ for each in _leaves(error)]
+    return "; ".join(dict.fromkeys(said)) or "it closed the connection"
+
+
+def _text(result: mcp_types.CallToolResult) -> str:
+    return "\n".join(_shown(content) for content in result.content)
+
+
+def _shown(content: Any) -> str:
+    """A content as text; what is none is described, since a tool's result is text or JSON."""
+    if content.type == "text":
+        return str(content.text)
+    if content.type in ("image", "audio"):
+        return f"[{content.type}, {content.mime_type}, {len(content.data) * 3 // 4} bytes, not shown]"
+    if content.type == "resource" and (text := getattr(content.resource, "text", None)) is not None:
+        return f"[{content.resource.uri}]\n{text}"
+    described = content.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if content.type == "resource":
+        size = len(described["resource"].pop("blob", "")) * 3 // 4
+        described["resource"]["bytes"] = size
+    return json.dumps(described)
