@@ -303,7 +303,10 @@ def commit(
     answer yet. One that was cancelled ends as that.
 
     Args:
-        state, thread, turn, now: As everywhere.
+        state: Of the thread.
+        thread: The thread.
+        turn: The correlation id.
+        now: The time of the answer.
         messages: Of the answer.
         usage: The tokens of all model calls.
         whole: Whether `messages` are all that the turn gave.

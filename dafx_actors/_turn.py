@@ -89,7 +89,7 @@ class Call:
     """Names it; see `ids.call_key`."""
     content: FunctionCallContent
     plan: Mapping[str, Json]
-    """What the worker said of it when the reply came: `refusal`, `approval`, `activity`, `agent`, ...; see `plan_for`."""
+    """What the worker said of it when the reply came; see `Toolbox.plan`."""
 
     @property
     def refusal(self) -> str | None:

@@ -268,7 +268,7 @@ class TurnSteps:
     # --- Steps ----------------------------------------------------------------------------------------------------
 
     async def _model_step(self) -> Json:
-        """The reply as a value, or the error; what may go better is tried again after a while, which holds no worker."""
+        """The reply as a value, or the error. What may go better is tried again after a while, by a durable timer."""
         asked = {
             "thread": self._thread.thread_id,
             "correlationId": self._id,

@@ -39,7 +39,7 @@ class AgentDefinition:
     """`step`: each model and tool call is recorded. `turn`: the whole turn is one operation, which a crash repeats."""
     options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """Parameters for every model call, by the provider's names."""
-    limits: Limits = Limits()
+    limits: Limits = attrs.field(factory=Limits)
     """What a turn may take at most; a request may say otherwise for its own."""
     retry: RetryPolicy | None = None
     """How failed model calls are made again; None: five attempts within ten minutes, at growing intervals."""
@@ -353,8 +353,8 @@ def _tool_mistakes(definition: AgentDefinition, instance: object) -> list[str]:
     if definition.durability != "turn":
         return []
     return [
-        f"{definition.name}: the tool {entry.name!r} needs durability='step': with 'turn' nothing is recorded while the "
-        "turn runs, and nobody can be waited for"
+        f"{definition.name}: the tool {entry.name!r} needs durability='step': with 'turn', nothing is recorded while "
+        "the turn runs, and nobody can be waited for"
         for entry in tools_of(instance)
         if isinstance(entry, AgentTool)
         or entry.approval is not None

@@ -182,7 +182,7 @@ class DurableAIAgentClient:
     async def pending_outcomes(
         self, agent: str | type | object, thread: AgentThread | str | None = None
     ) -> list[PendingDecision]:
-        """Tool calls with `effect="once"` that were cut off, and of which nobody knows whether they acted: `resolve` them.
+        """Tool calls with `effect="once"` that were cut off, so that nobody knows whether they acted: `resolve` them.
 
         Args:
             agent: By name or class.

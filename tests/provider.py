@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
-
 Answer: TypeAlias = "str | dict[str, Any]"
 """A text; or tool calls, arguments by the tools' names."""
 

@@ -300,7 +300,7 @@ def test_an_answer_without_the_form_that_was_asked_for_is_shown_with_the_error(e
     assert re.search(
         f"WARNING:__main__:Orchestration {UUID} ended as FAILED: InvalidAnswer: "
         "The answer does not fit `response_format`: it is not JSON .*\n"
-        f"WARNING:__main__:The model's answer was: {re.escape(repeat(model.requests[0]))}$",
+        f"WARNING:__main__:The model's answer was: {re.escape(repeat(model.requests[-1]))}$",
         output,
     )
 

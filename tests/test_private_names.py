@@ -28,7 +28,7 @@ from dafx_actors._seam import Pool
 
 READ = ["host_address", "secure_channel", "interceptors", "channel", "channel_options", "payload_store"]
 READER = "reader_of() reads threads with a client made from these: agents would read no thread without it"
-WATCH = "EndWatch tells a worker that the turn of a running step has ended: without it model calls run on after a cancel"
+WATCH = "EndWatch tells a worker that the turn of a step has ended: without it model calls run on after a cancel"
 POOL = "_size_pool() replaces this pool: without it a worker has CPUs + 4 threads, and runs as many turns at once"
 
 

@@ -822,7 +822,7 @@ WRONG: list[tuple[list[Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("listed", "mistakes"), WRONG, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("listed", "mistakes"), WRONG, ids=range(len(WRONG)))
 def test_mistakes_are_found_all_at_once(listed: list[Any], mistakes: list[str]) -> None:
     found = tool_mistakes(Host(*listed))
     assert len(found) == len(mistakes)
