@@ -310,7 +310,8 @@ def test_an_article_without_the_form_that_was_asked_for_is_shown_with_the_error(
     assert lines(output)[-2].startswith(
         "Orchestration <id> ended as FAILED: InvalidAnswer: The answer does not fit `response_format`: it is not JSON"
     )
-    assert lines(output)[-1] == "The model's answer was: Answer to: Write two short sentences about 'Cats'."
+    assert lines(output)[-1] == f"The model's answer was: {repeat(model.requests[-1])}"
+    assert len(model.requests) == 2  # it was told what was wrong, once
 
 
 def test_what_a_person_approves_is_published(endpoint: str) -> None:
