@@ -41,10 +41,12 @@ def _position(token: str) -> tuple[int, int] | None:
     if not token:
         return None
     try:
-        at, row = token.split(":")[:2]
-        return int(at), int(row)
+        at, row = map(int, token.split(":")[:2])
+        if not (abs(at) < 2**63 and abs(row) < 2**63):
+            raise ValueError
     except ValueError:
         raise Refused("INVALID_ARGUMENT", f"{token!r} is not a continuation token of this scheduler.") from None
+    return at, row
 
 
 def _fitting(items: Sequence[Any]) -> int:

@@ -90,6 +90,13 @@ async def test_a_group_that_fails_fails_as_a_whole_and_the_next_is_written(write
     assert writer.stored() == [3]
 
 
+async def test_a_value_that_cannot_be_stored_fails_its_group_and_not_the_next(writer: Writer) -> None:
+    with pytest.raises(SchedulerWriteFailed, match="too large"):
+        await writer.submit(2**63).committed()
+    await writer.submit(3).committed()
+    assert writer.stored() == [3]
+
+
 async def test_what_follows_a_commit_may_fail_without_harm_to_others(writer: Writer) -> None:
     first, second = writer.submit(1), writer.submit(2)
     first.then(lambda: [][0])

@@ -26,7 +26,7 @@ from dafx_actors.errors import (
 from dafx_actors.scheduler import EmbeddedScheduler, Tls
 from dafx_actors.scheduler.storage import schema
 from dafx_actors.scheduler.storage.database import connect, statements
-from tests.scheduler.bench import QUIET, Bench
+from tests.scheduler.bench import PATIENCE, QUIET, Bench
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,6 +157,23 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return paths
+
+
+async def test_numbers_beyond_all_measure_harm_nobody_else(bench: Bench) -> None:
+    """A moment that no database can hold is as good as never; a page that cannot be is refused."""
+    stub = await bench.stub()
+    far = pb.CreateInstanceRequest(name="any", instanceId="far")
+    far.scheduledStartTimestamp.seconds = 2**62
+    await stub.StartInstance(far, timeout=PATIENCE)
+    state = await bench.client.get_orchestration_state("far")
+    assert state is not None
+    assert state.runtime_status.name == "PENDING"
+    query = pb.QueryInstancesRequest()
+    query.query.continuationToken.value = f"1:{10**30}"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.QueryInstances(query)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await stub.StartInstance(pb.CreateInstanceRequest(name="any", instanceId="near"), timeout=PATIENCE)
 
 
 async def test_files_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ class Committer:
             for changes in group:
                 for sql, values in changes.writes:
                     execute(sql, values)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - such as a value that SQLite cannot hold; told to who sent it
             self._finish(error)
             return
         if self._usual < self._quick:
@@ -272,7 +272,7 @@ class Committer:
             logger.warning("The write-ahead log could not be copied into the database: %s", error)
         return None
 
-    def _finish(self, error: sqlite3.Error | None) -> None:
+    def _finish(self, error: Exception | None) -> None:
         """The group is on disk, or is not going to be; or the log was copied, and there is no group."""
         group, self._group = self._group, None
         if error is not None:
@@ -291,7 +291,7 @@ class Committer:
         else:
             self._rest()
 
-    def _give_up(self, group: list[Changes], error: sqlite3.Error) -> None:
+    def _give_up(self, group: list[Changes], error: Exception) -> None:
         with suppress(sqlite3.Error):
             self._connection.execute("ROLLBACK")
         failure = write_failed(self._location.path, error)

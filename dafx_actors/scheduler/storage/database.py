@@ -201,13 +201,13 @@ _MEANINGS = {
 }
 
 
-def _why(error: sqlite3.Error) -> str:
+def _why(error: Exception) -> str:
     code: object = getattr(error, "sqlite_errorcode", None)
     meaning = _MEANINGS.get(code & 0xFF) if isinstance(code, int) else None
     return f"{meaning} ({error})" if meaning else str(error)
 
 
-def write_failed(path: str, error: sqlite3.Error) -> SchedulerWriteFailed:
+def write_failed(path: str, error: Exception) -> SchedulerWriteFailed:
     """What a failed transaction means for whoever sent the request."""
     return SchedulerWriteFailed(path, _why(error))
 
