@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._clock import Clock
     from dafx_actors.scheduler._dispatch import Work, Worker
     from dafx_actors.scheduler._ids import Ids
+    from dafx_actors.scheduler._records import WorkKind
     from dafx_actors.scheduler._timers import Timer, Timers
     from dafx_actors.scheduler._turns import ReleaseLock, RequestLock, TellEntity
     from dafx_actors.scheduler.storage.committer import Changes
@@ -277,13 +278,13 @@ class TaskHub:
     def _render(self, work: Work, token: str) -> bytes | None:
         return _RENDER[work.kind](self, work, token)
 
-    def answered(self, token: str) -> Work | None:
-        """The work that was out under this token; None if nobody needs it any more.
+    def answered(self, token: str, kind: WorkKind) -> Work | None:
+        """The work of this kind that was out under this token; None if nobody needs it any more.
 
         Raises:
-            Superseded: the token is not out.
+            Superseded: the token is not out, or is that of another kind of work.
         """
-        work = self.delivery.answered(token)
+        work = self.delivery.answered(token, kind)
         if work is None:
             raise Superseded
         return None if work.dropped else work

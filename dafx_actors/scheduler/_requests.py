@@ -19,6 +19,7 @@ from dafx_actors.scheduler._turns import InvalidAnswer
 
 if TYPE_CHECKING:
     from dafx_actors.scheduler._dispatch import Work
+    from dafx_actors.scheduler._records import WorkKind
     from dafx_actors.scheduler.storage.committer import Changes
 
 Handler: TypeAlias = Callable[[TaskHub, Any], Awaitable[Any]]
@@ -213,9 +214,9 @@ async def get_entity(hub: TaskHub, request: pb.GetEntityRequest) -> pb.GetEntity
 # --- workers -------------------------------------------------------------------------------------------------------
 
 
-def _held(hub: TaskHub, token: str) -> Work | None:
+def _held(hub: TaskHub, token: str, kind: WorkKind) -> Work | None:
     try:
-        return hub.answered(token)
+        return hub.answered(token, kind)
     except Superseded:
         raise Refused(
             "FAILED_PRECONDITION",
@@ -226,10 +227,10 @@ def _held(hub: TaskHub, token: str) -> Work | None:
 
 async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) -> pb.CompleteTaskResponse:
     """CompleteOrchestratorTask."""
-    work = _held(hub, request.completionToken)
+    work = _held(hub, request.completionToken, "orchestration")
     if work is not None:
         it = work.subject
-        assert isinstance(it, Orchestration), "the token is that of a turn"
+        assert isinstance(it, Orchestration), "by its kind"
         try:
             with hub.changing() as changes:
                 hub.orchestrations.turned(changes, it, request)
@@ -242,10 +243,10 @@ async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) 
 
 async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:
     """CompleteActivityTask."""
-    work = _held(hub, request.completionToken)
+    work = _held(hub, request.completionToken, "activity")
     if work is not None:
         activity = work.subject
-        assert isinstance(activity, Activity), "the token is that of an activity"
+        assert isinstance(activity, Activity), "by its kind"
         with hub.changing() as changes:
             hub.orchestrations.activity_answered(changes, activity, request)
         await changes.committed()
@@ -254,10 +255,10 @@ async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.Co
 
 async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.CompleteTaskResponse:
     """CompleteEntityTask."""
-    work = _held(hub, request.completionToken)
+    work = _held(hub, request.completionToken, "entity")
     if work is not None:
         entity = work.subject
-        assert isinstance(entity, Entity), "the token is that of a batch"
+        assert isinstance(entity, Entity), "by its kind"
         if request.HasField("failureDetails") or not request.results:
             # The worker could not do any of it, as against an operation that failed.
             hub.again(work)
@@ -268,10 +269,10 @@ async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.Com
     return pb.CompleteTaskResponse()
 
 
-def _abandon(hub: TaskHub, token: str) -> None:
+def _abandon(hub: TaskHub, token: str, kind: WorkKind) -> None:
     # A worker that stops gives back what it has left, also what was handed out again since: then all is well.
     with suppress(Superseded):
-        work = hub.answered(token)
+        work = hub.answered(token, kind)
         if work is not None:
             hub.again(work)
 
@@ -280,19 +281,19 @@ async def abandon_orchestrator(
     hub: TaskHub, request: pb.AbandonOrchestrationTaskRequest
 ) -> pb.AbandonOrchestrationTaskResponse:
     """AbandonTaskOrchestratorWorkItem."""
-    _abandon(hub, request.completionToken)
+    _abandon(hub, request.completionToken, "orchestration")
     return pb.AbandonOrchestrationTaskResponse()
 
 
 async def abandon_activity(hub: TaskHub, request: pb.AbandonActivityTaskRequest) -> pb.AbandonActivityTaskResponse:
     """AbandonTaskActivityWorkItem."""
-    _abandon(hub, request.completionToken)
+    _abandon(hub, request.completionToken, "activity")
     return pb.AbandonActivityTaskResponse()
 
 
 async def abandon_entity(hub: TaskHub, request: pb.AbandonEntityTaskRequest) -> pb.AbandonEntityTaskResponse:
     """AbandonTaskEntityWorkItem."""
-    _abandon(hub, request.completionToken)
+    _abandon(hub, request.completionToken, "entity")
     return pb.AbandonEntityTaskResponse()
 
 

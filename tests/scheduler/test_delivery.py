@@ -127,6 +127,25 @@ async def test_an_answer_for_what_nobody_needs_any_more_is_no_error(bench: Bench
     assert (await bench.end_of(instance_id)).runtime_status.name == "TERMINATED"
 
 
+async def test_an_answer_of_the_wrong_kind_is_refused_and_changes_nothing(bench: Bench) -> None:
+    """The work stays with its worker, whose own answer still counts."""
+    stub = await bench.stub()
+    worker = RawWorker(stub)
+    instance_id = await bench.client.schedule_new_orchestration("any")
+    item = await worker.take()
+    token = item.completionToken
+    for call in (
+        stub.CompleteActivityTask(pb.ActivityResponse(completionToken=token)),
+        stub.CompleteEntityTask(pb.EntityBatchResult(completionToken=token)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await stub.AbandonTaskActivityWorkItem(pb.AbandonActivityTaskRequest(completionToken=token))
+    await stub.CompleteOrchestratorTask(complete(item))
+    assert (await bench.end_of(instance_id)).runtime_status.name == "COMPLETED"
+
+
 async def test_abandoned_work_is_handed_out_again(bench: Bench) -> None:
     stub = await bench.stub()
     worker = RawWorker(stub)
