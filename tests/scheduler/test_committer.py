@@ -6,6 +6,7 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from dafx_actors.errors import SchedulerWriteFailed
@@ -117,6 +118,25 @@ async def test_the_log_does_not_grow_for_ever(writer: Writer) -> None:
     await writer.committer.drained()
     assert writer.location.log_size() < 3_000_000
     assert len(writer.stored()) == 300
+
+
+async def test_somebody_who_reads_for_long_holds_nobody_up(writer: Writer) -> None:
+    """A backup, say: the log grows meanwhile, and starts again from its beginning when that is over."""
+    await writer.submit(0).committed()
+    writer.reader.execute("BEGIN")
+    assert writer.stored() == [0]
+    for number in range(1, 200):
+        with anyio.fail_after(4.0):  # SQLite would wait for 5.
+            await writer.submit(number, b"x" * 4_000).committed()
+    await writer.committer.drained()
+    grown = writer.location.log_size()
+    assert grown > 800_000
+    writer.reader.execute("COMMIT")
+    for number in range(200, 600):
+        await writer.submit(number, b"x" * 4_000).committed()
+    await writer.committer.drained()
+    assert writer.location.log_size() < 2 * grown
+    assert len(writer.stored()) == 600
 
 
 async def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:

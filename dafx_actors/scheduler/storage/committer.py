@@ -266,7 +266,9 @@ class Committer:
 
     def _checkpoint(self) -> sqlite3.Error | None:
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            # The other modes wait for whoever reads, such as a backup, and nothing would be written meanwhile. The log
+            # starts again from its beginning with the first write after this that finds nobody reading it.
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
             # The changes are safe in the log; it only grows until a checkpoint succeeds.
             logger.warning("The write-ahead log could not be copied into the database: %s", error)
