@@ -55,9 +55,10 @@ class FileLock:
             pid = _read_pid(file)
             os.close(file)
             raise SchedulerInUse(str(self._database), pid) from error
-        os.ftruncate(file, 0)
-        os.pwrite(file, str(os.getpid()).encode(), 0)
         self._file = file
+        with suppress(OSError):  # The number is for people; on a full disk they do without it.
+            os.ftruncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
         return self
 
     def __exit__(
