@@ -78,7 +78,7 @@ class Engine:
         self.clock = clock
         self.store = Store(path, synchronous=synchronous, failed=self._write_failed)
         self.hubs: dict[str, TaskHub] = {}
-        self.timers = Timers(clock, self._fire)
+        self.timers: Timers
         self._retention = retention
         self._patience = patience
         self._stack = AsyncExitStack()
@@ -94,6 +94,7 @@ class Engine:
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
+            self.hubs, self.timers = {}, Timers(self.clock, self._fire)
             self.started = self.clock.now()
             for row, name in self.store.hubs():
                 self._add_hub(row, name, stored=True)

@@ -166,6 +166,20 @@ async def test_work_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None
         assert (await bench.end_of(instance_id)).serialized_output == "1"
 
 
+async def test_the_same_scheduler_can_be_run_again(tmp_path: Path) -> None:
+    scheduler = EmbeddedScheduler(tmp_path / "dafx.db")
+    for name in ("first", "second"):
+        async with scheduler, AsyncTaskHubGrpcClient(host_address=scheduler.endpoint, logger=QUIET) as client:
+            worker = make_worker(scheduler.endpoint, naps)
+            worker.start()
+            await client.schedule_new_orchestration(naps, instance_id=name)
+            await client.raise_orchestration_event(name, "go", data=name)
+            state = await client.wait_for_orchestration_completion(name, timeout=30)
+            await anyio.to_thread.run_sync(worker.stop)
+            assert state is not None
+            assert state.serialized_output == f'"{name}"'
+
+
 async def test_a_scheduler_on_a_thread_of_its_own(tmp_path: Path) -> None:
     """For programs without an event loop."""
 

@@ -81,6 +81,7 @@ class Store:
             if not self.location.in_memory:
                 self._reader = stack.enter_context(closing(connect_reader(path)))
             self.committer = Committer(self._writer, self.location, self._failed)
+            self.failure = None
             stack.push_async_callback(self.committer.close)
             self._stack = stack.pop_all()
         return self
