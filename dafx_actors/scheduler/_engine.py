@@ -131,43 +131,52 @@ class Engine:
                 # Whatever goes wrong, the task hub has its timers again when it has read itself from the store.
                 with suppress(Exception), hub.changing() as changes:
                     for timer in mine:
-                        hub.fire(changes, timer)
+                        try:
+                            hub.fire(changes, timer)
+                        except SchedulerDatabaseError as error:
+                            # It stays on disk, for when somebody has repaired that.
+                            logger.error("A timer could not fire: %s", error)  # noqa: TRY400
 
     # --- when the disk refuses ---------------------------------------------------------------------------------
 
-    def _write_failed(self, error: SchedulerWriteFailed) -> None:
-        """A commit failed: what is on disk is the truth, and nothing is handed out until it can be changed."""
-        logger.error("%s", error)
-        self.store.failure = error
+    def _write_failed(self, error: SchedulerWriteFailed | SchedulerDatabaseError) -> None:
+        """A commit failed: what is on disk is the truth, and nothing is handed out until it can be changed.
+
+        A file that is damaged is not written again: that might make it worse. Whoever repairs it starts anew.
+        """
+        known, self.store.failure = self.store.failure, error
+        if isinstance(known, SchedulerDatabaseError):
+            self.store.failure = known
+        if type(known) is not type(error):
+            logger.error("%s", error)
+        if known is not None:
+            return  # Nothing was decided since.
         for hub in self.hubs.values():
             hub.delivery.queue.paused = True
-        self._reload()
-        if self._recovery is None:
+        for hub in self.hubs.values():
+            hub.reload()
+        if self._recovery is None and isinstance(error, SchedulerWriteFailed):
             self._recovery = asyncio.get_running_loop().create_task(self._recover())
 
-    def _reload(self) -> None:
-        try:
-            for hub in self.hubs.values():
-                hub.reload()
-        except SchedulerDatabaseError as unreadable:
-            logger.error("%s", unreadable)  # noqa: TRY400 - the message says it all
-
     async def _recover(self) -> None:
-        while True:
+        while isinstance(self.store.failure, SchedulerWriteFailed):
             await asyncio.sleep(_TRY_AGAIN)
             changes = self.store.committer.begin()
-            tables.delete_signals(changes, 0)
             tables.touch(changes, self.clock.now())
             self.store.committer.submit(changes)
-            with suppress(SchedulerWriteFailed):
+            with suppress(SchedulerWriteFailed, SchedulerDatabaseError):
                 await changes.committed()
-                break
+                self._recovered()
+
+    def _recovered(self) -> None:
         self.store.failure = None
-        self._recovery = None
-        self._reload()
-        logger.info("The database can be written again; work goes on")
         for hub in self.hubs.values():
-            hub.delivery.queue.resume()
+            hub.reload()
+        if self.store.failure is None:
+            self._recovery = None
+            logger.info("The database can be written again; work goes on")
+            for hub in self.hubs.values():
+                hub.delivery.queue.resume()
 
     async def _stop_recovery(self) -> None:
         if self._recovery is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from dafx_actors.errors import SchedulerWriteFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler._batches import problem_with
 from dafx_actors.scheduler._delivery import Delivery
 from dafx_actors.scheduler._entities import Entities
@@ -100,6 +100,7 @@ class TaskHub:
 
         Raises:
             SchedulerWriteFailed: the last write failed, and none has succeeded since.
+            SchedulerDatabaseError: the file is damaged.
         """
         if self.store.failure is not None:
             raise self.store.failure
@@ -107,31 +108,63 @@ class TaskHub:
         if not self._stored:
             self._stored = True
             tables.insert_hub(changes, self.id, self.name)
+        untouched = len(changes.writes)
         try:
             yield changes
         except (Refused, InvalidAnswer):
             if len(changes.writes) > 0:
                 self.store.committer.submit(changes)
             raise
+        except SchedulerDatabaseError:
+            if len(changes.writes) > untouched:
+                self._doubt()
+            raise
         except Exception:
-            logger.exception("A request failed half-way; the task hub %s is read again", self.name)
-            self._stored = False
-            self.reload()
+            self._doubt()
             raise
         self.store.committer.submit(changes, more=self.delivery.crowded())
 
+    def _doubt(self) -> None:
+        """What is in memory cannot be trusted: read all from the store, once what others decided is there."""
+        logger.exception("A request failed half-way; the task hub %s is read again", self.name)
+        waiters, self._waiters = self._waiters, {}  # Nobody is told of what is in memory now.
+        self.store.committer.finish_now()
+        self._waiters = waiters
+        self.reload()
+
+    def existing(self, instance_id: str) -> Orchestration:
+        """The orchestration with this instance id.
+
+        Raises:
+            Refused: there is none.
+        """
+        it = self.orchestrations.find(instance_id)
+        if it is None:
+            raise Refused("NOT_FOUND", f"There is no orchestration with the instance id {instance_id!r}.")
+        return it
+
     async def on_disk(self, record: Orchestration | Entity) -> None:
-        """Wait until what is in memory of this record may be shown."""
+        """Wait until what is now in memory of this record may be shown; copy it before, since it may change again."""
         await self.store.committer.reached(record.dirty)
 
     def reload(self) -> None:
-        """Throw memory away and read what is ready from the store."""
+        """Throw memory away and read what is ready from the store; nothing that is not on disk yet may be left to write.
+
+        If that cannot be read, the store is left alone from then on: requests that change something are refused, and
+        nothing is handed out.
+        """
         self._signals.clear()
-        self._stored = self.store.row("SELECT 1 FROM hubs WHERE id = ?", self.id) is not None
         self.delivery.forget()
         self.orchestrations.forget()
         self.entities.forget()
-        self.load()
+        try:
+            self._stored = self.store.hub_is_stored(self.id)
+            self.load()
+            for it in [self.orchestrations.find(instance_id) for instance_id in self._waiters]:
+                if it is not None:
+                    self.notify(it)
+        except SchedulerDatabaseError as error:
+            self.store.give_up(error)
 
     def load(self) -> None:
         """Read what is ready from the store: after a start, whatever was out is out again."""
@@ -215,17 +248,22 @@ class TaskHub:
         self.timers.add((due, timer, self.id, kind, orchestration, event))
 
     def fire(self, changes: Changes, timer: Timer) -> None:
-        """A timer is due."""
+        """A timer is due.
+
+        Raises:
+            SchedulerDatabaseError: what it is for cannot be read. Nothing was changed.
+        """
         _, row, _, kind, orchestration, event = timer
-        tables.delete_timer(changes, row)
         if kind == tables.TIMER_TELLS:
             delayed = self.store.delayed_operation(row)
             if delayed is not None:
                 entity_id, operation = delayed
                 # Its place in line is that of its arrival, which is now.
                 self.entities.tell(changes, entity_id, attrs.evolve(operation, id=self.ids.row()))
+            tables.delete_timer(changes, row)
             return
         it = self.orchestrations.find_by_id(cast("int", orchestration))
+        tables.delete_timer(changes, row)
         if it is None or row not in it.timers:
             return
         it.timers.discard(row)
@@ -276,7 +314,13 @@ class TaskHub:
     # --- work ----------------------------------------------------------------------------------------------------
 
     def _render(self, work: Work, token: str) -> bytes | None:
-        return _RENDER[work.kind](self, work, token)
+        try:
+            return _RENDER[work.kind](self, work, token)
+        except SchedulerDatabaseError as error:
+            # It waits until something happens to it, or until somebody has repaired the file. Other work goes on.
+            about = {"task_hub": self.name, "kind": work.kind, "work": work.lane.name}
+            logger.error("%s cannot be handed out: %s", work.lane, error, extra=about)  # noqa: TRY400
+            return None
 
     def answered(self, token: str, kind: WorkKind) -> Work | None:
         """The work of this kind that was out under this token; None if nobody needs it any more.

@@ -300,6 +300,8 @@ class Orchestrations:
         """
         at = max(self._hub.clock.now(), it.turn_started)
         verdict = _turns.judge(it, answer, at)
+        if not isinstance(verdict.conclusion, _turns.Waits):
+            self._hub.store.load_payload(it)  # Before anything is changed, since it may not be readable.
         told = [it.inbox.popleft() for _ in range(it.taken)]
         new, it.told, it.lease, it.taken = it.told, [], None, 0
         if told:

@@ -160,13 +160,16 @@ async def clean_entities(hub: TaskHub, request: pb.CleanEntityStorageRequest) ->
     return pb.CleanEntityStorageResponse(orphanedLocksReleased=released)
 
 
-async def history(hub: TaskHub, request: pb.StreamInstanceHistoryRequest) -> list[pb.HistoryChunk] | None:
-    """StreamInstanceHistory; None for an orchestration that is not there."""
-    it = hub.orchestrations.find(request.instanceId)
-    if it is None or (request.executionId.value and request.executionId.value != it.execution_id):
-        return None
+async def history(hub: TaskHub, request: pb.StreamInstanceHistoryRequest) -> list[pb.HistoryChunk]:
+    """StreamInstanceHistory."""
+    it = hub.existing(request.instanceId)
+    if request.executionId.value and request.executionId.value != it.execution_id:
+        raise Refused(
+            "NOT_FOUND", f"The orchestration {it.instance_id!r} has no execution {request.executionId.value!r} now."
+        )
+    chunks = list(_chunks(hub.store.load_history(it)))
     await hub.on_disk(it)
-    return list(_chunks(hub.store.load_history(it)))
+    return chunks
 
 
 def _chunks(stored: bytes | bytearray) -> Iterator[pb.HistoryChunk]:

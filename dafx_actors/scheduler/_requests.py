@@ -27,13 +27,6 @@ Handler: TypeAlias = Callable[[TaskHub, Any], Awaitable[Any]]
 _LIVE = {Status.PENDING, Status.RUNNING, Status.SUSPENDED}
 
 
-def _existing(hub: TaskHub, instance_id: str) -> Orchestration:
-    it = hub.orchestrations.find(instance_id)
-    if it is None:
-        raise Refused("NOT_FOUND", f"There is no orchestration with the instance id {instance_id!r}.")
-    return it
-
-
 # --- starting and waiting ------------------------------------------------------------------------------------------
 
 
@@ -88,8 +81,9 @@ async def get_instance(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetIn
     it = hub.orchestrations.find(request.instanceId)
     if it is None:
         return pb.GetInstanceResponse(exists=False)
+    reply = _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
     await hub.on_disk(it)
-    return _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+    return reply
 
 
 async def wait_for_start(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
@@ -109,7 +103,7 @@ async def wait_for_completion(hub: TaskHub, request: pb.GetInstanceRequest) -> p
 
 async def raise_event(hub: TaskHub, request: pb.RaiseEventRequest) -> pb.RaiseEventResponse:
     """RaiseEvent."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     with hub.changing() as changes:
         event = _events.event_raised(hub.clock.now(), request.name, text_of(request, "input"))
         hub.orchestrations.tell(changes, it, "event", event)
@@ -129,7 +123,7 @@ async def terminate(hub: TaskHub, request: pb.TerminateRequest) -> pb.TerminateR
 
 async def suspend(hub: TaskHub, request: pb.SuspendRequest) -> pb.SuspendResponse:
     """SuspendInstance."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     with hub.changing() as changes:
         hub.orchestrations.suspend(changes, it, text_of(request, "reason"))
     await changes.committed()
@@ -138,7 +132,7 @@ async def suspend(hub: TaskHub, request: pb.SuspendRequest) -> pb.SuspendRespons
 
 async def resume(hub: TaskHub, request: pb.ResumeRequest) -> pb.ResumeResponse:
     """ResumeInstance."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     with hub.changing() as changes:
         hub.orchestrations.resume(changes, it, text_of(request, "reason"))
     await changes.committed()
@@ -147,7 +141,7 @@ async def resume(hub: TaskHub, request: pb.ResumeRequest) -> pb.ResumeResponse:
 
 async def restart(hub: TaskHub, request: pb.RestartInstanceRequest) -> pb.RestartInstanceResponse:
     """RestartInstance."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     instance_id = uuid.uuid4().hex if request.restartWithNewInstanceId else it.instance_id
     if not it.ended and instance_id == it.instance_id:
         raise Refused(
@@ -168,7 +162,7 @@ async def restart(hub: TaskHub, request: pb.RestartInstanceRequest) -> pb.Restar
 
 async def rewind(hub: TaskHub, request: pb.RewindInstanceRequest) -> pb.RewindInstanceResponse:
     """RewindInstance."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     if it.status != Status.FAILED:
         raise Refused(
             "FAILED_PRECONDITION",
@@ -203,12 +197,14 @@ async def signal_entity(hub: TaskHub, request: pb.SignalEntityRequest) -> pb.Sig
 async def get_entity(hub: TaskHub, request: pb.GetEntityRequest) -> pb.GetEntityResponse:
     """GetEntity."""
     entity = hub.entities.find(request.instanceId)
-    if entity is not None:
-        await hub.on_disk(entity)
-    if entity is None or entity.state is None:
+    if entity is None:
         return pb.GetEntityResponse(exists=False)
-    metadata = _states.entity_metadata(entity, len(entity.mailbox), state=request.includeState)
-    return pb.GetEntityResponse(exists=True, entity=metadata)
+    reply = pb.GetEntityResponse(exists=False)
+    if entity.state is not None:
+        metadata = _states.entity_metadata(entity, len(entity.mailbox), state=request.includeState)
+        reply = pb.GetEntityResponse(exists=True, entity=metadata)
+    await hub.on_disk(entity)
+    return reply
 
 
 # --- workers -------------------------------------------------------------------------------------------------------

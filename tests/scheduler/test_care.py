@@ -26,6 +26,7 @@ from dafx_actors import cli
 from dafx_actors.errors import DafxError
 from dafx_actors.scheduler import EmbeddedScheduler, Retention
 from dafx_actors.scheduler._logs import JsonFormatter
+from dafx_actors.scheduler._records import Start
 from dafx_actors.scheduler.hosted import back_up, hosted, hosted_async, stats, stats_async
 from dafx_actors.scheduler.storage.database import connect
 from tests.conftest import free_port
@@ -358,6 +359,33 @@ async def test_a_fault_of_our_own_costs_one_request_and_nothing_else(bench: Benc
     assert len(bench.scheduler.engine.timers) == 1
     await bench.client.raise_orchestration_event(instance_id, "go", data=2)
     assert (await waiting).serialized_output == "2"
+
+
+async def test_a_fault_of_our_own_costs_nothing_that_was_decided_before(bench: Bench) -> None:
+    """What others asked for is on its way to the disk when memory is read again from there."""
+    worker = RawWorker(await bench.stub())
+    hub = bench.scheduler.engine.hub("default")
+    with hub.changing() as before:
+        hub.orchestrations.create(before, "first", Start(name="any"))
+    with pytest.raises(ZeroDivisionError), hub.changing():
+        _ = 1 / 0
+    await before.committed()
+    assert (await worker.take()).orchestratorRequest.instanceId == "first"
+
+
+async def test_who_waits_is_told_by_what_is_read_again(bench: Bench) -> None:
+    """Here the last change of an ended orchestration comes to nothing, so that no commit tells of its end."""
+    hub = bench.scheduler.engine.hub("default")
+    waiting = asyncio.create_task(bench.end_of("first"))
+    while not hub.waiting_clients:
+        await anyio.lowlevel.checkpoint()
+    with hub.changing() as changes:
+        it = hub.orchestrations.create(changes, "first", Start(name="any"))
+        hub.orchestrations.terminate(changes, it, '"over"', recurse=False)
+    with pytest.raises(ZeroDivisionError), hub.changing() as changes:  # noqa: PT012 - the fault is half-way
+        hub.orchestrations.touch(changes, it)
+        _ = 1 / 0
+    assert (await waiting).serialized_output == '"over"'
 
 
 async def test_nothing_is_left_behind(tmp_path: Path) -> None:

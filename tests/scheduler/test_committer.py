@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from dafx_actors.errors import SchedulerWriteFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler.storage import committer
 from dafx_actors.scheduler.storage.committer import Changes, Committer
 from dafx_actors.scheduler.storage.database import Location, connect, connect_reader
@@ -29,7 +29,7 @@ class Writer:
     def __init__(self, path: Path, quick: float) -> None:
         self.connection = connect(str(path), synchronous="full", steps=["CREATE TABLE t (a INTEGER PRIMARY KEY, b)"])
         self.reader = connect_reader(str(path))
-        self.failures: list[SchedulerWriteFailed] = []
+        self.failures: list[SchedulerWriteFailed | SchedulerDatabaseError] = []
         self.location = Location(path=str(path))
         self.committer = Committer(
             self.connection, self.location, self.failures.append, quick=quick, checkpoint_at=200_000
@@ -110,6 +110,21 @@ async def test_it_can_be_waited_for_by_number(writer: Writer) -> None:
     await writer.committer.reached(changes.seq)
     assert writer.stored() == [1]
     await writer.committer.reached(changes.seq)
+
+
+async def test_all_can_be_written_while_everybody_waits(writer: Writer) -> None:
+    """Also what a thread has begun to write, and what is decided when that is done."""
+    first = writer.submit(1)
+    first.then(lambda: done.append(writer.submit(3)))
+    done: list[Changes] = []
+    writer.committer._flush()
+    second = writer.submit(2)
+    writer.committer.finish_now()
+    assert writer.stored() == [1, 2, 3]
+    for changes in (first, second, *done):
+        await changes.committed()
+    await writer.submit(4).committed()
+    assert writer.stored() == [1, 2, 3, 4]
 
 
 async def test_the_log_does_not_grow_for_ever(writer: Writer) -> None:

@@ -38,7 +38,7 @@ class Store:
         path: str | os.PathLike[str] | None,
         *,
         synchronous: Synchronous = "full",
-        failed: Callable[[SchedulerWriteFailed], None],
+        failed: Callable[[SchedulerWriteFailed | SchedulerDatabaseError], None],
     ) -> None:
         """Name a database; nothing is opened yet.
 
@@ -55,7 +55,7 @@ class Store:
         self._writer: sqlite3.Connection
         self._reader: sqlite3.Connection
         self.committer: Committer
-        self.failure: SchedulerWriteFailed | None = None
+        self.failure: SchedulerWriteFailed | SchedulerDatabaseError | None = None
         """Why nothing can be written at the moment."""
         self.ids: _ids.Ids
 
@@ -100,6 +100,10 @@ class Store:
         except (sqlite3.Error, TypeError) as error:
             raise SchedulerDatabaseError(self.location.path, f"it cannot be written ({error})") from error
         return _ids.Ids(first)
+
+    def give_up(self, error: SchedulerDatabaseError) -> None:
+        """The file is damaged: nothing is written any more, and what can be read is."""
+        self._failed(error)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -246,6 +250,10 @@ class Store:
             "SELECT entity, id, event, request, caller, caller_instance, caller_execution FROM timers WHERE id = ?", row
         )
         return None if found is None else (found[0], tables.read_operation(found[1:]))
+
+    def hub_is_stored(self, row: int) -> bool:
+        """Whether there is a task hub of this row."""
+        return self.row("SELECT 1 FROM hubs WHERE id = ?", row) is not None
 
     def seen_signal(self, hub: int, request_id: str) -> bool:
         """Whether a client's signal was taken before."""
