@@ -126,9 +126,7 @@ class Delivery:
     def overdue(self, before: Mapping[WorkKind, int]) -> list[Work]:
         """What workers have held since before the moment for its kind; they do not hold it any more."""
         late = [work for work in self._out.values() if work.given < before[work.kind]]
-        return [
-            work for work in late if self.answered(work.token or "", work.kind) is not None and not work.dropped
-        ]
+        return [work for work in late if self.answered(work.token or "", work.kind) is not None and not work.dropped]
 
     def crowded(self) -> bool:
         """Whether workers have just been given so much that more answers are about to come."""

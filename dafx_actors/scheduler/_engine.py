@@ -131,11 +131,7 @@ class Engine:
                 # Whatever goes wrong, the task hub has its timers again when it has read itself from the store.
                 with suppress(Exception), hub.changing() as changes:
                     for timer in mine:
-                        try:
-                            hub.fire(changes, timer)
-                        except SchedulerDatabaseError as error:
-                            # It stays on disk, for when somebody has repaired that.
-                            logger.error("A timer could not fire: %s", error)  # noqa: TRY400
+                        hub.fire(changes, timer)
 
     # --- when the disk refuses ---------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ why). If the changes cannot be written, memory is thrown away and read again fro
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
@@ -115,18 +116,16 @@ class TaskHub:
             if len(changes.writes) > 0:
                 self.store.committer.submit(changes)
             raise
-        except SchedulerDatabaseError:
-            if len(changes.writes) > untouched:
-                self._doubt()
-            raise
-        except Exception:
-            self._doubt()
+        except Exception as error:
+            # What could not be read, as long as nothing was changed, leaves no doubt.
+            if len(changes.writes) > untouched or not isinstance(error, SchedulerDatabaseError):
+                self._doubt(error)
             raise
         self.store.committer.submit(changes, more=self.delivery.crowded())
 
-    def _doubt(self) -> None:
+    def _doubt(self, error: Exception) -> None:
         """What is in memory cannot be trusted: read all from the store, once what others decided is there."""
-        logger.exception("A request failed half-way; the task hub %s is read again", self.name)
+        logger.error("A request failed half-way; the task hub %s is read again", self.name, exc_info=error)
         waiters, self._waiters = self._waiters, {}  # Nobody is told of what is in memory now.
         self.store.committer.finish_now()
         self._waiters = waiters
@@ -148,7 +147,7 @@ class TaskHub:
         await self.store.committer.reached(record.dirty)
 
     def reload(self) -> None:
-        """Throw memory away and read what is ready from the store; nothing that is not on disk yet may be left to write.
+        """Throw memory away and read what is ready from the store, to which nothing may be left to write.
 
         If that cannot be read, the store is left alone from then on: requests that change something are refused, and
         nothing is handed out.
@@ -168,17 +167,16 @@ class TaskHub:
 
     def load(self) -> None:
         """Read what is ready from the store: after a start, whatever was out is out again."""
+        with _uncollected():
+            self._load()
+
+    def _load(self) -> None:
         now = self.clock.now()
         self.timers.replace(self.id, [(row[0], row[1], self.id, *row[2:]) for row in self.store.timers(self.id)])
         self.entities.load(list(self.store.lock_requests(self.id)))
-        for row in self.store.ready_orchestrations(self.id, now, Status.PENDING):
-            it = self.orchestrations.find_by_id(row)
-            if it is not None:
-                self.orchestrations.offer(it)
+        self.orchestrations.load(self.store.ready_orchestrations(self.id, now, Status.PENDING))
         for activity in self.store.activities(self.id):
-            it = self.orchestrations.find_by_id(activity.orchestration)
-            if it is not None:
-                self.orchestrations.offer_activity(it, activity)
+            self.orchestrations.offer_activity(activity)
         for entity_id in self.store.busy_entities(self.id):
             entity = self.entities.find(entity_id)
             if entity is not None:
@@ -248,11 +246,14 @@ class TaskHub:
         self.timers.add((due, timer, self.id, kind, orchestration, event))
 
     def fire(self, changes: Changes, timer: Timer) -> None:
-        """A timer is due.
+        """A timer is due. One whose purpose cannot be read stays on disk, for when somebody has repaired that."""
+        try:
+            self._fire(changes, timer)
+        except SchedulerDatabaseError as error:
+            logger.error("A timer could not fire: %s", error, extra={"task_hub": self.name})  # noqa: TRY400
 
-        Raises:
-            SchedulerDatabaseError: what it is for cannot be read. Nothing was changed.
-        """
+    def _fire(self, changes: Changes, timer: Timer) -> None:
+        # Whatever has to be read is read before anything is changed.
         _, row, _, kind, orchestration, event = timer
         if kind == tables.TIMER_TELLS:
             delayed = self.store.delayed_operation(row)
@@ -346,6 +347,18 @@ class TaskHub:
         """A worker's stream has ended; what it held is handed out again at once."""
         for work in self.delivery.disconnect(worker):
             self.again(work)
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Without garbage collection: none of a hundred thousand new records is garbage, and looking takes longest."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _reached(it: Orchestration, *, ended: bool) -> bool:

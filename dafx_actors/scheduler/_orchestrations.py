@@ -14,7 +14,7 @@ from dafx_actors.scheduler._records import Activity, Message, Orchestration, Par
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from dafx_actors.scheduler._hub import TaskHub
     from dafx_actors.scheduler._records import MessageKind, Start
@@ -86,6 +86,12 @@ class Orchestrations:
         self._by_name.clear()
         self._by_id.clear()
         self._idle.clear()
+
+    def load(self, ready: Iterable[Orchestration]) -> None:
+        """Those that may have a turn to take, from the store."""
+        for it in ready:
+            self._remember(it)
+            self.offer(it)
 
     def touch(self, changes: Changes, it: Orchestration) -> None:
         """It is part of these changes: look after it when they are on disk."""
@@ -361,13 +367,13 @@ class Orchestrations:
         )
         it.activities.add(activity.id)
         tables.insert_activity(changes, activity)
-        changes.then(lambda: self.offer_activity(it, activity))
+        # Unless its orchestration has ended meanwhile.
+        changes.then(lambda: self.offer_activity(activity) if activity.id in it.activities else None)
 
-    def offer_activity(self, it: Orchestration, activity: Activity) -> None:
-        """Queue an activity, unless its orchestration has ended meanwhile."""
-        if activity.id in it.activities:
-            lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
-            self._hub.delivery.offer(activity, lane, group=it.id)
+    def offer_activity(self, activity: Activity) -> None:
+        """Queue an activity."""
+        lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
+        self._hub.delivery.offer(activity, lane, group=activity.orchestration)
 
     def activity_answered(self, changes: Changes, activity: Activity, answer: pb.ActivityResponse) -> None:
         """A worker has answered for an activity."""

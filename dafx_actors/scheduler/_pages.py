@@ -21,6 +21,9 @@ PAGE = 100
 LARGEST_PAGE = 1_000
 """Items on a page, whatever the caller says."""
 
+_TOO_LARGE = 2**63
+"""For SQLite."""
+
 _BYTES_ON_PAGE = 3 * 2**20
 """A client receives 4 MiB in one message, unless it is told otherwise."""
 
@@ -42,10 +45,10 @@ def _position(token: str) -> tuple[int, int] | None:
         return None
     try:
         at, row = map(int, token.split(":")[:2])
-        if not (abs(at) < 2**63 and abs(row) < 2**63):
-            raise ValueError
     except ValueError:
-        raise Refused("INVALID_ARGUMENT", f"{token!r} is not a continuation token of this scheduler.") from None
+        at = row = _TOO_LARGE
+    if max(abs(at), abs(row)) >= _TOO_LARGE:
+        raise Refused("INVALID_ARGUMENT", f"{token!r} is not a continuation token of this scheduler.")
     return at, row
 
 

@@ -262,7 +262,8 @@ class Committer:
         if self._thread is None:
             self._thread = Thread(target=self._run, name="dafx-scheduler-commit", daemon=True)
             self._thread.start()
-        self._handed = handed = concurrent.futures.Future()
+        handed: _Handed = concurrent.futures.Future()
+        self._handed = handed
         self._jobs.put((job, handed))
 
     def _run(self) -> None:
