@@ -389,8 +389,15 @@ def _render_activity(hub: TaskHub, work: Work, token: str) -> bytes | None:
 
 
 def _render_batch(hub: TaskHub, work: Work, token: str) -> bytes | None:
-    assert isinstance(work.subject, Entity), "by its lane"
-    return hub.entities.render(work.subject, token)
+    entity = work.subject
+    assert isinstance(entity, Entity), "by its lane"
+    item = hub.entities.render(entity, token)
+    if item is None or not _indigestible(item, work):
+        return item
+    failure = _too_large(item, "state and operations", "Keep less in it.")
+    with suppress(SchedulerWriteFailed), hub.changing() as changes:
+        hub.entities.fail(changes, entity, failure)
+    return None
 
 
 _USUAL_LIMIT = 4 * 2**20
