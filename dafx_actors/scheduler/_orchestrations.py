@@ -66,9 +66,13 @@ class Orchestrations:
             # Another row of that id may be in memory: one that was deleted, and is not on disk any more.
             self._by_name.setdefault(found.instance_id, found)
             self._by_id[found.id] = found
-            if found.idle:
-                self._idle.put(found.id, _RECORD_WEIGHT)
+            self.rest(found)
         return found
+
+    def rest(self, it: Orchestration) -> None:
+        """It was used: if nothing is left to do for it, it may be forgotten, those that were used before it first."""
+        if it.idle and not it.gone:
+            self._idle.put(it.id, _weight(it))
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -112,7 +116,7 @@ class Orchestrations:
         if it.gone or it.ended:
             self._evict(it.id)
         else:
-            self._idle.put(it.id, _RECORD_WEIGHT + len(it.history or b""))
+            self.rest(it)
 
     def offer(self, it: Orchestration) -> None:
         """Queue its next turn, if it has one to take."""
@@ -430,3 +434,8 @@ class Orchestrations:
         target = self.find(effect.instance_id)
         if target is not None:
             self.terminate(changes, target, effect.output, recurse=effect.recurse)
+
+
+def _weight(it: Orchestration) -> int:
+    payload = len(it.start.input or "") if it.start is not None else 0
+    return _RECORD_WEIGHT + len(it.history or b"") + 2 * (payload + len(it.output or ""))

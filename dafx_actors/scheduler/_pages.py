@@ -171,6 +171,7 @@ async def history(hub: TaskHub, request: pb.StreamInstanceHistoryRequest) -> lis
             "NOT_FOUND", f"The orchestration {it.instance_id!r} has no execution {request.executionId.value!r} now."
         )
     chunks = list(_chunks(hub.store.load_history(it)))
+    hub.orchestrations.rest(it)
     await hub.on_disk(it)
     return chunks
 

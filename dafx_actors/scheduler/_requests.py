@@ -82,6 +82,7 @@ async def get_instance(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetIn
     if it is None:
         return pb.GetInstanceResponse(exists=False)
     reply = _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+    hub.orchestrations.rest(it)
     await hub.on_disk(it)
     return reply
 

@@ -20,6 +20,7 @@ import pytest
 from durabletask import task
 from durabletask.client import OrchestrationQuery, OrchestrationStatus
 from durabletask.entities import EntityInstanceId
+from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.testing.in_memory_backend import InMemoryOrchestrationBackend
 
 from dafx_actors import cli
@@ -31,6 +32,7 @@ from dafx_actors.scheduler.hosted import back_up, hosted, hosted_async, stats, s
 from dafx_actors.scheduler.storage.database import connect
 from tests.conftest import free_port
 from tests.scheduler.bench import Bench, RawWorker, Steps
+from tests.scheduler.test_delivery import complete
 from tests.scheduler.test_entities import COUNTER, Counter, calls, state_of
 
 if TYPE_CHECKING:
@@ -299,6 +301,24 @@ async def test_idle_instances_are_not_kept_in_memory(tmp_path: Path) -> None:
             assert await bench.client.get_entity(entity) is not None
         hub = bench.scheduler.engine.hub("default")
         assert len(hub.entities) == 5_000
+
+
+async def test_what_is_large_is_not_kept_in_memory_because_somebody_looked_at_it(bench: Bench) -> None:
+    """Nor because it waits: of what is idle, inputs, outputs and histories count."""
+    stub = await bench.stub()
+    worker = RawWorker(stub)
+    for number in range(40):
+        await bench.client.schedule_new_orchestration("any", instance_id=str(number), input="x" * 1_000_000)
+        item = await worker.take()
+        if number % 2:
+            await stub.CompleteOrchestratorTask(complete(item))
+        else:
+            await stub.CompleteOrchestratorTask(pb.OrchestratorResponse(completionToken=item.completionToken))
+    for number in range(40):
+        assert await bench.client.get_orchestration_state(str(number)) is not None
+        await bench.client.get_orchestration_history(str(number))
+    hub = bench.scheduler.engine.hub("default")
+    assert 1 < len(hub.orchestrations) < 30
 
 
 # --- the command and its logs ----------------------------------------------------------------------------------------
