@@ -31,7 +31,7 @@ LARGEST_BATCH = 200
 """Operations that are given to a worker at once."""
 
 HEAVIEST_BATCH = 2**20
-"""Bytes of operations that are given to a worker at once, or one that is larger: with the state they are one message."""
+"""Bytes of operations that are given to a worker at once, unless one alone has more: they are one message."""
 
 
 @attrs.frozen(kw_only=True)
