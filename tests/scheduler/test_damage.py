@@ -126,6 +126,16 @@ async def test_a_file_that_cannot_be_written_is_left_alone(db: Path) -> None:
             assert state.serialized_input is not None
 
 
+async def test_a_damaged_file_is_not_taken_for_a_backup(db: Path) -> None:
+    """Pages are copied as they are, so that is found by a look at the copy."""
+    damage(db, page_with(db, "needle-5xxx", TABLE_LEAF))
+    async with Bench(db) as bench:
+        with pytest.raises(SchedulerDatabaseError, match="the database is damaged"):
+            await bench.scheduler.engine.store.back_up(db.with_name("backup.db"))
+        assert not list(db.parent.glob("backup*"))
+        assert await bench.client.get_orchestration_state("needle-4") is not None
+
+
 async def test_a_timer_that_cannot_be_delivered_keeps_no_other_from_firing(tmp_path: Path) -> None:
     path, clock = tmp_path / "dafx.db", HandClock()
     names = ["first", "second", "third"]

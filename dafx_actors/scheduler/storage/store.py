@@ -136,7 +136,8 @@ class Store:
         """Copy the database, as it is at one moment, into a new file, while work goes on. Returns its size.
 
         Raises:
-            SchedulerDatabaseError: the copy could not be written, or there is a file of that name.
+            SchedulerDatabaseError: the copy could not be written, or there is a file of that name, or the database is
+                damaged.
         """
         await self.committer.drained()
         if self.location.in_memory:
@@ -285,6 +286,10 @@ def _back_up(source: sqlite3.Connection, target: Path) -> int:
         with closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
+            # Pages are copied as they are; whoever needs the copy one day must not find then that it cannot be read.
+            (found,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"the database is damaged: {found}")
         partial.replace(target)
         return target.stat().st_size
     except (sqlite3.Error, OSError) as error:
