@@ -211,9 +211,13 @@ class Engine:
         now, removed = self.clock.now(), 0
         age = self._retention.age
         before = None if age is None else now - int(age * SECOND)
+        if self.store.failure is not None:
+            raise self.store.failure
+        changes = self.store.committer.begin()
+        tables.delete_signals(changes, now - _SIGNALS_REPEAT_WITHIN * SECOND)
+        self.store.committer.submit(changes)
+        await changes.committed()
         for hub in list(self.hubs.values()):
-            with hub.changing() as changes:
-                tables.delete_signals(changes, now - _SIGNALS_REPEAT_WITHIN * SECOND)
             while True:
                 rows = await queries.expired(
                     self.store, hub.id, before=before, keep=self._retention.count, most=_PURGE_AT_ONCE

@@ -299,6 +299,8 @@ class TaskHub:
     async def purge(self, rows: list[int], *, recursive: bool = False) -> int:
         """Remove ended orchestrations, and with `recursive` their ended children. Returns how many."""
         removed = 0
+        if not rows:
+            return removed
         with self.changing() as changes:
             todo = list(rows)
             while todo:

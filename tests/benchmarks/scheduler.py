@@ -133,7 +133,7 @@ ITEMS = 3
 
 
 def _floor_handlers(start: Any, wait: Any, stream: Any, complete: Any) -> Any:
-    methods = {
+    methods: dict[str, Any] = {
         "Start": grpc.unary_unary_rpc_method_handler(start),
         "Wait": grpc.unary_unary_rpc_method_handler(wait),
         "Complete": grpc.unary_unary_rpc_method_handler(complete),
@@ -208,7 +208,7 @@ def run_floor(kind: str) -> None:
 
 def run_floor_worker(endpoint: str) -> None:
     """A worker that answers at once."""
-    channel = grpc.insecure_channel(endpoint[7:])
+    channel: Any = grpc.insecure_channel(endpoint[7:])
     complete = channel.unary_unary("/Floor/Complete")
     for item in channel.unary_stream("/Floor/Items")(b""):
         complete(item)
@@ -370,7 +370,8 @@ async def floor(kind: str) -> dict[str, float]:
         endpoint = process.line()
         with Process(__file__, "--run-floor-worker", endpoint):
             async with grpc.aio.insecure_channel(endpoint[7:]) as channel:
-                start, wait = channel.unary_unary("/Floor/Start"), channel.unary_unary("/Floor/Wait")
+                start: Any = channel.unary_unary("/Floor/Start")
+                wait: Any = channel.unary_unary("/Floor/Wait")
                 times: list[float] = []
                 for _ in range(600):
                     started = time.perf_counter()

@@ -42,13 +42,13 @@ def main(endpoint: str, token: str, kind: str) -> None:
     common: dict[str, Any] = {"host_address": endpoint, "secure_channel": True, "logger": QUIET}
     if kind == "metadata":
         common["metadata"] = [("authorization", f"Bearer {token}")]
-        worker, client = TaskHubGrpcWorker(**common), TaskHubGrpcClient(**common)
+        worker, client = cast("Any", TaskHubGrpcWorker(**common)), TaskHubGrpcClient(**common)
     else:
         common |= {"taskhub": "hosted", "token_credential": OneToken(token)}
-        worker, client = DurableTaskSchedulerWorker(**common), DurableTaskSchedulerClient(**common)
+        worker, client = cast("Any", DurableTaskSchedulerWorker(**common)), DurableTaskSchedulerClient(**common)
     worker.add_orchestrator(one)
     worker.add_activity(do_double)
-    cast("Any", worker).start()
+    worker.start()
     try:
         instance_id = client.schedule_new_orchestration(one, input=21)
         state = client.wait_for_orchestration_completion(instance_id, timeout=30)

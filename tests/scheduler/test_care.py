@@ -140,6 +140,14 @@ async def test_retention_by_age_and_by_count(tmp_path: Path) -> None:
         assert await bench.client.get_orchestration_state(running) is not None
 
 
+async def test_tidying_up_makes_nothing_of_a_task_hub_that_was_only_asked_about(bench: Bench) -> None:
+    async with bench.new_client("blue") as blue:
+        assert await blue.get_orchestration_state("any") is None
+    await bench.client.schedule_new_orchestration("any")
+    assert await bench.scheduler.engine.tidy() == 0
+    assert [name for _, name in bench.scheduler.engine.store.hubs()] == ["default"]
+
+
 # --- what is hosted, figures, backup ---------------------------------------------------------------------------------
 
 
