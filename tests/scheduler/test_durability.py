@@ -145,6 +145,19 @@ async def test_a_full_disk(tmp_path: Path) -> None:
             assert await bench.client.get_orchestration_state(instance_id) is not None
 
 
+async def test_a_start_on_a_full_disk(tmp_path: Path) -> None:
+    """Says what is wrong, like everything else, and leaves the file as it was."""
+    async with Bench(tmp_path / "dafx.db"):
+        pass
+    before = (tmp_path / "dafx.db").read_bytes()
+    process, _ = await anyio.to_thread.run_sync(lambda: serve(tmp_path / "dafx.db", limit=0))
+    _, errors = await anyio.to_thread.run_sync(process.communicate)
+    assert process.returncode == 1
+    assert "cannot use the database" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "dafx.db").read_bytes() == before
+
+
 async def test_work_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None:
     """The failed request changed nothing, and what was under way is handed out again."""
     async with Bench(tmp_path / "dafx.db") as bench:
