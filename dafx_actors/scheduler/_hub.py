@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._ids import Ids
     from dafx_actors.scheduler._records import WorkKind
     from dafx_actors.scheduler._timers import Timer, Timers
-    from dafx_actors.scheduler._turns import ReleaseLock, RequestLock, TellEntity
     from dafx_actors.scheduler.storage.committer import Changes
     from dafx_actors.scheduler.storage.store import Store
 
@@ -220,24 +219,6 @@ class TaskHub:
     def waiting_clients(self) -> int:
         """How many wait for an orchestration."""
         return sum(map(len, self._waiters.values()))
-
-    # --- effects that cross from orchestrations to entities --------------------------------------------------------
-
-    def tell_entity(self, changes: Changes, it: Orchestration, effect: TellEntity) -> None:
-        """An orchestration calls or signals an entity."""
-        self.entities.told_by(changes, it, effect)
-
-    def request_lock(self, changes: Changes, it: Orchestration, effect: RequestLock) -> None:
-        """An orchestration asks to hold several entities."""
-        self.entities.request_lock(changes, it, effect)
-
-    def release_lock(self, changes: Changes, it: Orchestration, effect: ReleaseLock) -> None:
-        """An orchestration lets an entity go."""
-        self.entities.release_lock(changes, it, effect)
-
-    def release_locks_of(self, changes: Changes, it: Orchestration) -> None:
-        """An orchestration is over."""
-        self.entities.release_locks_of(changes, it)
 
     # --- timers --------------------------------------------------------------------------------------------------
 

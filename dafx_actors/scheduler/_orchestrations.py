@@ -40,9 +40,9 @@ class Orchestrations:
             _turns.StartChild: self._start_child,
             _turns.SendEvent: self._send_event,
             _turns.Terminate: self._terminate_other,
-            _turns.TellEntity: hub.tell_entity,
-            _turns.RequestLock: hub.request_lock,
-            _turns.ReleaseLock: hub.release_lock,
+            _turns.TellEntity: hub.entities.told_by,
+            _turns.RequestLock: hub.entities.request_lock,
+            _turns.ReleaseLock: hub.entities.release_lock,
         }
 
     # --- finding -------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class Orchestrations:
         it.scheduled = None
         tables.update_orchestration(changes, it)
         tables.update_outcome(changes, it)
-        self._hub.release_locks_of(changes, it)
+        self._hub.entities.release_locks_of(changes, it)
         self.touch(changes, it)
         self.report(changes, it)
 
@@ -340,7 +340,7 @@ class Orchestrations:
         assert it.start is not None, "loaded"
         later = [message for message in it.inbox if message.kind in _turns.SURVIVE_CONTINUE_AS_NEW]
         self._drop_work(changes, it)
-        self._hub.release_locks_of(changes, it)
+        self._hub.entities.release_locks_of(changes, it)
         it.execution_id = self._hub.ids.execution()
         it.version = how.version if how.version is not None else it.version
         it.start = attrs.evolve(it.start, input=how.input, version=it.version, scheduled=None)
