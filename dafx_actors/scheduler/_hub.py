@@ -300,10 +300,11 @@ class TaskHub:
     def _render(self, work: Work, token: str) -> bytes | None:
         try:
             return _RENDER[work.kind](self, work, token)
-        except SchedulerDatabaseError as error:
-            # It waits until something happens to it, or until somebody has repaired the file. Other work goes on.
+        except Exception:
+            # Damage, most likely. It waits until something happens to it, or until somebody has repaired the file; the
+            # worker keeps its stream, and other work goes on.
             about = {"task_hub": self.name, "kind": work.kind, "work": work.lane.name}
-            logger.error("%s cannot be handed out: %s", work.lane, error, extra=about)  # noqa: TRY400
+            logger.exception("%s cannot be handed out", work.lane, extra=about)
             return None
 
     def answered(self, token: str, kind: WorkKind) -> Work | None:

@@ -108,6 +108,32 @@ async def test_an_input_that_cannot_be_read_is_told_to_who_asks_for_it(db: Path)
         assert [state.instance_id for state in found] == ["needle-4"]
 
 
+@pytest.mark.parametrize("column", ["tags", "trace"])
+async def test_content_that_makes_no_sense_harms_nobody_else(tmp_path: Path, column: str) -> None:
+    """Bytes that changed within a page are nothing that SQLite sees."""
+    path = tmp_path / "dafx.db"
+    async with Bench(path) as bench:
+        for name in ("bad", "good"):
+            await bench.client.schedule_new_orchestration("any", instance_id=name)
+    with closing(sqlite3.connect(path)) as connection:
+        bad = "SELECT id FROM orchestrations WHERE instance_id = 'bad'"
+        connection.execute(f"UPDATE payloads SET {column} = ? WHERE id = ({bad})", (b"\xff{",))
+        connection.commit()
+    async with Bench(path) as bench:
+        worker = RawWorker(await bench.stub())
+        item = await worker.take()
+        assert item.orchestratorRequest.instanceId == "good"
+        await worker.stub.CompleteOrchestratorTask(complete(item))
+        await bench.end_of("good")
+        await bench.client.terminate_orchestration("good")
+        if column == "tags":
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await bench.client.get_orchestration_state("bad")
+            assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+        await bench.client.schedule_new_orchestration("any", instance_id="next")
+        assert (await worker.take()).orchestratorRequest.instanceId == "next"
+
+
 async def test_a_file_that_cannot_be_written_is_left_alone(db: Path) -> None:
     """What ended is nobody's any more; reads go on, writes say why they are refused, a restart says it again."""
     damage(db, root_of(db, "orchestrations_completed"))

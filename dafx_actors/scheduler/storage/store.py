@@ -187,7 +187,11 @@ class Store:
         if orchestration.start is None:
             sql = f"SELECT {tables.PAYLOAD_COLUMNS} FROM payloads p WHERE p.id = ?"  # noqa: S608 - no outside text
             row = self.row(sql, orchestration.id)
-            tables.read_payload(orchestration, row or (None,) * 6)
+            try:
+                tables.read_payload(orchestration, row or (None,) * 6)
+            except ValueError as error:
+                what = f"the tags of {orchestration.instance_id!r} could not be read ({error})"
+                raise SchedulerDatabaseError(self.location.path, what) from error
 
     def children(self, parent: int) -> list[int]:
         """The rows of an orchestration's children, ended or not."""
