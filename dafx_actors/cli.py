@@ -40,7 +40,11 @@ def _declare_scheduler(parser: argparse.ArgumentParser) -> None:
         help="full: what was acknowledged survives a power cut; normal: it survives the end of the process, "
         "and a power cut may take the last moments (default: %(default)s)",
     )
-    parser.add_argument("--token-file", metavar="FILE", help="its content is the bearer token that every call needs")
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="its content is the token that every call needs, as `authorization: Bearer ...`",
+    )
     parser.add_argument("--tls-certificate", metavar="FILE", help="a PEM file; with --tls-key")
     parser.add_argument("--tls-key", metavar="FILE", help="a PEM file; with --tls-certificate")
     parser.add_argument("--keep-days", type=float, metavar="DAYS", help="remove ended orchestrations that are older")

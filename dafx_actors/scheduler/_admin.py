@@ -19,6 +19,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dafx_actors.errors import SchedulerDatabaseError
 from dafx_actors.scheduler._clock import SECOND
 from dafx_actors.scheduler._hub import Refused
 from dafx_actors.scheduler._proto import Status
@@ -104,7 +105,10 @@ async def _backup(engine: Engine, _: TaskHub, request: bytes) -> bytes:
     if not isinstance(name, str) or Path(name).name != name or not name:
         raise Refused("INVALID_ARGUMENT", 'Send a JSON object with the name of a new file: {"name": "new.db"}.')
     target = engine.backups.absolute() / name
-    size = await engine.store.back_up(target)
+    try:
+        size = await engine.store.back_up(target)
+    except SchedulerDatabaseError as error:
+        raise Refused("FAILED_PRECONDITION", str(error)) from error
     return json.dumps({"path": str(target), "bytes": size}).encode()
 
 

@@ -30,6 +30,9 @@ LONGEST_ID = 100
 LARGEST_BATCH = 200
 """Operations that are given to a worker at once."""
 
+HEAVIEST_BATCH = 2**20
+"""Bytes of operations that are given to a worker at once, unless one alone has more: they are one message."""
+
 
 @attrs.frozen(kw_only=True)
 class Answer:
@@ -94,7 +97,14 @@ def runnable(entity: Entity) -> tuple[Operation, ...]:
     if entity.lock is not None:
         holder = entity.lock.holder
         operations = (operation for operation in operations if operation.caller == holder)
-    return tuple(islice(operations, LARGEST_BATCH))
+    batch: list[Operation] = []
+    weight = 0
+    for operation in islice(operations, LARGEST_BATCH):
+        weight += len(operation.event)
+        if batch and weight > HEAVIEST_BATCH:
+            break
+        batch.append(operation)
+    return tuple(batch)
 
 
 def _signal(action: pb.SendSignalAction, at: int, new_id: Callable[[], str]) -> Signal:

@@ -84,14 +84,16 @@ class Delivery:
             self.queue.release(worker, work.kind)
         return None
 
-    def answered(self, token: str) -> Work | None:
-        """A worker has answered. Returns the work; None if the token is not out: the answer is refused."""
-        work = self._out.pop(token, None)
-        if work is not None:
-            if not work.dropped:
-                del self._works[work.subject.id]
-            if work.worker is not None:
-                self.queue.release(work.worker, work.kind)
+    def answered(self, token: str, kind: WorkKind) -> Work | None:
+        """A worker has answered. Returns the work; None if the token is not out for such: the answer is refused."""
+        work = self._out.get(token)
+        if work is None or work.kind != kind:
+            return None
+        del self._out[token]
+        if not work.dropped:
+            del self._works[work.subject.id]
+        if work.worker is not None:
+            self.queue.release(work.worker, kind)
         return work
 
     def again(self, work: Work) -> None:
@@ -124,7 +126,7 @@ class Delivery:
     def overdue(self, before: Mapping[WorkKind, int]) -> list[Work]:
         """What workers have held since before the moment for its kind; they do not hold it any more."""
         late = [work for work in self._out.values() if work.given < before[work.kind]]
-        return [work for work in late if self.answered(work.token or "") is not None and not work.dropped]
+        return [work for work in late if self.answered(work.token or "", work.kind) is not None and not work.dropped]
 
     def crowded(self) -> bool:
         """Whether workers have just been given so much that more answers are about to come."""

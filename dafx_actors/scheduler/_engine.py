@@ -78,7 +78,7 @@ class Engine:
         self.clock = clock
         self.store = Store(path, synchronous=synchronous, failed=self._write_failed)
         self.hubs: dict[str, TaskHub] = {}
-        self.timers = Timers(clock, self._fire)
+        self.timers: Timers
         self._retention = retention
         self._patience = patience
         self._stack = AsyncExitStack()
@@ -94,6 +94,7 @@ class Engine:
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
+            self.hubs, self.timers = {}, Timers(self.clock, self._fire)
             self.started = self.clock.now()
             for row, name in self.store.hubs():
                 self._add_hub(row, name, stored=True)
@@ -134,39 +135,44 @@ class Engine:
 
     # --- when the disk refuses ---------------------------------------------------------------------------------
 
-    def _write_failed(self, error: SchedulerWriteFailed) -> None:
-        """A commit failed: what is on disk is the truth, and nothing is handed out until it can be changed."""
-        logger.error("%s", error)
-        self.store.failure = error
+    def _write_failed(self, error: SchedulerWriteFailed | SchedulerDatabaseError) -> None:
+        """A commit failed: what is on disk is the truth, and nothing is handed out until it can be changed.
+
+        A file that is damaged is not written again: that might make it worse. Whoever repairs it starts anew.
+        """
+        known, self.store.failure = self.store.failure, error
+        if isinstance(known, SchedulerDatabaseError):
+            self.store.failure = known
+        if type(known) is not type(error):
+            logger.error("%s", error)
+        if known is not None:
+            return  # Nothing was decided since.
         for hub in self.hubs.values():
             hub.delivery.queue.paused = True
-        self._reload()
-        if self._recovery is None:
+        for hub in self.hubs.values():
+            hub.reload()
+        if self._recovery is None and isinstance(error, SchedulerWriteFailed):
             self._recovery = asyncio.get_running_loop().create_task(self._recover())
 
-    def _reload(self) -> None:
-        try:
-            for hub in self.hubs.values():
-                hub.reload()
-        except SchedulerDatabaseError as unreadable:
-            logger.error("%s", unreadable)  # noqa: TRY400 - the message says it all
-
     async def _recover(self) -> None:
-        while True:
+        while isinstance(self.store.failure, SchedulerWriteFailed):
             await asyncio.sleep(_TRY_AGAIN)
             changes = self.store.committer.begin()
-            tables.delete_signals(changes, 0)
             tables.touch(changes, self.clock.now())
             self.store.committer.submit(changes)
-            with suppress(SchedulerWriteFailed):
+            with suppress(SchedulerWriteFailed, SchedulerDatabaseError):
                 await changes.committed()
-                break
+                self._recovered()
+
+    def _recovered(self) -> None:
         self.store.failure = None
-        self._recovery = None
-        self._reload()
-        logger.info("The database can be written again; work goes on")
         for hub in self.hubs.values():
-            hub.delivery.queue.resume()
+            hub.reload()
+        if self.store.failure is None:
+            self._recovery = None
+            logger.info("The database can be written again; work goes on")
+            for hub in self.hubs.values():
+                hub.delivery.queue.resume()
 
     async def _stop_recovery(self) -> None:
         if self._recovery is not None:
@@ -205,9 +211,13 @@ class Engine:
         now, removed = self.clock.now(), 0
         age = self._retention.age
         before = None if age is None else now - int(age * SECOND)
+        if self.store.failure is not None:
+            raise self.store.failure
+        changes = self.store.committer.begin()
+        tables.delete_signals(changes, now - _SIGNALS_REPEAT_WITHIN * SECOND)
+        self.store.committer.submit(changes)
+        await changes.committed()
         for hub in list(self.hubs.values()):
-            with hub.changing() as changes:
-                tables.delete_signals(changes, now - _SIGNALS_REPEAT_WITHIN * SECOND)
             while True:
                 rows = await queries.expired(
                     self.store, hub.id, before=before, keep=self._retention.count, most=_PURGE_AT_ONCE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dafx_actors.scheduler import _batches, _events
 from dafx_actors.scheduler._filters import Lane
 from dafx_actors.scheduler._idle import IdleCache
-from dafx_actors.scheduler._proto import entity_item, pb
+from dafx_actors.scheduler._proto import entity_item, pb, text
 from dafx_actors.scheduler._records import Entity, Lock, LockRequest, Operation
 from dafx_actors.scheduler.storage import tables
 
@@ -198,6 +198,13 @@ class Entities:
                 self._start(changes, effect)
         self._write(changes, entity)
         self._grant(changes)
+
+    def fail(self, changes: Changes, entity: Entity, failure: pb.TaskFailureDetails) -> None:
+        """Its batch cannot be done by anybody: callers are told, signals come to nothing, its state stays."""
+        logger.error("%d operations of %s have failed: %s", len(entity.batch), entity.entity_id, failure.errorMessage)
+        failed = pb.OperationResult(failure=pb.OperationResultFailure(failureDetails=failure))
+        result = pb.EntityBatchResult(results=[failed] * len(entity.batch), entityState=text(entity.state))
+        self.settled(changes, entity, result)
 
     def _signal(self, changes: Changes, signal: _batches.Signal) -> None:
         problem = _batches.problem_with(signal.entity_id)

@@ -91,11 +91,6 @@ def event_raised(at: int, name: str, input: str | None) -> bytes:
     return event(at, eventRaised=pb.EventRaisedEvent(name=name, input=text(input)))
 
 
-def timer_fired(at: int, timer_id: int, fire_at: Any) -> bytes:
-    """A timer is due; `fire_at` is the moment that was asked for, unchanged."""
-    return event(at, timerFired=pb.TimerFiredEvent(timerId=timer_id, fireAt=fire_at))
-
-
 def task_completed(at: int, task_id: int, result: str | None) -> bytes:
     """An activity's result."""
     return event(at, taskCompleted=pb.TaskCompletedEvent(taskScheduledId=task_id, result=text(result)))
@@ -137,6 +132,6 @@ def lock_granted(at: int, section: str) -> bytes:
     return event(at, entityLockGranted=pb.EntityLockGrantedEvent(criticalSectionId=section))
 
 
-def failure(error_type: str, message: str, *, retriable: bool = True) -> bytes:
-    """Serialized `TaskFailureDetails` for what failed in the scheduler itself."""
-    return serialize(pb.TaskFailureDetails(errorType=error_type, errorMessage=message, isNonRetriable=not retriable))
+def failure(error_type: str, message: str) -> bytes:
+    """Serialized `TaskFailureDetails` for what failed in the scheduler itself, and may be tried again."""
+    return serialize(pb.TaskFailureDetails(errorType=error_type, errorMessage=message))

@@ -9,13 +9,14 @@ why). If the changes cannot be written, memory is thrown away and read again fro
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from dafx_actors.errors import SchedulerWriteFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler._batches import problem_with
 from dafx_actors.scheduler._delivery import Delivery
 from dafx_actors.scheduler._entities import Entities
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._clock import Clock
     from dafx_actors.scheduler._dispatch import Work, Worker
     from dafx_actors.scheduler._ids import Ids
+    from dafx_actors.scheduler._records import WorkKind
     from dafx_actors.scheduler._timers import Timer, Timers
-    from dafx_actors.scheduler._turns import ReleaseLock, RequestLock, TellEntity
     from dafx_actors.scheduler.storage.committer import Changes
     from dafx_actors.scheduler.storage.store import Store
 
@@ -99,6 +100,7 @@ class TaskHub:
 
         Raises:
             SchedulerWriteFailed: the last write failed, and none has succeeded since.
+            SchedulerDatabaseError: the file is damaged.
         """
         if self.store.failure is not None:
             raise self.store.failure
@@ -106,45 +108,74 @@ class TaskHub:
         if not self._stored:
             self._stored = True
             tables.insert_hub(changes, self.id, self.name)
+        untouched = len(changes.writes)
         try:
             yield changes
         except (Refused, InvalidAnswer):
             if len(changes.writes) > 0:
                 self.store.committer.submit(changes)
             raise
-        except Exception:
-            logger.exception("A request failed half-way; the task hub %s is read again", self.name)
-            self._stored = False
-            self.reload()
+        except Exception as error:
+            # What could not be read, as long as nothing was changed, leaves no doubt.
+            if len(changes.writes) > untouched or not isinstance(error, SchedulerDatabaseError):
+                self._doubt(error)
             raise
         self.store.committer.submit(changes, more=self.delivery.crowded())
 
+    def _doubt(self, error: Exception) -> None:
+        """What is in memory cannot be trusted: read all from the store, once what others decided is there."""
+        logger.error("A request failed half-way; the task hub %s is read again", self.name, exc_info=error)
+        waiters, self._waiters = self._waiters, {}  # Nobody is told of what is in memory now.
+        self.store.committer.finish_now()
+        self._waiters = waiters
+        self.reload()
+
+    def existing(self, instance_id: str) -> Orchestration:
+        """The orchestration with this instance id.
+
+        Raises:
+            Refused: there is none.
+        """
+        it = self.orchestrations.find(instance_id)
+        if it is None:
+            raise Refused("NOT_FOUND", f"There is no orchestration with the instance id {instance_id!r}.")
+        return it
+
     async def on_disk(self, record: Orchestration | Entity) -> None:
-        """Wait until what is in memory of this record may be shown."""
+        """Wait until what is now in memory of this record may be shown; copy it before, since it may change again."""
         await self.store.committer.reached(record.dirty)
 
     def reload(self) -> None:
-        """Throw memory away and read what is ready from the store."""
+        """Throw memory away and read what is ready from the store, to which nothing may be left to write.
+
+        If that cannot be read, the store is left alone from then on: requests that change something are refused, and
+        nothing is handed out.
+        """
         self._signals.clear()
-        self._stored = self.store.row("SELECT 1 FROM hubs WHERE id = ?", self.id) is not None
         self.delivery.forget()
         self.orchestrations.forget()
         self.entities.forget()
-        self.load()
+        try:
+            self._stored = self.store.hub_is_stored(self.id)
+            self.load()
+            for it in [self.orchestrations.find(instance_id) for instance_id in self._waiters]:
+                if it is not None:
+                    self.notify(it)
+        except SchedulerDatabaseError as error:
+            self.store.give_up(error)
 
     def load(self) -> None:
         """Read what is ready from the store: after a start, whatever was out is out again."""
+        with _uncollected():
+            self._load()
+
+    def _load(self) -> None:
         now = self.clock.now()
         self.timers.replace(self.id, [(row[0], row[1], self.id, *row[2:]) for row in self.store.timers(self.id)])
         self.entities.load(list(self.store.lock_requests(self.id)))
-        for row in self.store.ready_orchestrations(self.id, now, Status.PENDING):
-            it = self.orchestrations.find_by_id(row)
-            if it is not None:
-                self.orchestrations.offer(it)
+        self.orchestrations.load(self.store.ready_orchestrations(self.id, now, Status.PENDING))
         for activity in self.store.activities(self.id):
-            it = self.orchestrations.find_by_id(activity.orchestration)
-            if it is not None:
-                self.orchestrations.offer_activity(it, activity)
+            self.orchestrations.offer_activity(activity)
         for entity_id in self.store.busy_entities(self.id):
             entity = self.entities.find(entity_id)
             if entity is not None:
@@ -189,24 +220,6 @@ class TaskHub:
         """How many wait for an orchestration."""
         return sum(map(len, self._waiters.values()))
 
-    # --- effects that cross from orchestrations to entities --------------------------------------------------------
-
-    def tell_entity(self, changes: Changes, it: Orchestration, effect: TellEntity) -> None:
-        """An orchestration calls or signals an entity."""
-        self.entities.told_by(changes, it, effect)
-
-    def request_lock(self, changes: Changes, it: Orchestration, effect: RequestLock) -> None:
-        """An orchestration asks to hold several entities."""
-        self.entities.request_lock(changes, it, effect)
-
-    def release_lock(self, changes: Changes, it: Orchestration, effect: ReleaseLock) -> None:
-        """An orchestration lets an entity go."""
-        self.entities.release_lock(changes, it, effect)
-
-    def release_locks_of(self, changes: Changes, it: Orchestration) -> None:
-        """An orchestration is over."""
-        self.entities.release_locks_of(changes, it)
-
     # --- timers --------------------------------------------------------------------------------------------------
 
     def add_timer(self, due: int, timer: int, kind: int, orchestration: int | None, event: bytes | None) -> None:
@@ -214,17 +227,25 @@ class TaskHub:
         self.timers.add((due, timer, self.id, kind, orchestration, event))
 
     def fire(self, changes: Changes, timer: Timer) -> None:
-        """A timer is due."""
+        """A timer is due. One whose purpose cannot be read stays on disk, for when somebody has repaired that."""
+        try:
+            self._fire(changes, timer)
+        except SchedulerDatabaseError as error:
+            logger.error("A timer could not fire: %s", error, extra={"task_hub": self.name})  # noqa: TRY400
+
+    def _fire(self, changes: Changes, timer: Timer) -> None:
+        # Whatever has to be read is read before anything is changed.
         _, row, _, kind, orchestration, event = timer
-        tables.delete_timer(changes, row)
         if kind == tables.TIMER_TELLS:
             delayed = self.store.delayed_operation(row)
             if delayed is not None:
                 entity_id, operation = delayed
                 # Its place in line is that of its arrival, which is now.
                 self.entities.tell(changes, entity_id, attrs.evolve(operation, id=self.ids.row()))
+            tables.delete_timer(changes, row)
             return
         it = self.orchestrations.find_by_id(cast("int", orchestration))
+        tables.delete_timer(changes, row)
         if it is None or row not in it.timers:
             return
         it.timers.discard(row)
@@ -259,6 +280,8 @@ class TaskHub:
     async def purge(self, rows: list[int], *, recursive: bool = False) -> int:
         """Remove ended orchestrations, and with `recursive` their ended children. Returns how many."""
         removed = 0
+        if not rows:
+            return removed
         with self.changing() as changes:
             todo = list(rows)
             while todo:
@@ -275,15 +298,22 @@ class TaskHub:
     # --- work ----------------------------------------------------------------------------------------------------
 
     def _render(self, work: Work, token: str) -> bytes | None:
-        return _RENDER[work.kind](self, work, token)
+        try:
+            return _RENDER[work.kind](self, work, token)
+        except Exception:
+            # Damage, most likely. It waits until something happens to it, or until somebody has repaired the file; the
+            # worker keeps its stream, and other work goes on.
+            about = {"task_hub": self.name, "kind": work.kind, "work": work.lane.name}
+            logger.exception("%s cannot be handed out", work.lane, extra=about)
+            return None
 
-    def answered(self, token: str) -> Work | None:
-        """The work that was out under this token; None if nobody needs it any more.
+    def answered(self, token: str, kind: WorkKind) -> Work | None:
+        """The work of this kind that was out under this token; None if nobody needs it any more.
 
         Raises:
-            Superseded: the token is not out.
+            Superseded: the token is not out, or is that of another kind of work.
         """
-        work = self.delivery.answered(token)
+        work = self.delivery.answered(token, kind)
         if work is None:
             raise Superseded
         return None if work.dropped else work
@@ -301,6 +331,18 @@ class TaskHub:
         """A worker's stream has ended; what it held is handed out again at once."""
         for work in self.delivery.disconnect(worker):
             self.again(work)
+
+
+@contextmanager
+def _uncollected() -> Generator[None]:
+    """Without garbage collection: none of a hundred thousand new records is garbage, and looking takes longest."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _reached(it: Orchestration, *, ended: bool) -> bool:
@@ -331,8 +373,15 @@ def _render_activity(hub: TaskHub, work: Work, token: str) -> bytes | None:
 
 
 def _render_batch(hub: TaskHub, work: Work, token: str) -> bytes | None:
-    assert isinstance(work.subject, Entity), "by its lane"
-    return hub.entities.render(work.subject, token)
+    entity = work.subject
+    assert isinstance(entity, Entity), "by its lane"
+    item = hub.entities.render(entity, token)
+    if item is None or not _indigestible(item, work):
+        return item
+    failure = _too_large(item, "state and operations", "Keep less in it.")
+    with suppress(SchedulerWriteFailed), hub.changing() as changes:
+        hub.entities.fail(changes, entity, failure)
+    return None
 
 
 _USUAL_LIMIT = 4 * 2**20

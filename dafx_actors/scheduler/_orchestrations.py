@@ -14,7 +14,7 @@ from dafx_actors.scheduler._records import Activity, Message, Orchestration, Par
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from dafx_actors.scheduler._hub import TaskHub
     from dafx_actors.scheduler._records import MessageKind, Start
@@ -40,9 +40,9 @@ class Orchestrations:
             _turns.StartChild: self._start_child,
             _turns.SendEvent: self._send_event,
             _turns.Terminate: self._terminate_other,
-            _turns.TellEntity: hub.tell_entity,
-            _turns.RequestLock: hub.request_lock,
-            _turns.ReleaseLock: hub.release_lock,
+            _turns.TellEntity: hub.entities.told_by,
+            _turns.RequestLock: hub.entities.request_lock,
+            _turns.ReleaseLock: hub.entities.release_lock,
         }
 
     # --- finding -------------------------------------------------------------------------------------------------
@@ -66,9 +66,13 @@ class Orchestrations:
             # Another row of that id may be in memory: one that was deleted, and is not on disk any more.
             self._by_name.setdefault(found.instance_id, found)
             self._by_id[found.id] = found
-            if found.idle:
-                self._idle.put(found.id, _RECORD_WEIGHT)
+            self.rest(found)
         return found
+
+    def rest(self, it: Orchestration) -> None:
+        """It was used: if nothing is left to do for it, it may be forgotten, those that were used before it first."""
+        if it.idle and not it.gone:
+            self._idle.put(it.id, _weight(it))
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -86,6 +90,12 @@ class Orchestrations:
         self._by_name.clear()
         self._by_id.clear()
         self._idle.clear()
+
+    def load(self, ready: Iterable[Orchestration]) -> None:
+        """Those that may have a turn to take, from the store."""
+        for it in ready:
+            self._remember(it)
+            self.offer(it)
 
     def touch(self, changes: Changes, it: Orchestration) -> None:
         """It is part of these changes: look after it when they are on disk."""
@@ -106,7 +116,7 @@ class Orchestrations:
         if it.gone or it.ended:
             self._evict(it.id)
         else:
-            self._idle.put(it.id, _RECORD_WEIGHT + len(it.history or b""))
+            self.rest(it)
 
     def offer(self, it: Orchestration) -> None:
         """Queue its next turn, if it has one to take."""
@@ -213,7 +223,7 @@ class Orchestrations:
         it.scheduled = None
         tables.update_orchestration(changes, it)
         tables.update_outcome(changes, it)
-        self._hub.release_locks_of(changes, it)
+        self._hub.entities.release_locks_of(changes, it)
         self.touch(changes, it)
         self.report(changes, it)
 
@@ -300,6 +310,8 @@ class Orchestrations:
         """
         at = max(self._hub.clock.now(), it.turn_started)
         verdict = _turns.judge(it, answer, at)
+        if not isinstance(verdict.conclusion, _turns.Waits):
+            self._hub.store.load_payload(it)  # Before anything is changed, since it may not be readable.
         told = [it.inbox.popleft() for _ in range(it.taken)]
         new, it.told, it.lease, it.taken = it.told, [], None, 0
         if told:
@@ -328,7 +340,7 @@ class Orchestrations:
         assert it.start is not None, "loaded"
         later = [message for message in it.inbox if message.kind in _turns.SURVIVE_CONTINUE_AS_NEW]
         self._drop_work(changes, it)
-        self._hub.release_locks_of(changes, it)
+        self._hub.entities.release_locks_of(changes, it)
         it.execution_id = self._hub.ids.execution()
         it.version = how.version if how.version is not None else it.version
         it.start = attrs.evolve(it.start, input=how.input, version=it.version, scheduled=None)
@@ -359,13 +371,13 @@ class Orchestrations:
         )
         it.activities.add(activity.id)
         tables.insert_activity(changes, activity)
-        changes.then(lambda: self.offer_activity(it, activity))
+        # Unless its orchestration has ended meanwhile.
+        changes.then(lambda: self.offer_activity(activity) if activity.id in it.activities else None)
 
-    def offer_activity(self, it: Orchestration, activity: Activity) -> None:
-        """Queue an activity, unless its orchestration has ended meanwhile."""
-        if activity.id in it.activities:
-            lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
-            self._hub.delivery.offer(activity, lane, group=it.id)
+    def offer_activity(self, activity: Activity) -> None:
+        """Queue an activity."""
+        lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
+        self._hub.delivery.offer(activity, lane, group=activity.orchestration)
 
     def activity_answered(self, changes: Changes, activity: Activity, answer: pb.ActivityResponse) -> None:
         """A worker has answered for an activity."""
@@ -422,3 +434,8 @@ class Orchestrations:
         target = self.find(effect.instance_id)
         if target is not None:
             self.terminate(changes, target, effect.output, recurse=effect.recurse)
+
+
+def _weight(it: Orchestration) -> int:
+    payload = len(it.start.input or "") if it.start is not None else 0
+    return _RECORD_WEIGHT + len(it.history or b"") + 2 * (payload + len(it.output or ""))

@@ -21,6 +21,9 @@ PAGE = 100
 LARGEST_PAGE = 1_000
 """Items on a page, whatever the caller says."""
 
+_TOO_LARGE = 2**63
+"""For SQLite."""
+
 _BYTES_ON_PAGE = 3 * 2**20
 """A client receives 4 MiB in one message, unless it is told otherwise."""
 
@@ -41,10 +44,12 @@ def _position(token: str) -> tuple[int, int] | None:
     if not token:
         return None
     try:
-        at, row = token.split(":")[:2]
-        return int(at), int(row)
+        at, row = map(int, token.split(":")[:2])
     except ValueError:
-        raise Refused("INVALID_ARGUMENT", f"{token!r} is not a continuation token of this scheduler.") from None
+        at = row = _TOO_LARGE
+    if max(abs(at), abs(row)) >= _TOO_LARGE:
+        raise Refused("INVALID_ARGUMENT", f"{token!r} is not a continuation token of this scheduler.")
+    return at, row
 
 
 def _fitting(items: Sequence[Any]) -> int:
@@ -158,13 +163,17 @@ async def clean_entities(hub: TaskHub, request: pb.CleanEntityStorageRequest) ->
     return pb.CleanEntityStorageResponse(orphanedLocksReleased=released)
 
 
-async def history(hub: TaskHub, request: pb.StreamInstanceHistoryRequest) -> list[pb.HistoryChunk] | None:
-    """StreamInstanceHistory; None for an orchestration that is not there."""
-    it = hub.orchestrations.find(request.instanceId)
-    if it is None or (request.executionId.value and request.executionId.value != it.execution_id):
-        return None
+async def history(hub: TaskHub, request: pb.StreamInstanceHistoryRequest) -> list[pb.HistoryChunk]:
+    """StreamInstanceHistory."""
+    it = hub.existing(request.instanceId)
+    if request.executionId.value and request.executionId.value != it.execution_id:
+        raise Refused(
+            "NOT_FOUND", f"The orchestration {it.instance_id!r} has no execution {request.executionId.value!r} now."
+        )
+    chunks = list(_chunks(hub.store.load_history(it)))
+    hub.orchestrations.rest(it)
     await hub.on_disk(it)
-    return list(_chunks(hub.store.load_history(it)))
+    return chunks
 
 
 def _chunks(stored: bytes | bytearray) -> Iterator[pb.HistoryChunk]:

@@ -80,9 +80,13 @@ def timestamp(at: int) -> timestamp_pb2.Timestamp:
     return timestamp_pb2.Timestamp(seconds=seconds, nanos=rest * 1_000)
 
 
+_FARTHEST = 2**62
+"""Microseconds, before or after 1970; SQLite holds twice as much, protobuf a million times."""
+
+
 def micros(stamp: timestamp_pb2.Timestamp) -> int:
     """A `Timestamp` as microseconds since 1970, rounded up: nothing is due before its time."""
-    return stamp.seconds * SECOND - (-stamp.nanos // 1_000)
+    return max(-_FARTHEST, min(_FARTHEST, stamp.seconds * SECOND - (-stamp.nanos // 1_000)))
 
 
 def _varint(value: int) -> bytes:

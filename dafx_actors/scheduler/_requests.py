@@ -19,18 +19,12 @@ from dafx_actors.scheduler._turns import InvalidAnswer
 
 if TYPE_CHECKING:
     from dafx_actors.scheduler._dispatch import Work
+    from dafx_actors.scheduler._records import WorkKind
     from dafx_actors.scheduler.storage.committer import Changes
 
 Handler: TypeAlias = Callable[[TaskHub, Any], Awaitable[Any]]
 
 _LIVE = {Status.PENDING, Status.RUNNING, Status.SUSPENDED}
-
-
-def _existing(hub: TaskHub, instance_id: str) -> Orchestration:
-    it = hub.orchestrations.find(instance_id)
-    if it is None:
-        raise Refused("NOT_FOUND", f"There is no orchestration with the instance id {instance_id!r}.")
-    return it
 
 
 # --- starting and waiting ------------------------------------------------------------------------------------------
@@ -87,8 +81,10 @@ async def get_instance(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetIn
     it = hub.orchestrations.find(request.instanceId)
     if it is None:
         return pb.GetInstanceResponse(exists=False)
+    reply = _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+    hub.orchestrations.rest(it)
     await hub.on_disk(it)
-    return _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+    return reply
 
 
 async def wait_for_start(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
@@ -108,7 +104,7 @@ async def wait_for_completion(hub: TaskHub, request: pb.GetInstanceRequest) -> p
 
 async def raise_event(hub: TaskHub, request: pb.RaiseEventRequest) -> pb.RaiseEventResponse:
     """RaiseEvent."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     with hub.changing() as changes:
         event = _events.event_raised(hub.clock.now(), request.name, text_of(request, "input"))
         hub.orchestrations.tell(changes, it, "event", event)
@@ -128,7 +124,7 @@ async def terminate(hub: TaskHub, request: pb.TerminateRequest) -> pb.TerminateR
 
 async def suspend(hub: TaskHub, request: pb.SuspendRequest) -> pb.SuspendResponse:
     """SuspendInstance."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     with hub.changing() as changes:
         hub.orchestrations.suspend(changes, it, text_of(request, "reason"))
     await changes.committed()
@@ -137,7 +133,7 @@ async def suspend(hub: TaskHub, request: pb.SuspendRequest) -> pb.SuspendRespons
 
 async def resume(hub: TaskHub, request: pb.ResumeRequest) -> pb.ResumeResponse:
     """ResumeInstance."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     with hub.changing() as changes:
         hub.orchestrations.resume(changes, it, text_of(request, "reason"))
     await changes.committed()
@@ -146,7 +142,7 @@ async def resume(hub: TaskHub, request: pb.ResumeRequest) -> pb.ResumeResponse:
 
 async def restart(hub: TaskHub, request: pb.RestartInstanceRequest) -> pb.RestartInstanceResponse:
     """RestartInstance."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     instance_id = uuid.uuid4().hex if request.restartWithNewInstanceId else it.instance_id
     if not it.ended and instance_id == it.instance_id:
         raise Refused(
@@ -167,7 +163,7 @@ async def restart(hub: TaskHub, request: pb.RestartInstanceRequest) -> pb.Restar
 
 async def rewind(hub: TaskHub, request: pb.RewindInstanceRequest) -> pb.RewindInstanceResponse:
     """RewindInstance."""
-    it = _existing(hub, request.instanceId)
+    it = hub.existing(request.instanceId)
     if it.status != Status.FAILED:
         raise Refused(
             "FAILED_PRECONDITION",
@@ -202,20 +198,22 @@ async def signal_entity(hub: TaskHub, request: pb.SignalEntityRequest) -> pb.Sig
 async def get_entity(hub: TaskHub, request: pb.GetEntityRequest) -> pb.GetEntityResponse:
     """GetEntity."""
     entity = hub.entities.find(request.instanceId)
-    if entity is not None:
-        await hub.on_disk(entity)
-    if entity is None or entity.state is None:
+    if entity is None:
         return pb.GetEntityResponse(exists=False)
-    metadata = _states.entity_metadata(entity, len(entity.mailbox), state=request.includeState)
-    return pb.GetEntityResponse(exists=True, entity=metadata)
+    reply = pb.GetEntityResponse(exists=False)
+    if entity.state is not None:
+        metadata = _states.entity_metadata(entity, len(entity.mailbox), state=request.includeState)
+        reply = pb.GetEntityResponse(exists=True, entity=metadata)
+    await hub.on_disk(entity)
+    return reply
 
 
 # --- workers -------------------------------------------------------------------------------------------------------
 
 
-def _held(hub: TaskHub, token: str) -> Work | None:
+def _held(hub: TaskHub, token: str, kind: WorkKind) -> Work | None:
     try:
-        return hub.answered(token)
+        return hub.answered(token, kind)
     except Superseded:
         raise Refused(
             "FAILED_PRECONDITION",
@@ -226,10 +224,10 @@ def _held(hub: TaskHub, token: str) -> Work | None:
 
 async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) -> pb.CompleteTaskResponse:
     """CompleteOrchestratorTask."""
-    work = _held(hub, request.completionToken)
+    work = _held(hub, request.completionToken, "orchestration")
     if work is not None:
         it = work.subject
-        assert isinstance(it, Orchestration), "the token is that of a turn"
+        assert isinstance(it, Orchestration), "by its kind"
         try:
             with hub.changing() as changes:
                 hub.orchestrations.turned(changes, it, request)
@@ -242,10 +240,10 @@ async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) 
 
 async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:
     """CompleteActivityTask."""
-    work = _held(hub, request.completionToken)
+    work = _held(hub, request.completionToken, "activity")
     if work is not None:
         activity = work.subject
-        assert isinstance(activity, Activity), "the token is that of an activity"
+        assert isinstance(activity, Activity), "by its kind"
         with hub.changing() as changes:
             hub.orchestrations.activity_answered(changes, activity, request)
         await changes.committed()
@@ -254,10 +252,10 @@ async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.Co
 
 async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.CompleteTaskResponse:
     """CompleteEntityTask."""
-    work = _held(hub, request.completionToken)
+    work = _held(hub, request.completionToken, "entity")
     if work is not None:
         entity = work.subject
-        assert isinstance(entity, Entity), "the token is that of a batch"
+        assert isinstance(entity, Entity), "by its kind"
         if request.HasField("failureDetails") or not request.results:
             # The worker could not do any of it, as against an operation that failed.
             hub.again(work)
@@ -268,10 +266,10 @@ async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.Com
     return pb.CompleteTaskResponse()
 
 
-def _abandon(hub: TaskHub, token: str) -> None:
+def _abandon(hub: TaskHub, token: str, kind: WorkKind) -> None:
     # A worker that stops gives back what it has left, also what was handed out again since: then all is well.
     with suppress(Superseded):
-        work = hub.answered(token)
+        work = hub.answered(token, kind)
         if work is not None:
             hub.again(work)
 
@@ -280,19 +278,19 @@ async def abandon_orchestrator(
     hub: TaskHub, request: pb.AbandonOrchestrationTaskRequest
 ) -> pb.AbandonOrchestrationTaskResponse:
     """AbandonTaskOrchestratorWorkItem."""
-    _abandon(hub, request.completionToken)
+    _abandon(hub, request.completionToken, "orchestration")
     return pb.AbandonOrchestrationTaskResponse()
 
 
 async def abandon_activity(hub: TaskHub, request: pb.AbandonActivityTaskRequest) -> pb.AbandonActivityTaskResponse:
     """AbandonTaskActivityWorkItem."""
-    _abandon(hub, request.completionToken)
+    _abandon(hub, request.completionToken, "activity")
     return pb.AbandonActivityTaskResponse()
 
 
 async def abandon_entity(hub: TaskHub, request: pb.AbandonEntityTaskRequest) -> pb.AbandonEntityTaskResponse:
     """AbandonTaskEntityWorkItem."""
-    _abandon(hub, request.completionToken)
+    _abandon(hub, request.completionToken, "entity")
     return pb.AbandonEntityTaskResponse()
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import grpc.aio
 
-from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
+from dafx_actors.errors import SchedulerError, SchedulerWriteFailed
 from dafx_actors.scheduler import _admin, _pages, _requests
 from dafx_actors.scheduler._dispatch import Worker
 from dafx_actors.scheduler._filters import read_filters
@@ -112,12 +112,8 @@ class Service:
             hub = await self._hub(context)
             try:
                 return await handler(hub, request)
-            except Refused as refused:
-                await context.abort(grpc.StatusCode[refused.code], refused.message)
-            except SchedulerWriteFailed as error:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-            except SchedulerDatabaseError as error:
-                await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+            except (Refused, SchedulerError) as error:
+                await _abort(context, error)
 
         return grpc.unary_unary_rpc_method_handler(
             answer, request_deserializer=cls.FromString, response_serializer=serialize
@@ -128,11 +124,8 @@ class Service:
             hub = await self._hub(context)
             try:
                 return await handler(self._engine, hub, request)
-            except Refused as refused:
-                await context.abort(grpc.StatusCode[refused.code], refused.message)
-                raise
-            except SchedulerDatabaseError as error:
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            except (Refused, SchedulerError) as error:
+                await _abort(context, error)
                 raise
 
         return answer
@@ -168,13 +161,23 @@ class Service:
         self, request: pb.StreamInstanceHistoryRequest, context: Context
     ) -> AsyncIterator[pb.HistoryChunk]:
         hub = await self._hub(context)
-        chunks = await _pages.history(hub, request)
-        if chunks is None:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, f"There is no orchestration with the instance id {request.instanceId!r}."
-            )
-        for chunk in chunks or ():
+        try:
+            chunks = await _pages.history(hub, request)
+        except (Refused, SchedulerError) as error:
+            await _abort(context, error)
+            raise
+        for chunk in chunks:
             yield chunk
+
+
+async def _abort(context: Context, error: Refused | SchedulerError) -> None:
+    """End a call with the status that says what happened."""
+    if isinstance(error, Refused):
+        await context.abort(grpc.StatusCode[error.code], error.message)
+    elif isinstance(error, SchedulerWriteFailed):
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    else:
+        await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
 
 
 def _worker_name(request: pb.GetWorkItemsRequest, context: Context) -> str:

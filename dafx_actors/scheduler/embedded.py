@@ -98,8 +98,11 @@ class EmbeddedScheduler:
             synchronous: `full` waits for the disk at every commit, so that what was acknowledged survives a power
                 cut. `normal` does not wait: the end of the process, in whatever way, loses nothing, but a power cut
                 or a crash of the machine may take the last commits, never the file's consistency.
-            token: what clients and workers must send as `authorization: Bearer ...`.
-            tls: encrypts connections.
+            token: what clients and workers must send as `authorization: Bearer ...`: those of durabletask with
+                `metadata=[("authorization", "Bearer ...")]`, those of the hosted scheduler with a `token_credential`
+                that gives it.
+            tls: encrypts connections; clients and workers then need `secure_channel=True`, and, where no public
+                authority has signed the certificate, GRPC_DEFAULT_SSL_ROOTS_FILE_PATH in their environment.
             retention: which ended orchestrations are removed by themselves; none by default.
             patience: how long a worker that stays connected may hold work.
             backups: the folder for backups; by default that of the database.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -18,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc.aio
@@ -119,6 +122,96 @@ def run_memory_backend(port: int) -> None:
     print(f"http://127.0.0.1:{port}", flush=True)
     sys.stdin.read()
     os._exit(0)
+
+
+# --- the floor: the calls of one orchestration, and nothing behind them ----------------------------------------------
+
+ROUND = b"x" * 300
+"""About what a call carries."""
+ITEMS = 3
+"""Work items that an orchestration with one activity takes: a turn, the activity, a turn."""
+
+
+def _floor_handlers(start: Any, wait: Any, stream: Any, complete: Any) -> Any:
+    methods: dict[str, Any] = {
+        "Start": grpc.unary_unary_rpc_method_handler(start),
+        "Wait": grpc.unary_unary_rpc_method_handler(wait),
+        "Complete": grpc.unary_unary_rpc_method_handler(complete),
+        "Items": grpc.unary_stream_rpc_method_handler(stream),
+    }
+    return grpc.method_handlers_generic_handler("Floor", methods)
+
+
+async def _floor_on_a_loop(port: int) -> None:
+    items: asyncio.Queue[bytes] = asyncio.Queue()
+    done: asyncio.Queue[bytes] = asyncio.Queue()
+    answered = itertools.count(1)
+
+    async def start(request: bytes, _: Any) -> bytes:
+        items.put_nowait(request)
+        return request
+
+    async def wait(_: bytes, __: Any) -> bytes:
+        return await done.get()
+
+    async def complete(request: bytes, _: Any) -> bytes:
+        (items if next(answered) % ITEMS else done).put_nowait(request)
+        return b""
+
+    async def stream(_: bytes, context: Any) -> None:
+        while True:
+            await context.write(await items.get())
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((_floor_handlers(start, wait, stream, complete),))
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    print(f"http://127.0.0.1:{port}", flush=True)
+    await server.wait_for_termination()
+
+
+def _floor_on_threads(port: int) -> None:
+    items: SimpleQueue[bytes] = SimpleQueue()
+    done: SimpleQueue[bytes] = SimpleQueue()
+    answered = itertools.count(1)
+
+    def start(request: bytes, _: Any) -> bytes:
+        items.put(request)
+        return request
+
+    def wait(_: bytes, __: Any) -> bytes:
+        return done.get()
+
+    def complete(request: bytes, _: Any) -> bytes:
+        (items if next(answered) % ITEMS else done).put(request)
+        return b""
+
+    def stream(_: bytes, __: Any) -> Iterator[bytes]:
+        while True:
+            yield items.get()
+
+    server = grpc.server(ThreadPoolExecutor(max_workers=100))
+    server.add_generic_rpc_handlers((_floor_handlers(start, wait, stream, complete),))
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    print(f"http://127.0.0.1:{port}", flush=True)
+    server.wait_for_termination()
+
+
+def run_floor(kind: str) -> None:
+    """A server that only passes work on."""
+    if kind == "loop":
+        asyncio.run(_floor_on_a_loop(free_port()))
+    else:
+        _floor_on_threads(free_port())
+
+
+def run_floor_worker(endpoint: str) -> None:
+    """A worker that answers at once."""
+    channel: Any = grpc.insecure_channel(endpoint[7:])
+    complete = channel.unary_unary("/Floor/Complete")
+    for item in channel.unary_stream("/Floor/Items")(b""):
+        complete(item)
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
@@ -271,6 +364,24 @@ async def waiting(kind: str) -> dict[str, float]:
         return {"starts_s": last - started, "after_last_start_s": time.perf_counter() - last}
 
 
+async def floor(kind: str) -> dict[str, float]:
+    """The calls of `latency` with nothing behind them: no scheduler over the same kind of gRPC server is quicker."""
+    with Process(__file__, "--run-floor", kind) as process:
+        endpoint = process.line()
+        with Process(__file__, "--run-floor-worker", endpoint):
+            async with grpc.aio.insecure_channel(endpoint[7:]) as channel:
+                start: Any = channel.unary_unary("/Floor/Start")
+                wait: Any = channel.unary_unary("/Floor/Wait")
+                times: list[float] = []
+                for _ in range(600):
+                    started = time.perf_counter()
+                    await start(ROUND)
+                    await wait(ROUND)
+                    times.append(time.perf_counter() - started)
+                times = sorted(times[100:])
+                return {"p50_ms": statistics.median(times) * 1e3, "p95_ms": times[int(len(times) * 0.95)] * 1e3}
+
+
 def pb_start(name: str, instance_id: str, input: str) -> Any:
     """A request to start an orchestration."""
     request = pb.CreateInstanceRequest(name=name, instanceId=instance_id)
@@ -363,6 +474,7 @@ async def settled(it: Bench, kind: str, count: int) -> None:
 
 SCENARIOS: dict[str, tuple[Callable[[str], Awaitable[dict[str, float]]], tuple[str, ...], int]] = {
     "latency": (latency, BACKENDS, 5),
+    "floor": (floor, ("threads", "loop"), 5),
     "throughput": (throughput, BACKENDS, 3),
     "waiting": (waiting, ("normal", "full"), 1),
     "activities": (activities, BACKENDS, 3),
@@ -386,12 +498,12 @@ def measure(name: str, repeats: int | None) -> dict[str, dict[str, float]]:
 
 
 def show(name: str, figures: dict[str, dict[str, float]]) -> None:
-    """A table, with ratios to the in-memory backend where it took part."""
+    """A table, with ratios to the in-memory backend where it took part, or to threads, which it runs on."""
     print(f"\n{name}: {(SCENARIOS[name][0].__doc__ or '').splitlines()[0]}")
-    base = figures.get("memory")
+    base = figures.get("memory") or figures.get("threads")
     for kind, found in figures.items():
         cells = [
-            f"{figure} {value:,.2f}" + (f" ({value / base[figure]:.2f}x)" if base and kind != "memory" else "")
+            f"{figure} {value:,.2f}" + (f" ({value / base[figure]:.2f}x)" if base and base is not found else "")
             for figure, value in found.items()
         ]
         print(f"  {kind:8}", "  ".join(cells), flush=True)
@@ -403,10 +515,16 @@ def main() -> None:
     parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS), metavar="scenario", help=" ".join(SCENARIOS))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--run-floor", metavar="KIND", help=argparse.SUPPRESS)
+    parser.add_argument("--run-floor-worker", metavar="ENDPOINT", help=argparse.SUPPRESS)
     parser.add_argument("--run-worker", metavar="ENDPOINT", help=argparse.SUPPRESS)
     parser.add_argument("--run-memory-backend", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.run_worker:
+    if arguments.run_floor:
+        run_floor(arguments.run_floor)
+    elif arguments.run_floor_worker:
+        run_floor_worker(arguments.run_floor_worker)
+    elif arguments.run_worker:
         run_worker(arguments.run_worker)
     elif arguments.run_memory_backend:
         run_memory_backend(arguments.run_memory_backend)

@@ -20,19 +20,23 @@ import pytest
 from durabletask import task
 from durabletask.client import OrchestrationQuery, OrchestrationStatus
 from durabletask.entities import EntityInstanceId
+from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.testing.in_memory_backend import InMemoryOrchestrationBackend
 
 from dafx_actors import cli
 from dafx_actors.errors import DafxError
 from dafx_actors.scheduler import EmbeddedScheduler, Retention
 from dafx_actors.scheduler._logs import JsonFormatter
+from dafx_actors.scheduler._records import Start
 from dafx_actors.scheduler.hosted import back_up, hosted, hosted_async, stats, stats_async
 from dafx_actors.scheduler.storage.database import connect
 from tests.conftest import free_port
 from tests.scheduler.bench import Bench, RawWorker, Steps
+from tests.scheduler.test_delivery import complete
 from tests.scheduler.test_entities import COUNTER, Counter, calls, state_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -134,6 +138,14 @@ async def test_retention_by_age_and_by_count(tmp_path: Path) -> None:
         while len(await bench.client.get_all_orchestration_states()) > 1:
             await anyio.lowlevel.checkpoint()
         assert await bench.client.get_orchestration_state(running) is not None
+
+
+async def test_tidying_up_makes_nothing_of_a_task_hub_that_was_only_asked_about(bench: Bench) -> None:
+    async with bench.new_client("blue") as blue:
+        assert await blue.get_orchestration_state("any") is None
+    await bench.client.schedule_new_orchestration("any")
+    assert await bench.scheduler.engine.tidy() == 0
+    assert [name for _, name in bench.scheduler.engine.store.hubs()] == ["default"]
 
 
 # --- what is hosted, figures, backup ---------------------------------------------------------------------------------
@@ -244,16 +256,15 @@ async def test_in_memory() -> None:
         assert len(await bench.client.get_all_orchestration_states()) == 3
 
 
-def fill(path: Path, count: int) -> None:
-    """A file with so many ended, as many sleeping and as many pending orchestrations, and entities."""
+def fill(path: Path, count: int, statuses: Sequence[int] = (1, 0, 6)) -> None:
+    """A file with so many entities and orchestrations: ended, sleeping and pending ones by their status."""
     connection = connect(str(path), synchronous="normal")
     now = time.time_ns() // 1_000
     connection.execute("BEGIN")
     connection.execute("INSERT INTO hubs VALUES (1, 'default')")
-    third = count // 3
     rows = [
         (number + 10, f"i{number}", status, now, now if status == 1 else None)
-        for number, status in enumerate([1] * third + [0] * third + [6] * third)
+        for number, status in enumerate(status for status in statuses for _ in range(count // len(statuses)))
     ]
     connection.executemany(
         "INSERT INTO orchestrations (id, hub, instance_id, execution_id, name, status, created, updated, completed)"
@@ -274,17 +285,18 @@ def fill(path: Path, count: int) -> None:
     connection.close()
 
 
-async def test_a_file_with_a_hundred_thousand_instances_opens_quickly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("statuses", [(1, 0, 6), (6,)], ids=["some of each", "all pending"])
+async def test_a_file_with_a_hundred_thousand_instances_opens_quickly(tmp_path: Path, statuses: list[int]) -> None:
     path = tmp_path / "dafx.db"
-    await anyio.to_thread.run_sync(fill, path, 99_999)
+    await anyio.to_thread.run_sync(fill, path, 99_999, statuses)
     started = time.perf_counter()
     async with Bench(path) as bench:
         state = await bench.client.get_orchestration_state("i0")
         assert state is not None
         seconds = time.perf_counter() - started
         hub = bench.scheduler.engine.hub("default")
-        assert sum(hub.delivery.queue.waiting("orchestration").values()) == 33_333
-        assert len(bench.scheduler.engine.timers) == 33_333
+        assert sum(hub.delivery.queue.waiting("orchestration").values()) == 99_999 // len(statuses)
+        assert len(bench.scheduler.engine.timers) == (33_333 if 0 in statuses else 0)
     assert seconds < 3.0
 
 
@@ -297,6 +309,24 @@ async def test_idle_instances_are_not_kept_in_memory(tmp_path: Path) -> None:
             assert await bench.client.get_entity(entity) is not None
         hub = bench.scheduler.engine.hub("default")
         assert len(hub.entities) == 5_000
+
+
+async def test_what_is_large_is_not_kept_in_memory_because_somebody_looked_at_it(bench: Bench) -> None:
+    """Nor because it waits: of what is idle, inputs, outputs and histories count."""
+    stub = await bench.stub()
+    worker = RawWorker(stub)
+    for number in range(40):
+        await bench.client.schedule_new_orchestration("any", instance_id=str(number), input="x" * 1_000_000)
+        item = await worker.take()
+        if number % 2:
+            await stub.CompleteOrchestratorTask(complete(item))
+        else:
+            await stub.CompleteOrchestratorTask(pb.OrchestratorResponse(completionToken=item.completionToken))
+    for number in range(40):
+        assert await bench.client.get_orchestration_state(str(number)) is not None
+        await bench.client.get_orchestration_history(str(number))
+    hub = bench.scheduler.engine.hub("default")
+    assert 1 < len(hub.orchestrations) < 30
 
 
 # --- the command and its logs ----------------------------------------------------------------------------------------
@@ -358,6 +388,33 @@ async def test_a_fault_of_our_own_costs_one_request_and_nothing_else(bench: Benc
     assert len(bench.scheduler.engine.timers) == 1
     await bench.client.raise_orchestration_event(instance_id, "go", data=2)
     assert (await waiting).serialized_output == "2"
+
+
+async def test_a_fault_of_our_own_costs_nothing_that_was_decided_before(bench: Bench) -> None:
+    """What others asked for is on its way to the disk when memory is read again from there."""
+    worker = RawWorker(await bench.stub())
+    hub = bench.scheduler.engine.hub("default")
+    with hub.changing() as before:
+        hub.orchestrations.create(before, "first", Start(name="any"))
+    with pytest.raises(ZeroDivisionError), hub.changing():
+        _ = 1 / 0
+    await before.committed()
+    assert (await worker.take()).orchestratorRequest.instanceId == "first"
+
+
+async def test_who_waits_is_told_by_what_is_read_again(bench: Bench) -> None:
+    """Here the last change of an ended orchestration comes to nothing, so that no commit tells of its end."""
+    hub = bench.scheduler.engine.hub("default")
+    waiting = asyncio.create_task(bench.end_of("first"))
+    while not hub.waiting_clients:
+        await anyio.lowlevel.checkpoint()
+    with hub.changing() as changes:
+        it = hub.orchestrations.create(changes, "first", Start(name="any"))
+        hub.orchestrations.terminate(changes, it, '"over"', recurse=False)
+    with pytest.raises(ZeroDivisionError), hub.changing() as changes:  # noqa: PT012 - the fault is half-way
+        hub.orchestrations.touch(changes, it)
+        _ = 1 / 0
+    assert (await waiting).serialized_output == '"over"'
 
 
 async def test_nothing_is_left_behind(tmp_path: Path) -> None:

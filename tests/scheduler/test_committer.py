@@ -6,9 +6,10 @@ import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
-from dafx_actors.errors import SchedulerWriteFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler.storage import committer
 from dafx_actors.scheduler.storage.committer import Changes, Committer
 from dafx_actors.scheduler.storage.database import Location, connect, connect_reader
@@ -28,7 +29,7 @@ class Writer:
     def __init__(self, path: Path, quick: float) -> None:
         self.connection = connect(str(path), synchronous="full", steps=["CREATE TABLE t (a INTEGER PRIMARY KEY, b)"])
         self.reader = connect_reader(str(path))
-        self.failures: list[SchedulerWriteFailed] = []
+        self.failures: list[SchedulerWriteFailed | SchedulerDatabaseError] = []
         self.location = Location(path=str(path))
         self.committer = Committer(
             self.connection, self.location, self.failures.append, quick=quick, checkpoint_at=200_000
@@ -90,6 +91,13 @@ async def test_a_group_that_fails_fails_as_a_whole_and_the_next_is_written(write
     assert writer.stored() == [3]
 
 
+async def test_a_value_that_cannot_be_stored_fails_its_group_and_not_the_next(writer: Writer) -> None:
+    with pytest.raises(SchedulerWriteFailed, match="too large"):
+        await writer.submit(2**63).committed()
+    await writer.submit(3).committed()
+    assert writer.stored() == [3]
+
+
 async def test_what_follows_a_commit_may_fail_without_harm_to_others(writer: Writer) -> None:
     first, second = writer.submit(1), writer.submit(2)
     first.then(lambda: [][0])
@@ -104,12 +112,46 @@ async def test_it_can_be_waited_for_by_number(writer: Writer) -> None:
     await writer.committer.reached(changes.seq)
 
 
+async def test_all_can_be_written_while_everybody_waits(writer: Writer) -> None:
+    """Also what a thread has begun to write, and what is decided when that is done."""
+    first = writer.submit(1)
+    first.then(lambda: done.append(writer.submit(3)))
+    done: list[Changes] = []
+    writer.committer._flush()
+    second = writer.submit(2)
+    writer.committer.finish_now()
+    assert writer.stored() == [1, 2, 3]
+    for changes in (first, second, *done):
+        await changes.committed()
+    await writer.submit(4).committed()
+    assert writer.stored() == [1, 2, 3, 4]
+
+
 async def test_the_log_does_not_grow_for_ever(writer: Writer) -> None:
     for number in range(300):
         await writer.submit(number, b"x" * 4_000).committed()
     await writer.committer.drained()
     assert writer.location.log_size() < 3_000_000
     assert len(writer.stored()) == 300
+
+
+async def test_somebody_who_reads_for_long_holds_nobody_up(writer: Writer) -> None:
+    """A backup, say: the log grows meanwhile, and starts again from its beginning when that is over."""
+    await writer.submit(0).committed()
+    writer.reader.execute("BEGIN")
+    assert writer.stored() == [0]
+    for number in range(1, 200):
+        with anyio.fail_after(4.0):  # SQLite would wait for 5.
+            await writer.submit(number, b"x" * 4_000).committed()
+    await writer.committer.drained()
+    grown = writer.location.log_size()
+    assert grown > 800_000
+    writer.reader.execute("COMMIT")
+    for number in range(200, 600):
+        await writer.submit(number, b"x" * 4_000).committed()
+    await writer.committer.drained()
+    assert writer.location.log_size() < 2 * grown
+    assert len(writer.stored()) == 600
 
 
 async def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dafx_actors.scheduler import Patience
 from dafx_actors.scheduler._records import Lock
 from dafx_actors.scheduler.storage import tables
 from tests.scheduler.bench import PATIENCE, QUIET, Bench, RawWorker, Steps
+from tests.scheduler.test_entities import COUNTER, Counter, calls
 from tests.scheduler.test_rules import HandClock
 
 if TYPE_CHECKING:
@@ -125,6 +126,25 @@ async def test_an_answer_for_what_nobody_needs_any_more_is_no_error(bench: Bench
     await bench.client.terminate_orchestration(instance_id)
     await stub.CompleteOrchestratorTask(complete(item))
     assert (await bench.end_of(instance_id)).runtime_status.name == "TERMINATED"
+
+
+async def test_an_answer_of_the_wrong_kind_is_refused_and_changes_nothing(bench: Bench) -> None:
+    """The work stays with its worker, whose own answer still counts."""
+    stub = await bench.stub()
+    worker = RawWorker(stub)
+    instance_id = await bench.client.schedule_new_orchestration("any")
+    item = await worker.take()
+    token = item.completionToken
+    for call in (
+        stub.CompleteActivityTask(pb.ActivityResponse(completionToken=token)),
+        stub.CompleteEntityTask(pb.EntityBatchResult(completionToken=token)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await stub.AbandonTaskActivityWorkItem(pb.AbandonActivityTaskRequest(completionToken=token))
+    await stub.CompleteOrchestratorTask(complete(item))
+    assert (await bench.end_of(instance_id)).runtime_status.name == "COMPLETED"
 
 
 async def test_abandoned_work_is_handed_out_again(bench: Bench) -> None:
@@ -316,6 +336,30 @@ async def test_a_message_that_no_worker_can_receive_fails_its_orchestration(benc
     assert state.failure_details.error_type == "MessageTooLarge"
     assert "max_receive_message_length" in state.failure_details.message
     assert (await bench.run(one, 1)).serialized_output == "1"
+
+
+async def test_an_operation_that_no_worker_can_receive_fails_and_its_entity_goes_on(bench: Bench) -> None:
+    """Else the entity would be frozen, and would take down the connection of one worker after the other."""
+    quickly = GrpcWorkerResiliencyOptions(reconnect_backoff_base_seconds=0.05, reconnect_backoff_cap_seconds=0.1)
+    await bench.worker(calls, Counter, resiliency_options=quickly)
+    await bench.client.signal_entity(COUNTER, "append", "x" * 5_000_000)
+    assert (await bench.run(calls, 5)).serialized_output == "5"
+
+
+async def test_operations_that_are_large_together_come_in_several_batches(bench: Bench) -> None:
+    for number in range(12):
+        await bench.client.signal_entity(COUNTER, "append", f"{number}" + "x" * 400_000)
+    worker = RawWorker(await bench.stub())
+    found: list[str] = []
+    while len(found) < 12:
+        item = await worker.take()
+        assert item.ByteSize() < 2**20
+        operations = item.entityRequestV2.operationRequests
+        found += [operation.entityOperationSignaled.input.value for operation in operations]
+        done = pb.OperationResult(success=pb.OperationResultSuccess())
+        result = pb.EntityBatchResult(results=[done] * len(operations), completionToken=item.completionToken)
+        await worker.stub.CompleteEntityTask(result)
+    assert [text.strip('x"') for text in found] == [str(number) for number in range(12)]
 
 
 async def test_a_clock_that_is_moved_by_hand(tmp_path: Path) -> None:

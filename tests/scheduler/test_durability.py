@@ -145,6 +145,19 @@ async def test_a_full_disk(tmp_path: Path) -> None:
             assert await bench.client.get_orchestration_state(instance_id) is not None
 
 
+async def test_a_start_on_a_full_disk(tmp_path: Path) -> None:
+    """Says what is wrong, like everything else, and leaves the file as it was."""
+    async with Bench(tmp_path / "dafx.db"):
+        pass
+    before = (tmp_path / "dafx.db").read_bytes()
+    process, _ = await anyio.to_thread.run_sync(lambda: serve(tmp_path / "dafx.db", limit=0))
+    _, errors = await anyio.to_thread.run_sync(process.communicate)
+    assert process.returncode == 1
+    assert "cannot use the database" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "dafx.db").read_bytes() == before
+
+
 async def test_work_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None:
     """The failed request changed nothing, and what was under way is handed out again."""
     async with Bench(tmp_path / "dafx.db") as bench:
@@ -164,6 +177,20 @@ async def test_work_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None
             await anyio.sleep(0.01)
         await bench.client.raise_orchestration_event(instance_id, "go", data=1)
         assert (await bench.end_of(instance_id)).serialized_output == "1"
+
+
+async def test_the_same_scheduler_can_be_run_again(tmp_path: Path) -> None:
+    scheduler = EmbeddedScheduler(tmp_path / "dafx.db")
+    for name in ("first", "second"):
+        async with scheduler, AsyncTaskHubGrpcClient(host_address=scheduler.endpoint, logger=QUIET) as client:
+            worker = make_worker(scheduler.endpoint, naps)
+            worker.start()
+            await client.schedule_new_orchestration(naps, instance_id=name)
+            await client.raise_orchestration_event(name, "go", data=name)
+            state = await client.wait_for_orchestration_completion(name, timeout=30)
+            await anyio.to_thread.run_sync(worker.stop)
+            assert state is not None
+            assert state.serialized_output == f'"{name}"'
 
 
 async def test_a_scheduler_on_a_thread_of_its_own(tmp_path: Path) -> None:

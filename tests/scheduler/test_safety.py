@@ -6,7 +6,9 @@ import hashlib
 import os
 import sqlite3
 import sys
-from typing import TYPE_CHECKING, Any
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import anyio
 import grpc
@@ -26,10 +28,8 @@ from dafx_actors.errors import (
 from dafx_actors.scheduler import EmbeddedScheduler, Tls
 from dafx_actors.scheduler.storage import schema
 from dafx_actors.scheduler.storage.database import connect, statements
-from tests.scheduler.bench import QUIET, Bench
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.scheduler.bench import PATIENCE, QUIET, Bench
+from tests.scheduler.test_durability import serve
 
 pytestmark = pytest.mark.anyio
 
@@ -129,6 +129,27 @@ async def test_tls(tmp_path: Path) -> None:
             assert not reply.exists
 
 
+@pytest.mark.parametrize("kind", ["metadata", "credential"])
+async def test_tls_and_a_token_with_clients_and_workers_of_the_public_sdk(tmp_path: Path, kind: str) -> None:
+    """As one would run it: the command with its files, and programs that say what they trust and who they are."""
+    certificate, key = self_signed(tmp_path)
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    options = ["--tls-certificate", str(certificate), "--tls-key", str(key), "--token-file", str(token)]
+    process, endpoint = await anyio.to_thread.run_sync(lambda: serve(tmp_path / "dafx.db", *options))
+    try:
+        assert endpoint.startswith("https://127.0.0.1:")
+        command = [sys.executable, "-m", "tests.scheduler.secured", endpoint.replace("127.0.0.1", "localhost")]
+        trusts = {**os.environ, "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(certificate)}
+        found = await anyio.run_process([*command, "secret", kind], env=trusts)
+        assert found.stdout.decode().strip() == "42"
+        refused = await anyio.run_process([*command, "wrong", kind], env=trusts, check=False)
+        assert "UNAUTHENTICATED" in refused.stderr.decode()
+    finally:
+        process.kill()
+        await anyio.to_thread.run_sync(process.communicate)
+
+
 def self_signed(folder: Path) -> tuple[Path, Path]:
     """A certificate for localhost, and its key."""
     from datetime import datetime, timedelta, timezone
@@ -157,6 +178,23 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return paths
+
+
+async def test_numbers_beyond_all_measure_harm_nobody_else(bench: Bench) -> None:
+    """A moment that no database can hold is as good as never; a page that cannot be is refused."""
+    stub = await bench.stub()
+    far = pb.CreateInstanceRequest(name="any", instanceId="far")
+    far.scheduledStartTimestamp.seconds = 2**62
+    await stub.StartInstance(far, timeout=PATIENCE)
+    state = await bench.client.get_orchestration_state("far")
+    assert state is not None
+    assert state.runtime_status.name == "PENDING"
+    query = pb.QueryInstancesRequest()
+    query.query.continuationToken.value = f"1:{10**30}"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.QueryInstances(query)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await stub.StartInstance(pb.CreateInstanceRequest(name="any", instanceId="near"), timeout=PATIENCE)
 
 
 async def test_files_that_are_not_ours_are_left_alone(tmp_path: Path) -> None:
@@ -188,14 +226,40 @@ async def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         await open_and_close(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-async def test_a_read_only_folder(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    try:
-        with pytest.raises(SchedulerDatabaseError, match="cannot be used"):
-            await open_and_close(tmp_path / "dafx.db")
-    finally:
-        tmp_path.chmod(0o700)
+WITHOUT_RIGHTS = """
+import os, sys
+from dafx_actors import cli
+*options, path = sys.argv[1:]
+assert cli.main([*options, os.devnull + "/dafx.db"]) == 1  # Imports all: that user may not read the installation.
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+sys.exit(cli.main([*options, path]))
+"""
+"""The command, run by somebody who may not write everywhere, also if the tests are."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+@pytest.mark.parametrize("what", ["folder", "file"])
+async def test_what_is_read_only(what: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "dafx.db"
+        if what == "file":
+            await open_and_close(path)
+            (folder / "dafx.db-lock").unlink()
+            path.chmod(0o444)
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        folder.chmod(0o555 if what == "folder" else 0o777)
+        command = [sys.executable, "-c", WITHOUT_RIGHTS, "scheduler", "--port", "0", "--db", str(path)]
+        found = await anyio.run_process(command, check=False)
+        folder.chmod(0o700)
+        errors = found.stderr.decode()
+        assert found.returncode == 1, errors
+        assert "cannot use the database" in errors
+        assert "Permission denied" in errors
+        assert "Traceback" not in errors
+        (folder / "dafx.db-lock").unlink(missing_ok=True)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 async def test_a_path_that_cannot_be(tmp_path: Path) -> None:

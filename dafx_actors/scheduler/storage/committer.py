@@ -15,23 +15,26 @@ to themselves. Where more are about to come, a group therefore waits a moment fo
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import sqlite3
 import time
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dafx_actors.scheduler.storage.database import write_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dafx_actors.errors import SchedulerWriteFailed
+    from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
     from dafx_actors.scheduler.storage.database import Location, Row
 
 logger = logging.getLogger(__name__)
+
+_Handed: TypeAlias = "concurrent.futures.Future[sqlite3.Error | None]"
 
 CHECKPOINT_AT = 16 * 2**20
 """Bytes in the write-ahead log after which it is copied into the database."""
@@ -61,7 +64,7 @@ class Changes:
         self._first: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
         self._waiters: list[asyncio.Future[None]] = []
-        self._outcome: SchedulerWriteFailed | bool = False
+        self._outcome: SchedulerWriteFailed | SchedulerDatabaseError | bool = False
 
     def write(self, sql: str, *values: object) -> None:
         """Add a statement."""
@@ -85,6 +88,7 @@ class Changes:
 
         Raises:
             SchedulerWriteFailed: they were not written, and will not be.
+            SchedulerDatabaseError: the same, because the file is damaged.
         """
         if isinstance(self._outcome, Exception):
             raise self._outcome
@@ -95,7 +99,7 @@ class Changes:
         self._waiters.append(done)
         await done
 
-    def settle(self, error: SchedulerWriteFailed | None) -> None:
+    def settle(self, error: SchedulerWriteFailed | SchedulerDatabaseError | None) -> None:
         """Tell whoever waits; the committer calls this, once."""
         self._outcome = error or True
         if error is None:
@@ -131,7 +135,7 @@ class Committer:
         self,
         connection: sqlite3.Connection,
         location: Location,
-        failed: Callable[[SchedulerWriteFailed], None],
+        failed: Callable[[SchedulerWriteFailed | SchedulerDatabaseError], None],
         *,
         quick: float = QUICK,
         checkpoint_at: int = CHECKPOINT_AT,
@@ -155,8 +159,10 @@ class Committer:
         self._gathering = False
         """Whether the next group waits for more."""
         self._idle: asyncio.Future[None] | None = None
-        self._jobs: SimpleQueue[Callable[[], sqlite3.Error | None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Callable[[], sqlite3.Error | None], _Handed] | None] = SimpleQueue()
         self._thread: Thread | None = None
+        self._handed: _Handed | None = None
+        """What the thread is doing."""
         self._quick = quick
         self._checkpoint_at = checkpoint_at
         self._usual = 0.0
@@ -211,6 +217,17 @@ class Committer:
                 self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)
 
+    def finish_now(self) -> None:
+        """Write all that waits, with everybody waiting for that, so that what is on disk is all that was decided."""
+        while self._group is not None or self._waiting:
+            if self._handed is not None:
+                concurrent.futures.wait([self._handed])
+                self._handed_back(self._handed)
+            else:
+                if self._next is not None:
+                    self._next.cancel()
+                self._flush()
+
     async def close(self) -> None:
         """Write what is left and end the thread. The connection stays open."""
         await self.drained()
@@ -232,7 +249,7 @@ class Committer:
             for changes in group:
                 for sql, values in changes.writes:
                     execute(sql, values)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - such as a value that SQLite cannot hold; told to who sent it
             self._finish(error)
             return
         if self._usual < self._quick:
@@ -241,17 +258,25 @@ class Committer:
             self._hand_over(self._commit)
 
     def _hand_over(self, job: Callable[[], sqlite3.Error | None]) -> None:
-        """Have the thread do this; `_finish` is called on the loop after that."""
+        """Have the thread do this; `_finish` is called on the loop after that, with what it returns."""
         if self._thread is None:
             self._thread = Thread(target=self._run, name="dafx-scheduler-commit", daemon=True)
             self._thread.start()
-        self._jobs.put(job)
+        handed: _Handed = concurrent.futures.Future()
+        self._handed = handed
+        self._jobs.put((job, handed))
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            error = job()
+        while (task := self._jobs.get()) is not None:
+            job, handed = task
+            handed.set_result(job())
             with suppress(RuntimeError):  # The loop was closed under us; nobody waits for the answer.
-                self._loop.call_soon_threadsafe(self._finish, error)
+                self._loop.call_soon_threadsafe(self._handed_back, handed)
+
+    def _handed_back(self, handed: _Handed) -> None:
+        if handed is self._handed:  # Else `finish_now` has seen to it.
+            self._handed = None
+            self._finish(handed.result())
 
     def _commit(self) -> sqlite3.Error | None:
         started = time.perf_counter()
@@ -266,13 +291,15 @@ class Committer:
 
     def _checkpoint(self) -> sqlite3.Error | None:
         try:
-            self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            # The other modes wait for whoever reads, such as a backup, and nothing would be written meanwhile. The log
+            # starts again from its beginning with the first write after this that finds nobody reading it.
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
             # The changes are safe in the log; it only grows until a checkpoint succeeds.
             logger.warning("The write-ahead log could not be copied into the database: %s", error)
         return None
 
-    def _finish(self, error: sqlite3.Error | None) -> None:
+    def _finish(self, error: Exception | None) -> None:
         """The group is on disk, or is not going to be; or the log was copied, and there is no group."""
         group, self._group = self._group, None
         if error is not None:
@@ -291,7 +318,7 @@ class Committer:
         else:
             self._rest()
 
-    def _give_up(self, group: list[Changes], error: sqlite3.Error) -> None:
+    def _give_up(self, group: list[Changes], error: Exception) -> None:
         with suppress(sqlite3.Error):
             self._connection.execute("ROLLBACK")
         failure = write_failed(self._location.path, error)

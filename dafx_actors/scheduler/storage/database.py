@@ -55,9 +55,10 @@ class FileLock:
             pid = _read_pid(file)
             os.close(file)
             raise SchedulerInUse(str(self._database), pid) from error
-        os.ftruncate(file, 0)
-        os.pwrite(file, str(os.getpid()).encode(), 0)
         self._file = file
+        with suppress(OSError):  # The number is for people; on a full disk they do without it.
+            os.ftruncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
         return self
 
     def __exit__(
@@ -201,14 +202,23 @@ _MEANINGS = {
 }
 
 
-def _why(error: sqlite3.Error) -> str:
+def _code(error: Exception) -> int | None:
     code: object = getattr(error, "sqlite_errorcode", None)
-    meaning = _MEANINGS.get(code & 0xFF) if isinstance(code, int) else None
+    return code & 0xFF if isinstance(code, int) else None
+
+
+def _why(error: Exception) -> str:
+    meaning = _MEANINGS.get(_code(error) or 0)
     return f"{meaning} ({error})" if meaning else str(error)
 
 
-def write_failed(path: str, error: sqlite3.Error) -> SchedulerWriteFailed:
-    """What a failed transaction means for whoever sent the request."""
+_DAMAGED = {11, 26}
+
+
+def write_failed(path: str, error: Exception) -> SchedulerWriteFailed | SchedulerDatabaseError:
+    """What a failed transaction means: nothing is to be written any more to a file that is damaged."""
+    if _code(error) in _DAMAGED:
+        return SchedulerDatabaseError(path, _why(error))
     return SchedulerWriteFailed(path, _why(error))
 
 

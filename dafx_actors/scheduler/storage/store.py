@@ -38,7 +38,7 @@ class Store:
         path: str | os.PathLike[str] | None,
         *,
         synchronous: Synchronous = "full",
-        failed: Callable[[SchedulerWriteFailed], None],
+        failed: Callable[[SchedulerWriteFailed | SchedulerDatabaseError], None],
     ) -> None:
         """Name a database; nothing is opened yet.
 
@@ -55,7 +55,7 @@ class Store:
         self._writer: sqlite3.Connection
         self._reader: sqlite3.Connection
         self.committer: Committer
-        self.failure: SchedulerWriteFailed | None = None
+        self.failure: SchedulerWriteFailed | SchedulerDatabaseError | None = None
         """Why nothing can be written at the moment."""
         self.ids: _ids.Ids
 
@@ -81,6 +81,7 @@ class Store:
             if not self.location.in_memory:
                 self._reader = stack.enter_context(closing(connect_reader(path)))
             self.committer = Committer(self._writer, self.location, self._failed)
+            self.failure = None
             stack.push_async_callback(self.committer.close)
             self._stack = stack.pop_all()
         return self
@@ -99,6 +100,10 @@ class Store:
         except (sqlite3.Error, TypeError) as error:
             raise SchedulerDatabaseError(self.location.path, f"it cannot be written ({error})") from error
         return _ids.Ids(first)
+
+    def give_up(self, error: SchedulerDatabaseError) -> None:
+        """The file is damaged: nothing is written any more, and what can be read is."""
+        self._failed(error)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -131,7 +136,8 @@ class Store:
         """Copy the database, as it is at one moment, into a new file, while work goes on. Returns its size.
 
         Raises:
-            SchedulerDatabaseError: the copy could not be written, or there is a file of that name.
+            SchedulerDatabaseError: the copy could not be written, or there is a file of that name, or the database is
+                damaged.
         """
         await self.committer.drained()
         if self.location.in_memory:
@@ -181,26 +187,43 @@ class Store:
         if orchestration.start is None:
             sql = f"SELECT {tables.PAYLOAD_COLUMNS} FROM payloads p WHERE p.id = ?"  # noqa: S608 - no outside text
             row = self.row(sql, orchestration.id)
-            tables.read_payload(orchestration, row or (None,) * 6)
+            try:
+                tables.read_payload(orchestration, row or (None,) * 6)
+            except ValueError as error:
+                what = f"the tags of {orchestration.instance_id!r} could not be read ({error})"
+                raise SchedulerDatabaseError(self.location.path, what) from error
 
     def children(self, parent: int) -> list[int]:
         """The rows of an orchestration's children, ended or not."""
         return [row[0] for row in self.rows("SELECT id FROM orchestrations WHERE parent = ?", parent)]
 
-    def ready_orchestrations(self, hub: int, now: int, pending: int) -> Iterator[int]:
-        """The rows of those that may have a turn to take."""
+    # What a start reads is read table by table: there may be very many. (CROSS JOIN has SQLite begin with the table
+    # that comes first, which holds only what is under way.)
+
+    def ready_orchestrations(self, hub: int, now: int, pending: int) -> list[Orchestration]:
+        """Those that may have a turn to take, each as by `orchestration`, in order of creation."""
         sql = (
-            "SELECT id FROM orchestrations WHERE hub = ?1 AND status = ?2 AND completed IS NULL"
-            " AND coalesce(scheduled, 0) <= ?3"
-            " UNION SELECT DISTINCT i.orchestration FROM inbox i JOIN orchestrations o ON o.id = i.orchestration"
-            " WHERE o.hub = ?1 ORDER BY 1"
+            f"SELECT {tables.ORCHESTRATION_COLUMNS} FROM orchestrations o WHERE o.hub = ? AND ("  # noqa: S608
+            "(o.status = ? AND o.completed IS NULL AND coalesce(o.scheduled, 0) <= ?)"
+            " OR o.id IN (SELECT orchestration FROM inbox)) ORDER BY o.id"
         )
-        return (row[0] for row in self.rows(sql, hub, pending, now))
+        ready = {row[0]: tables.read_orchestration(row) for row in self.rows(sql, hub, pending, now)}
+        inbox = f"SELECT orchestration, {tables.MESSAGE_COLUMNS} FROM inbox ORDER BY orchestration, id"  # noqa: S608
+        for row, *message in self.rows(inbox):
+            if row in ready:
+                ready[row].inbox += tables.read_messages([message])
+        for row, activity in self.rows("SELECT orchestration, id FROM activities"):
+            if row in ready:
+                ready[row].activities.add(activity)
+        for row, timer in self.rows("SELECT orchestration, id FROM timers WHERE orchestration IS NOT NULL"):
+            if row in ready:
+                ready[row].timers.add(timer)
+        return list(ready.values())
 
     def activities(self, hub: int) -> Iterator[Activity]:
         """All that were scheduled and not answered."""
         sql = (
-            f"SELECT {tables.ACTIVITY_COLUMNS} FROM activities a JOIN orchestrations o ON o.id = a.orchestration"  # noqa: S608
+            f"SELECT {tables.ACTIVITY_COLUMNS} FROM activities a CROSS JOIN orchestrations o ON o.id = a.orchestration"  # noqa: S608
             " WHERE o.hub = ? ORDER BY a.id"
         )
         return map(tables.read_activity, self.rows(sql, hub))
@@ -221,8 +244,9 @@ class Store:
     def busy_entities(self, hub: int) -> Iterator[str]:
         """The ids of entities with a mailbox that is not empty, or a lock."""
         sql = (
-            "SELECT entity_id FROM entities WHERE hub = ?1 AND holder IS NOT NULL"
-            " UNION SELECT e.entity_id FROM operations m JOIN entities e ON e.id = m.entity WHERE e.hub = ?1"
+            # The plus sign keeps SQLite from walking through all entities of the hub.
+            "SELECT entity_id FROM entities WHERE +hub = ?1 AND holder IS NOT NULL"
+            " UNION SELECT e.entity_id FROM operations m CROSS JOIN entities e ON e.id = m.entity WHERE e.hub = ?1"
         )
         return (row[0] for row in self.rows(sql, hub))
 
@@ -246,6 +270,10 @@ class Store:
         )
         return None if found is None else (found[0], tables.read_operation(found[1:]))
 
+    def hub_is_stored(self, row: int) -> bool:
+        """Whether there is a task hub of this row."""
+        return self.row("SELECT 1 FROM hubs WHERE id = ?", row) is not None
+
     def seen_signal(self, hub: int, request_id: str) -> bool:
         """Whether a client's signal was taken before."""
         return self.row("SELECT 1 FROM signals WHERE hub = ? AND request = ?", hub, request_id) is not None
@@ -262,6 +290,10 @@ def _back_up(source: sqlite3.Connection, target: Path) -> int:
         with closing(sqlite3.connect(partial)) as copy:
             source.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")
+            # Pages are copied as they are; whoever needs the copy one day must not find then that it cannot be read.
+            (found,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"the database is damaged: {found}")
         partial.replace(target)
         return target.stat().st_size
     except (sqlite3.Error, OSError) as error:

@@ -20,7 +20,7 @@ from dafx_actors.scheduler._records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from dafx_actors.scheduler._records import MessageKind
@@ -333,7 +333,7 @@ def read_activity(row: Row) -> Activity:
 MESSAGE_COLUMNS: Final = "id, kind, event"
 
 
-def read_messages(rows: Iterable[Row]) -> deque[Message]:
+def read_messages(rows: Iterable[Sequence[Any]]) -> deque[Message]:
     """From `MESSAGE_COLUMNS`."""
     found: deque[Message] = deque()
     for id_, kind, event in rows:
