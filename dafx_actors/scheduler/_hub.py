@@ -148,8 +148,8 @@ class TaskHub:
     def reload(self) -> None:
         """Throw memory away and read what is ready from the store, to which nothing may be left to write.
 
-        If that cannot be read, the store is left alone from then on: requests that change something are refused, and
-        nothing is handed out.
+        If that cannot be read, requests that change something are refused and nothing is handed out until it can; if
+        the file is damaged, for good.
         """
         self._signals.clear()
         self.delivery.forget()

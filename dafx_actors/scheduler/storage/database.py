@@ -189,7 +189,7 @@ def statements(script: str) -> Sequence[str]:
     return [text for text in found if text.strip(" \n;")]
 
 
-# SQLite's primary result codes. (Python names them from 3.11 on.)
+# SQLite's primary result codes. (Python names them, and errors carry them, from 3.11 on.)
 _MEANINGS = {
     3: "the file may not be opened",
     5: "another program has locked the file",
@@ -204,13 +204,16 @@ _MEANINGS = {
 
 def _code(error: Exception) -> int | None:
     code: object = getattr(error, "sqlite_errorcode", None)
-    return code & 0xFF if isinstance(code, int) else None
+    return code & 0xFF if isinstance(code, int) else _TEXTS.get(str(error))
 
 
 def _why(error: Exception) -> str:
     meaning = _MEANINGS.get(_code(error) or 0)
     return f"{meaning} ({error})" if meaning else str(error)
 
+
+_TEXTS = {"database disk image is malformed": 11, "file is not a database": 26}
+"""What must be told apart before 3.11 as well."""
 
 _DAMAGED = {11, 26}
 

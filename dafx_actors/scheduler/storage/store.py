@@ -12,7 +12,15 @@ from dafx_actors.errors import SchedulerDatabaseError
 from dafx_actors.scheduler import _ids
 from dafx_actors.scheduler.storage import tables
 from dafx_actors.scheduler.storage.committer import Committer
-from dafx_actors.scheduler.storage.database import IN_MEMORY, FileLock, Location, connect, connect_reader, make_private
+from dafx_actors.scheduler.storage.database import (
+    IN_MEMORY,
+    FileLock,
+    Location,
+    connect,
+    connect_reader,
+    make_private,
+    write_failed,
+)
 
 if TYPE_CHECKING:
     import os
@@ -102,8 +110,9 @@ class Store:
         return _ids.Ids(first)
 
     def give_up(self, error: SchedulerDatabaseError) -> None:
-        """The file is damaged: nothing is written any more, and what can be read is."""
-        self._failed(error)
+        """Not all can be read that has to be: nothing is written until it can, or ever, if the file is damaged."""
+        cause = error.__cause__
+        self._failed(write_failed(self.location.path, cause) if isinstance(cause, sqlite3.Error) else error)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
