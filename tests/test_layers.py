@@ -16,7 +16,7 @@ ROWS = [
     {"ids"},
     {"transcript"},
     {"decisions", "exchange", "models"},
-    {"_json", "_docstrings"},
+    {"_json", "_docstrings", "_open_calls"},
     {"_stored"},
     {"_codec"},
     {"_annotations", "_schemas", "_answers"},

@@ -1,0 +1,842 @@
+"""Turns and their thread, taken through whatever order of events: nothing is lost, and nothing happens twice.
+
+The rules of `_thread.py` and `_turn.py` run here without a scheduler. `Execution` goes through a turn as
+`_turn_steps.TurnSteps` does, as a generator that yields what it waits for; `Turns` decides what happens next: which
+operation arrives, which event is delivered, which worker dies, what a model says and what people want.
+
+    pytest tests/test_any_order.py --hypothesis-profile=thorough
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Generator, Iterable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import attrs
+import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from dafx_actors import _codec, _operations, _thread, _turn
+from dafx_actors._json import dump_time
+from dafx_actors._thread import ThreadState
+from dafx_actors.agents import AgentDefinition
+from dafx_actors.decisions import call_digest
+from dafx_actors.errors import (
+    ApprovalExpired,
+    DafxError,
+    ModelError,
+    OutcomeUnknown,
+    TurnCancelled,
+    TurnDeadlineExceeded,
+    TurnTerminated,
+)
+from dafx_actors.exchange import Limits, Overlap, RunRequest
+from dafx_actors.ids import AgentThread
+from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent, Json, Response, UsageStats
+
+SCHEMA = json.loads((Path(__file__).parent / "data" / "durable-agent-entity-state.json").read_text())
+VALIDATOR: Any = jsonschema.Draft202012Validator(SCHEMA)
+THREAD = AgentThread("Joker", "t1")
+NOON = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+TURNS = ("c1", "c2", "c3", "c4")
+OVERLAPS: tuple[Overlap, ...] = ("queue", "reject", "cancel_previous", "steer")
+AGENTS = {overlap: AgentDefinition(name="Joker", overlap=overlap) for overlap in OVERLAPS}
+LIMITS = Limits(steps=12)
+PLANS: dict[str, dict[str, Json]] = {
+    "plain": {"activity": "plain"},
+    "alone": {"activity": "alone", "alone": True},
+    "wrong": {"refusal": "there is no such tool"},
+    "guarded": {"activity": "guarded", "approval": {"seconds": None, "onTimeout": "deny"}},
+    "expiring": {"activity": "expiring", "approval": {"seconds": 60.0, "onTimeout": "fail"}},
+    "lapsing": {"activity": "lapsing", "approval": {"seconds": 60.0, "onTimeout": "deny"}},
+    "once": {"activity": "once", "once": True},
+    "both": {"activity": "both", "once": True, "approval": {"seconds": None, "onTimeout": "deny"}},
+}
+"""The tools that the model has, and one that it only believes to have."""
+
+settings.register_profile("thorough", max_examples=20_000, stateful_step_count=80, deadline=None)
+BY_DEFAULT = settings(max_examples=150, stateful_step_count=50, deadline=None, derandomize=True)
+SETTINGS = settings() if settings.get_current_profile_name() == "thorough" else BY_DEFAULT
+
+
+class Stopped(Exception):
+    """Ends a turn from outside."""
+
+    def __init__(self, error: DafxError) -> None:
+        self.error = error
+
+
+@attrs.frozen
+class Tell:
+    """Waits for an operation of the thread."""
+
+    operation: str
+    raw: dict[str, Json]
+
+
+@attrs.frozen
+class Reply:
+    """Waits for the model; a stop ends the wait."""
+
+
+@attrs.frozen
+class Wait:
+    """Waits in line, for a grant or for the next look; a stop ends the wait."""
+
+
+@attrs.frozen
+class Calls:
+    """Waits for a batch of tool calls; a stop ends the wait."""
+
+
+@attrs.frozen
+class Probe:
+    """Waits to hear what became of another turn."""
+
+    turn: str
+
+
+@attrs.frozen
+class Decided:
+    """Waits for a person, or for the deadline."""
+
+    key: str
+    may_expire: bool
+
+
+@attrs.define(eq=False)
+class Activity:
+    """A tool call on some worker."""
+
+    turn: str
+    key: str
+    name: str
+    arguments: dict[str, Json]
+    number: int
+    length: int
+    execution: Execution
+    phase: str = "start"
+    token: str = ""
+
+
+Awaited: TypeAlias = Tell | Reply | Wait | Calls | Probe | Decided | Activity
+Steps: TypeAlias = Generator[Awaited, Any, Json]
+INTERRUPTIBLE = (Reply, Wait, Calls)
+
+
+@attrs.define(eq=False)
+class Execution:
+    """A turn in its orchestration."""
+
+    world: Turns
+    request: RunRequest
+    main: Steps = attrs.field(init=False)
+    awaits: Awaited | None = None
+    calls: dict[str, tuple[Steps, Awaited]] = attrs.field(factory=dict[str, "tuple[Steps, Awaited]"])
+    """Tool calls that are being made, with what each waits for."""
+    grants: list[Json] = attrs.field(factory=list[Json])
+    decisions: dict[str, Json] = attrs.field(factory=dict[str, Json])
+    stop: DafxError | None = None
+    outcome: tuple[str, Json] | None = None
+    """`ended` with a response, `failed` with an error, or `dead`."""
+    progress: _turn.Progress = attrs.field(factory=_turn.Progress)
+    length: int = 0
+    made: tuple[_turn.Call, ...] = ()
+    outcomes: dict[str, Json] = attrs.field(factory=dict[str, Json])
+
+    def __attrs_post_init__(self) -> None:
+        self.main = self.run()
+        self.go(None)
+
+    @property
+    def turn(self) -> str:
+        return self.request.correlation_id
+
+    # --- Driven from outside ---
+
+    def go(self, value: Json) -> None:
+        """Give the turn what it waits for."""
+        self.resume(lambda: self.main.send(value))
+
+    def interrupt(self) -> None:
+        """Stop the turn where it can be stopped."""
+        if self.stop is not None and isinstance(self.awaits, INTERRUPTIBLE):
+            error, self.stop = self.stop, None
+            self.calls = {}
+            self.resume(lambda: self.main.throw(Stopped(error)))
+
+    def resume(self, step: Any) -> None:
+        try:
+            self.awaits = step()
+        except StopIteration as end:
+            self.awaits, self.outcome = None, ("ended", end.value)
+        except Stopped as failed:
+            self.awaits, self.outcome = None, ("failed", failed.error)
+        else:
+            self.interrupt()
+            self.settle()
+
+    def go_call(self, key: str, value: Json) -> None:
+        """Give a tool call what it waits for."""
+        steps, _ = self.calls[key]
+        try:
+            self.calls[key] = (steps, steps.send(value))
+        except StopIteration as end:
+            self.outcomes[key] = end.value
+            del self.calls[key]
+        self.settle()
+
+    def settle(self) -> None:
+        if isinstance(self.awaits, Calls) and not self.calls:
+            self.go(None)
+
+    # --- As in `TurnSteps` ---
+
+    def tell(self, operation: str, **raw: Json) -> Generator[Awaited, Any, Json]:
+        outcome = yield Tell(operation, {"correlationId": self.turn, **raw})
+        if outcome and "error" in outcome:
+            raise Stopped(_operations.error_in(outcome, THREAD))
+        return outcome
+
+    def run(self) -> Steps:
+        begun = yield from self.begin()
+        if "ended" in begun:
+            return begun["ended"]
+        self.length = begun["granted"]
+        try:
+            while (ended := (yield from self.round())) is None:
+                pass
+        except Stopped as stopped:
+            if self.world.state.active != self.turn:
+                raise
+            return (yield from self.abort(stopped.error, self.unrecorded()))
+        return ended
+
+    def begin(self) -> Steps:
+        asked = _codec.dump_request(self.request)
+        begun = yield from self.tell("begin", **asked)
+        while "queued" in begun:
+            for cancelled in begun["cancelled"]:
+                self.world.send(cancelled, "cancel", {"by": self.turn})
+            yield from self.look_after(begun["queued"])
+            try:
+                granted = self.grants.pop(0) if self.grants else (yield Wait())
+            except Stopped as stopped:
+                left = yield Tell("abort", self.ending(stopped.error, []))
+                if "ended" not in left:
+                    raise
+                return left
+            begun = {"granted": granted}
+            if granted is None:
+                begun = yield from self.tell("begin", **asked)
+        return begun
+
+    def look_after(self, active: str) -> Generator[Awaited, Any, None]:
+        fate = yield Probe(active)
+        if fate["alive"]:
+            return
+        if response := fate["response"]:
+            whole = {"correlationId": active, "messages": response["messages"], "usage": response.get("usage")}
+            outcome = yield Tell("commit", {**whole, "whole": True, "about": response.get("dafx")})
+        else:
+            error = _codec.dump_error(TurnTerminated("Joker", active, "it ended without a word"))
+            outcome = yield Tell("abort", {"correlationId": active, "error": error})
+        self.wake(outcome)
+
+    def round(self) -> Steps:
+        attempt = 1
+        while True:
+            result = yield Reply()
+            error = _codec.load_error(result["error"]) if "error" in result else None
+            if not isinstance(error, ModelError) or not error.retryable:
+                break
+            if _turn.pause_before(attempt, _turn.MODEL_RETRIES, timedelta(seconds=attempt), self.turn) is None:
+                break
+            attempt += 1
+        if error is not None:
+            return (yield from self.abort(error))
+        self.progress, step = _turn.next_step(result, self.progress, LIMITS, self.turn, "Joker")
+        match step:
+            case _turn.Finish(message, last):
+                told = {"messages": [_codec.dump_message(message)], "about": self.progress.about}
+                outcome = yield from self.tell("commit", length=self.length, last=last, **told)
+                if "ended" not in outcome:
+                    self.length = outcome["granted"]
+                    return None
+                return self.end(outcome)
+            case _turn.Repair(messages):
+                yield from self.record(messages)
+            case _turn.CallTools(message, calls):
+                if (error := (yield from self.call_tools(message, calls))) is not None:
+                    return (yield from self.abort(error, self.unrecorded()))
+            case _turn.Fail(error, messages):
+                return (yield from self.abort(error, messages))
+        return None
+
+    def call_tools(
+        self, message: ChatMessage, calls: tuple[_turn.Call, ...]
+    ) -> Generator[Awaited, Any, DafxError | None]:
+        asks = [self.ask("approval", call, call.key) for call in calls if call.plan.get("approval")]
+        yield from self.record((message,), asks)
+        self.made, self.outcomes = calls, {}
+        for batch in _turn.batches(calls):
+            for call in batch:
+                steps = self.make(call)
+                try:
+                    self.calls[call.key] = (steps, next(steps))
+                except StopIteration as end:
+                    self.outcomes[call.key] = end.value
+            yield Calls()
+            for call in batch:
+                if (fatal := self.outcomes[call.key].get("fatal")) is not None:
+                    return _codec.load_error(fatal)
+        results = self.unrecorded()
+        self.made = ()
+        yield from self.record(results)
+        return None
+
+    def make(self, call: _turn.Call) -> Steps:
+        if call.refusal is not None:
+            return {"error": call.refusal}
+        arguments, decision = dict(call.content.arguments), None
+        if approval := call.plan.get("approval"):
+            decision = yield Decided(call.key, approval["seconds"] is not None)
+            if decision == "deadline":
+                expire = {"action": "expire", "by": "the deadline"}
+                outcome = yield Tell("decide", self.deciding(call.key, call, expire))
+                decision = outcome.get("decided") or (yield Decided(call.key, False))
+            if decision["action"] == "expire" and approval["onTimeout"] == "fail":
+                expired = ApprovalExpired(call.content.name, call.key, 60.0)
+                return {**_turn.denied(call, decision), "fatal": _codec.dump_error(expired)}
+            if decision["action"] != "approve":
+                return _turn.denied(call, decision)
+            arguments = decision.get("arguments", arguments)
+        outcome = yield from self.perform(call, arguments)
+        return {**outcome, "decision": decision} if decision else outcome
+
+    def perform(self, call: _turn.Call, arguments: dict[str, Json]) -> Steps:
+        number = 1
+        while True:
+            outcome = yield Activity(self.turn, call.key, call.content.name, arguments, number, self.length, self)
+            if "unknown" in outcome:
+                key = f"{call.key}.outcome{number}"
+                told = {"length": self.length, "messages": [], "asks": [self.ask("outcome", call, key)]}
+                yield Tell("record", {"correlationId": self.turn, **told})
+                decision = yield Decided(key, False)
+                if decision["action"] == "result":
+                    return {"result": decision.get("result")}
+                if decision["action"] == "fail":
+                    unknown = OutcomeUnknown(call.content.name, call.key)
+                    return {"error": "nobody knows", "fatal": _codec.dump_error(unknown)}
+            elif "notDone" not in outcome:
+                return outcome
+            number += 1
+
+    def ask(self, kind: str, call: _turn.Call, key: str) -> dict[str, Json]:
+        return {
+            "key": key,
+            "kind": kind,
+            "callId": call.content.call_id,
+            "tool": call.content.name,
+            "arguments": dict(call.content.arguments),
+            "digest": call_digest(call.content.name, call.content.arguments),
+            "askedAt": dump_time(self.world.now),
+        }
+
+    def deciding(self, key: str, call: _turn.Call, decision: Json) -> dict[str, Json]:
+        digest = call_digest(call.content.name, call.content.arguments)
+        return {"correlationId": self.turn, "key": key, "digest": digest, "decision": decision}
+
+    def record(self, messages: Iterable[ChatMessage], asks: Iterable[Json] = ()) -> Generator[Awaited, Any, None]:
+        told = {"messages": [_codec.dump_message(message) for message in messages], "asks": list(asks)}
+        self.length = (yield from self.tell("record", length=self.length, **told))["granted"]
+
+    def abort(self, error: DafxError, messages: Iterable[ChatMessage] = ()) -> Steps:
+        outcome = yield Tell("abort", self.ending(error, messages))
+        if "error" in outcome:
+            raise Stopped(_operations.error_in(outcome, THREAD))
+        return self.end(outcome)
+
+    def ending(self, error: DafxError, messages: Iterable[ChatMessage]) -> dict[str, Json]:
+        told = [_codec.dump_message(message) for message in messages]
+        return {"correlationId": self.turn, "error": _codec.dump_error(error), "messages": told}
+
+    def unrecorded(self) -> list[ChatMessage]:
+        results = _turn.results_message(self.made, self.outcomes)
+        return [results] if results else []
+
+    def end(self, outcome: Json) -> Json:
+        self.wake(outcome)
+        return outcome["ended"]
+
+    def wake(self, outcome: Json) -> None:
+        for joined in outcome.get("joined") or ():
+            self.world.send(joined, "granted", None)
+        if outcome.get("next"):
+            self.world.send(outcome["next"], "granted", outcome["granted"])
+
+
+def unanswered(messages: Iterable[ChatMessage]) -> list[str]:
+    """Calls that are not followed by exactly their results, before any other message."""
+    wrong: list[str] = []
+    opened: Counter[str] = Counter()
+    for message in messages:
+        results = [content.call_id for content in message.contents if isinstance(content, FunctionResultContent)]
+        if not results:
+            wrong += opened.elements()
+            opened.clear()
+        wrong += (Counter(results) - opened).elements()
+        opened -= Counter(results)
+        opened += Counter(content.call_id for content in message.contents if isinstance(content, FunctionCallContent))
+    return wrong + list(opened.elements())
+
+
+class Turns(RuleBasedStateMachine):
+    """One thread, four turns, and everything that can happen to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = ThreadState()
+        self.now = NOON
+        self.live: dict[str, Execution] = {}
+        """The latest execution of each turn."""
+        self.activities: list[Activity] = []
+        self.events: list[tuple[str, str, Json]] = []
+        self.sent: list[tuple[str, Overlap, dict[str, Json]]] = []
+        """Operations that arrived, and may arrive again."""
+        self.begun: set[str] = set()
+        """Turns that the thread has taken on, since it was reset."""
+        self.answers: dict[str, Json] = {}
+        """The response of each turn that has ended, since the thread was reset."""
+        self.cancelled: set[str] = set()
+        """Turns whose cancellation was acknowledged, since the thread was reset or since they ended."""
+        self.approved: set[tuple[str, str]] = set()
+        """Calls that a person approved: key and digest."""
+        self.goes: dict[tuple[str, int], str] = {}
+        """Who may make an attempt of a call that may act only once."""
+        self.effects: Counter[str] = Counter()
+        self.again: Counter[str] = Counter()
+        """How often a person wanted a call made again."""
+        self.tokens = 0
+
+    # --- The thread ---
+
+    def tell(self, operation: str, raw: Json, overlap: Overlap = "queue", *, again: bool = False) -> Json:
+        """An operation arrives; what it gives, and what must be true of that."""
+        self.now += timedelta(seconds=1)
+        told = _operations.Message(thread=THREAD, raw=raw, now=self.now, definition=AGENTS[overlap])
+        before = self.state
+        changed, outcome = _operations.OPERATIONS[operation](before, told)
+        given = _operations.dump_outcome(outcome)
+        document = json.loads(json.dumps(_thread.dump(changed)))
+        VALIDATOR.validate(document)
+        assert _thread.dump(_thread.load(document)) == document
+        self.state = _thread.load(document)
+        if given and "error" in given:
+            assert changed is before, "what is refused changes nothing"
+        if not again and operation != "reset":
+            self.sent.append((operation, overlap, raw))
+        if operation == "begin" and ("granted" in given or "queued" in given):
+            self.begun.add(raw["correlationId"])
+        if given and "cancelled" in given and operation == "cancel":
+            self.cancelled.add(given["turn"])
+            self.send(given["turn"], "cancel", given["cancelled"])
+        if operation == "begin" and "queued" in given:
+            self.cancelled |= set(self.state.cancelled)
+        if given and "ended" in given and operation == "cancel":
+            self.send(raw["correlationId"], "cancel", raw["mark"])
+        if given and "decided" in given:
+            self.send(raw["correlationId"], f"decision.{raw['key']}", given["decided"])
+            if given["decided"]["action"] == "approve":
+                self.approved.add((raw["key"], given["decided"]["digest"]))
+        if given and given.get("attempt") == "go":
+            assert raw["correlationId"] == self.state.active
+            assert raw["correlationId"] not in self.cancelled, "no tool acts after the turn was cancelled"
+            assert self.goes.setdefault((raw["key"], raw["number"]), raw["token"]) == raw["token"]
+        return given
+
+    def send(self, turn: str, event: str, data: Json) -> None:
+        self.events.append((turn, event, data))
+
+    # --- What happens ---
+
+    @rule(
+        turn=st.sampled_from(TURNS),
+        overlap=st.sampled_from(OVERLAPS),
+        schema=st.sampled_from([None, None, {"type": "object"}]),
+    )
+    def start(self, turn: str, overlap: Overlap, schema: Json) -> None:
+        """A client starts a turn, or again one whose orchestration is gone."""
+        if turn in self.live and self.live[turn].outcome is None:
+            return
+        earlier = self.live.get(turn)
+        self.sent = [sent for sent in self.sent if sent[2]["correlationId"] != turn]
+        self.events = [event for event in self.events if event[0] != turn]
+        request = RunRequest(
+            correlation_id=turn,
+            messages=(ChatMessage("user", f"{turn}?"),),
+            response_schema=earlier.request.response_schema if earlier else schema,
+        )
+        execution = self.live[turn] = Execution(self, request)
+        self.serve(execution, overlap)
+
+    def waiting(self, kind: type[Any]) -> list[Execution]:
+        return [each for each in self.live.values() if isinstance(each.awaits, kind)]
+
+    def serve(self, execution: Execution, overlap: Overlap = "queue") -> None:
+        """Let a turn have the one thing that it waits for, where nobody has to say what that is."""
+        match execution.awaits:
+            case Tell(operation, raw):
+                execution.go(self.tell(operation, raw, overlap))
+            case Probe(turn):
+                other = self.live.get(turn)
+                alive = other is not None and other.outcome is None
+                response = other.outcome[1] if other and other.outcome and other.outcome[0] == "ended" else None
+                if response is not None and _failed(response):
+                    response = None
+                execution.go({"alive": alive, "response": response})
+            case Wait():
+                execution.go(None)
+            case _:
+                pass
+
+    @precondition(lambda self: self.waiting((Tell, Probe, Wait)))
+    @rule(data=st.data(), overlap=st.sampled_from(OVERLAPS))
+    def go_on(self, data: st.DataObject, overlap: Overlap) -> None:
+        self.serve(data.draw(st.sampled_from(self.waiting((Tell, Probe, Wait)))), overlap)
+
+    @precondition(lambda self: self.events)
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        """An event arrives, not always in its order."""
+        turn, name, given = self.events.pop(data.draw(st.integers(0, len(self.events) - 1)))
+        self.hear(turn, name, given)
+
+    def hear(self, turn: str, name: str, given: Json) -> None:
+        execution = self.live.get(turn)
+        if execution is None or execution.outcome is not None:
+            return
+        if name == "cancel":
+            by = str((given or {}).get("by") or "")
+            execution.stop = TurnCancelled("Joker", turn, "", by)
+            execution.interrupt()
+        elif name == "granted":
+            if isinstance(execution.awaits, Wait):
+                execution.go(given)
+            else:
+                execution.grants.append(given)
+        else:
+            key = name.removeprefix("decision.")
+            execution.decisions.setdefault(key, given)
+            self.decide_waiting(execution)
+
+    def decide_waiting(self, execution: Execution) -> None:
+        for key, (_, awaited) in list(execution.calls.items()):
+            if isinstance(awaited, Decided) and awaited.key in execution.decisions:
+                execution.go_call(key, execution.decisions[awaited.key])
+
+    # --- Models ---
+
+    def check_conversation(self, execution: Execution) -> None:
+        if self.state.active != execution.turn:
+            return  # it was taken over, or the thread reset; the step fails and the turn finds out
+        transcript = _codec.load_transcript(_thread.dump(self.state))
+        assert not unanswered(_turn.conversation(transcript, execution.turn))
+
+    @precondition(lambda self: self.waiting(Reply))
+    @rule(
+        data=st.data(),
+        tools=st.lists(st.tuples(st.sampled_from(sorted(PLANS)), st.sampled_from(["x", "y"])), max_size=3),
+        invalid=st.booleans(),
+    )
+    def reply(self, data: st.DataObject, tools: list[tuple[str, str]], invalid: bool) -> None:
+        """A model answers, or asks for tools, giving its calls ids that come again."""
+        execution = data.draw(st.sampled_from(self.waiting(Reply)))
+        self.check_conversation(execution)
+        calls = tuple(FunctionCallContent(call_id, name, {"n": n}) for n, (name, call_id) in enumerate(tools))
+        answer: dict[str, Json] = {"message": _codec.dump_message(ChatMessage("assistant", calls or "Ha."))}
+        if calls:
+            answer["calls"] = [PLANS[name] for name, _ in tools]
+        elif invalid and execution.request.response_schema is not None:
+            answer["invalid"] = "it is no JSON"
+        execution.go({**answer, "usage": _codec.dump_usage(UsageStats(1, 1, 2))})
+
+    @precondition(lambda self: self.waiting(Reply))
+    @rule(data=st.data(), kind=st.sampled_from(["rate_limit", "timeout", "bad_request"]))
+    def model_fails(self, data: st.DataObject, kind: Any) -> None:
+        execution = data.draw(st.sampled_from(self.waiting(Reply)))
+        execution.go({"error": _codec.dump_error(ModelError(kind, "no"))})
+
+    # --- Tools ---
+
+    def pending_calls(self, kind: type[Any]) -> list[tuple[Execution, str, Any]]:
+        return [
+            (execution, key, awaited)
+            for execution in self.live.values()
+            for key, (_, awaited) in sorted(execution.calls.items())
+            if isinstance(awaited, kind)
+        ]
+
+    @invariant()
+    def hand_out_activities(self) -> None:
+        known = {id(activity) for activity in self.activities}
+        self.activities += [each for _, _, each in self.pending_calls(Activity) if id(each) not in known]
+        for execution in self.live.values():
+            self.decide_waiting(execution)
+
+    @precondition(lambda self: self.pending_calls(Tell))
+    @rule(data=st.data())
+    def call_tells(self, data: st.DataObject) -> None:
+        execution, key, awaited = data.draw(st.sampled_from(self.pending_calls(Tell)))
+        execution.go_call(key, self.tell(awaited.operation, awaited.raw))
+
+    @precondition(lambda self: self.activities)
+    @rule(data=st.data(), crash=st.sampled_from([False, False, False, True]), knows=st.booleans())
+    def work(self, data: st.DataObject, crash: bool, knows: bool) -> None:
+        """A worker goes one step on with a tool call, or dies: then somebody begins it again."""
+        activity = data.draw(st.sampled_from(self.activities))
+        if crash:
+            activity.phase, activity.token = "start", ""
+        else:
+            self.work_on(activity, knows)
+
+    def work_on(self, activity: Activity, knows: bool) -> None:
+        key, name = activity.key, activity.name
+        match activity.phase:
+            case "start":
+                if self.state.active != activity.turn or self.state.length < activity.length:
+                    self.finish(activity, {"error": "stale"})
+                elif not _thread.may_act(self.state, activity.turn):
+                    self.finish(activity, {"error": "cancelled", "stopped": True})
+                elif PLANS[name].get("approval") and not self.allowed(activity):
+                    self.finish(activity, {"error": "it needs approval"})
+                elif PLANS[name].get("once"):
+                    activity.phase = "attempt"
+                else:
+                    assert activity.turn not in self.cancelled, "no tool acts after the turn was cancelled"
+                    self.finish(activity, {"result": "done"})
+            case "attempt":
+                self.tokens += 1
+                token = f"t{self.tokens}"
+                told = {"correlationId": activity.turn, "key": key, "number": activity.number, "token": token}
+                answer = self.tell("attempt", told)["attempt"]
+                if answer == "go":
+                    activity.phase = "act"
+                elif answer == "stop":
+                    self.finish(activity, {"error": "cancelled", "stopped": True})
+                else:
+                    done = {"result": "done"} if self.effects[key] else {"notDone": True}
+                    self.finish(activity, done if knows else {"unknown": True})
+            case "act":
+                self.effects[key] += 1
+                assert self.effects[key] <= 1 + self.again[key], "it acts once, unless a person wants it again"
+                activity.phase = "acted"
+            case _:
+                self.finish(activity, {"result": "done"})
+
+    def allowed(self, activity: Activity) -> bool:
+        digest = call_digest(activity.name, activity.arguments)
+        allowed = _thread.is_approved(self.state, activity.key, digest)
+        assert not allowed or (activity.key, digest) in self.approved, "somebody approved this very call"
+        return allowed
+
+    def finish(self, activity: Activity, outcome: Json) -> None:
+        self.activities.remove(activity)
+        execution = activity.execution
+        if execution.outcome is None and execution.calls.get(activity.key, (None, None))[1] is activity:
+            execution.go_call(activity.key, outcome)
+
+    @precondition(lambda self: any(each.may_expire for _, _, each in self.pending_calls(Decided)))
+    @rule(data=st.data())
+    def deadline(self, data: st.DataObject) -> None:
+        due = [each for each in self.pending_calls(Decided) if each[2].may_expire]
+        execution, key, _ = data.draw(st.sampled_from(due))
+        execution.go_call(key, "deadline")
+
+    # --- People ---
+
+    @precondition(lambda self: self.state.books.asks)
+    @rule(
+        data=st.data(),
+        action=st.sampled_from(["approve", "approve", "edit", "deny", "retry", "result", "fail"]),
+        stale=st.sampled_from([False, False, False, True]),
+    )
+    def decide(self, data: st.DataObject, action: str, stale: bool) -> None:
+        """Somebody decides about a call, perhaps about one that they saw differently."""
+        key = data.draw(st.sampled_from(sorted(self.state.books.asks)))
+        ask: Json = self.state.books.asks[key]
+        decision: dict[str, Json] = {"action": action, "by": "Ann"}
+        if action == "edit":
+            decision = {"action": "approve", "by": "Ann", "arguments": {"n": 7}}
+        digest = "another" if stale else ask["digest"]
+        told = {"correlationId": self.state.active or "?", "key": key, "digest": digest, "decision": decision}
+        given = self.tell("decide", told)
+        assert "error" in given or not stale
+        if "decided" in given and given["decided"]["action"] == "retry" and "decision" not in ask:
+            self.again[key.split(".outcome")[0]] += 1
+
+    @rule(turn=st.sampled_from([*TURNS, "unheard of"]))
+    def cancel(self, turn: str) -> None:
+        given = self.tell("cancel", {"correlationId": turn, "mark": {"by": "Ann", "reason": "enough"}})
+        if "ended" in given:
+            assert turn not in self.answers or given["ended"] == self.answers[turn]
+        else:
+            assert given["turn"] in {turn, self.state.active}
+            assert not _thread.may_act(self.state, given["turn"])
+
+    @rule(turn=st.sampled_from(TURNS))
+    def time_is_over(self, turn: str) -> None:
+        execution = self.live.get(turn)
+        if execution is not None and execution.outcome is None:
+            execution.stop = TurnDeadlineExceeded("Joker", turn, 60.0)
+            execution.interrupt()
+
+    @rule(turn=st.sampled_from(TURNS))
+    def die(self, turn: str) -> None:
+        """Somebody terminates the turn's orchestration; its tool calls go on."""
+        execution = self.live.get(turn)
+        if execution is not None and execution.outcome is None:
+            execution.outcome, execution.awaits, execution.calls = ("dead", None), None, {}
+
+    @precondition(lambda self: len(self.state.history) > 3)
+    @rule(really=st.sampled_from([False, False, True]))
+    def reset(self, really: bool) -> None:
+        if not really:
+            return
+        self.tell("reset", {"correlationId": "?"})
+        self.begun = {request.correlation_id for request in self.state.waiting}
+        self.answers, self.sent, self.approved, self.goes = {}, [], set(), {}
+        self.cancelled &= set(self.state.cancelled)
+        self.effects, self.again = Counter(), Counter()
+        self.activities = [each for each in self.activities if each.phase == "start"]
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def arrive_again(self, data: st.DataObject) -> None:
+        """An operation arrives a second time, however late."""
+        operation, overlap, raw = data.draw(st.sampled_from(self.sent))
+        if operation == "begin":
+            turn = raw["correlationId"]
+            if turn not in self.begun:
+                return  # it was refused at first
+        before = self.state
+        self.tell(operation, raw, overlap, again=True)
+        if operation != "cancel" and before.active is not None:
+            assert self.state == before, operation
+
+    # --- What is always true ---
+
+    @invariant()
+    def no_turn_is_lost(self) -> None:
+        books = self.state.books
+        places = [
+            *([self.state.active] if self.state.active else []),
+            *(request.correlation_id for request in (*self.state.waiting, *self.state.steered)),
+            *books.joined,
+        ]
+        ended = [turn for raw in self.responses() for turn in _turns_of(raw)]
+        assert len(places + ended) == len(set(places + ended)), "each turn is in one place"
+        assert self.begun <= set(places + ended)
+
+    def responses(self) -> list[Json]:
+        return [raw for raw in self.state.history if raw["$type"] == "response"]
+
+    @invariant()
+    def an_answer_stays_as_it_is(self) -> None:
+        for raw in self.responses():
+            for turn in _turns_of(raw):
+                assert self.answers.setdefault(turn, raw) == raw
+        asked = [raw["correlationId"] for raw in self.state.history if raw["$type"] == "request"]
+        assert len(asked) == len(set(asked))
+        told = {turn for raw in self.responses() for turn in _turns_of(raw)}
+        assert set(self.answers) == told
+
+    @invariant()
+    def every_call_has_its_result(self) -> None:
+        for raw in self.responses():
+            response = _codec.load_entry(raw)
+            assert isinstance(response, Response)
+            assert not unanswered(response.messages)
+            joined = Counter(m.extra["correlationId"] for m in response.messages if "correlationId" in m.extra)
+            assert joined == Counter(_turns_of(raw)[1:]), "what joined stands in it once"
+
+    @invariant()
+    def the_cancelled_are_not_answered(self) -> None:
+        for raw in self.responses():
+            if raw["correlationId"] in self.cancelled:
+                assert _codec.load_cancellation(raw) is not None
+        if self.state.active in self.cancelled:
+            assert not _thread.may_act(self.state, self.state.active or "")
+
+    @invariant()
+    def nothing_is_kept_of_what_has_ended(self) -> None:
+        ours = set(_thread.dump(self.state)["data"].get("dafx", {}))
+        if self.state.active is None:
+            assert ours <= {"waiting", "cancelled"}
+            assert "waiting" not in ours or self.state.waiting
+        assert not set(self.state.cancelled) & set(self.answers), "marks are for turns that have not ended"
+
+    def teardown(self) -> None:
+        """Whatever happened: when people decide, and workers work, each turn that has begun ends."""
+        for _ in range(400):
+            self.hand_out_activities()
+            if not self.go_on_by_itself():
+                break
+        else:
+            raise AssertionError("the turns do not come to an end")
+        self.no_turn_is_lost()
+        self.an_answer_stays_as_it_is()
+        self.every_call_has_its_result()
+        assert (self.state.active, self.state.waiting, self.state.steered) == (None, (), ())
+        assert self.begun <= set(self.answers)
+
+    def go_on_by_itself(self) -> bool:
+        """Whether something was left to do."""
+        if self.events:
+            self.hear(*self.events.pop(0))
+        elif self.activities:
+            self.work_on(self.activities[0], knows=True)
+        elif told := self.pending_calls(Tell):
+            execution, key, awaited = told[0]
+            execution.go_call(key, self.tell(awaited.operation, awaited.raw))
+        elif ready := self.waiting((Tell, Probe)):
+            self.serve(ready[0])
+        elif thinking := self.waiting(Reply):
+            self.check_conversation(thinking[0])
+            thinking[0].go({"message": _codec.dump_message(ChatMessage("assistant", "Ha."))})
+        elif asked := [ask for ask in self.state.books.asks.values() if self.is_waited_for(ask)]:
+            ask: Json = asked[0]
+            action = "deny" if ask["kind"] == "approval" else "fail"
+            decision = ask.get("decision") or {"action": action, "by": "Ann"}
+            told_ = {"correlationId": self.state.active, "key": ask["key"], "digest": ask["digest"]}
+            assert "decided" in self.tell("decide", {**told_, "decision": decision})
+        elif queued := self.waiting(Wait):
+            self.serve(queued[0])
+            self.live = {**{t: e for t, e in self.live.items() if e is not queued[0]}, queued[0].turn: queued[0]}
+        elif self.state.active is not None:
+            assert self.live[self.state.active].outcome is not None, "else it would have gone on"
+            self.live["last"] = Execution(self, RunRequest(correlation_id="last", messages=(ChatMessage("user", "."),)))
+        else:
+            return False
+        return True
+
+    def is_waited_for(self, ask: Json) -> bool:
+        return any(awaited.key == ask["key"] for _, _, awaited in self.pending_calls(Decided))
+
+
+def _turns_of(raw: Json) -> list[str]:
+    return [raw["correlationId"], *(raw.get("dafx") or {}).get(_thread.JOINED, ())]
+
+
+def _failed(raw: Json) -> bool:
+    return cast("Response", _codec.load_entry(raw)).error is not None
+
+
+TestTurns = Turns.TestCase
+TestTurns.settings = settings(SETTINGS, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
