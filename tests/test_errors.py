@@ -13,15 +13,20 @@ import pytest
 from dafx_actors import _codec, errors
 from dafx_actors.errors import (
     AgentNotHosted,
+    ApprovalExpired,
     ConfigurationError,
     CorrelationConflict,
     DafxError,
+    DecisionRefused,
     InvalidAnswer,
+    InvalidArguments,
     InvalidThreadId,
     ModelError,
     ModelNotConfigured,
+    NotDone,
     NotDurableError,
     OrchestrationFailed,
+    OutcomeUnknown,
     SchedulerCannotListen,
     SchedulerDatabaseError,
     SchedulerInUse,
@@ -30,7 +35,11 @@ from dafx_actors.errors import (
     SchedulerWriteFailed,
     StaleTranscript,
     ThreadBusy,
+    TurnCancelled,
+    TurnDeadlineExceeded,
     TurnFailed,
+    TurnLimitExceeded,
+    TurnNotFound,
     TurnSuperseded,
     TurnTerminated,
     TurnTimeout,
@@ -45,6 +54,8 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (UnsupportedTranscript("schemaVersion 2.0.0", "1.1.0"), "Upgrade dafx_actors"),
     (NotDurableError("`asyncio.sleep`", "Use `context.sleep`."), "Use `context.sleep`."),
     (ValueMismatch("'x' does not fit int: expected int, found 'x'"), "does not fit int"),
+    (InvalidArguments("pay", ["`amount`: missing", "`to`: too long"]), "\n  - `amount`: missing\n  - `to`: too long"),
+    (NotDone("no such payment"), "no such payment"),
     (SchedulerUnreachable("http://localhost:8080", "refused"), "Start one"),
     (SchedulerInUse("dafx.db", 7), "in use by process 7"),
     (SchedulerInUse("dafx.db"), "connect to the scheduler that runs"),
@@ -61,6 +72,17 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (TurnTimeout("Joker", "t1", "c1", 2.5), "correlation_id='c1'"),
     (TurnSuperseded("t1", "c1"), "Send the request again"),
     (TurnTerminated("Joker", "c1", "by Ann"), "terminated (by Ann)"),
+    (TurnCancelled("Joker", "c1", "enough", "Ann"), "enough"),
+    (TurnCancelled("Joker", "c1"), "c1"),
+    (TurnDeadlineExceeded("Joker", "c1", 2.5), "2.5 s"),
+    (TurnLimitExceeded("Joker", "c1", "tokens", 1000, 1234), "limit of 1,000 tokens (it came to 1,234)"),
+    (TurnNotFound("Joker", "c1"), "Check the id"),
+    (DecisionRefused("c1.1.0", "not_pending"), "not any more"),
+    (DecisionRefused("c1.1.0", "changed"), "other arguments"),
+    (DecisionRefused("c1.1.0", "decided", "deny by Ann"), "somebody has decided already (deny by Ann)"),
+    (DecisionRefused("c1.1.0", "unfit", "'deny' for 'outcome'"), "none that this call waits for"),
+    (ApprovalExpired("pay", "c1.1.0", 60.0), "within 60 s"),
+    (OutcomeUnknown("pay", "c1.1.0", "the bank says no"), "may have acted, once, or not at all (the bank says no)"),
     (TurnFailed("Joker", "c1", "KeyError", "'x'"), "worker's log"),
     (StaleTranscript("t1", 5, 3), "Send the request again"),
     (InvalidAnswer("{", "not JSON"), "It is in `.text`"),
@@ -75,7 +97,7 @@ def name(value: object) -> str:
 
 
 def fields(error: DafxError) -> object:
-    return attrs.asdict(error)  # type: ignore[arg-type]  # all that have fields are attrs classes
+    return attrs.asdict(error) if attrs.has(type(error)) else error.args
 
 
 def test_every_error_that_can_be_raised_has_a_sample() -> None:
@@ -137,6 +159,8 @@ def test_what_is_no_error_of_ours_gives_none(raw: object) -> None:
 
 def test_builtin_kinds_are_kept_for_those_who_catch_them() -> None:
     assert issubclass(TurnTimeout, TimeoutError)
+    assert issubclass(TurnDeadlineExceeded, TimeoutError)
+    assert issubclass(InvalidArguments, ValueError)
     assert issubclass(SchedulerUnreachable, ConnectionError)
     assert issubclass(InvalidThreadId, ValueError)
     assert issubclass(InvalidAnswer, ValueError)
