@@ -97,7 +97,8 @@ def name(value: object) -> str:
 
 
 def fields(error: DafxError) -> object:
-    return attrs.asdict(error) if attrs.has(type(error)) else error.args
+    cls: type[object] = type(error)
+    return {field.name: getattr(error, field.name) for field in attrs.fields(cls)} if attrs.has(cls) else error.args
 
 
 def test_every_error_that_can_be_raised_has_a_sample() -> None:

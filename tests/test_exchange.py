@@ -59,6 +59,7 @@ def test_nothing_is_a_value_error() -> None:
 @pytest.mark.parametrize("name", ["steps", "tokens", "seconds"])
 def test_a_limit_is_more_than_nothing_or_none(name: str) -> None:
     assert getattr(Limits(**{name: None}), name) is None
+    wrong: Any
     for wrong in (0, -1, float("nan")):
         with pytest.raises(ValueError, match=f"a limit of {name} must be more than"):
             Limits(**{name: wrong})
