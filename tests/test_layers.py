@@ -19,7 +19,7 @@ ROWS = [
     {"_json", "_docstrings", "_open_calls"},
     {"_stored"},
     {"_codec"},
-    {"_annotations", "_schemas", "_answers"},
+    {"_annotations", "_schemas", "_answers", "_thread_state"},
     {"_values"},
     {"tools"},
     {"mcp"},
