@@ -52,7 +52,7 @@ TOOLS = st.tuples(st.sampled_from(sorted(PLANS)), st.sampled_from(["x", "y"]))
 
 RARELY = st.sampled_from([False, False, False, True])
 
-BY_DEFAULT = settings(max_examples=250, stateful_step_count=40, deadline=None, derandomize=True)
+BY_DEFAULT = settings(max_examples=150, stateful_step_count=25, deadline=None, derandomize=True)
 SETTINGS = settings() if settings.get_current_profile_name() == "thorough" else BY_DEFAULT
 
 
@@ -147,11 +147,19 @@ class Turns(RuleBasedStateMachine):
         self.overlap = overlap
 
     @rule(
-        turn=st.sampled_from(TURNS),
+        turns=st.lists(st.sampled_from(TURNS), min_size=1, max_size=3, unique=True),
         overlap=st.sampled_from([None, None, None, *OVERLAPS]),
         schema=st.sampled_from([None, None, {"type": "object"}]),
+        data=st.data(),
+        times=st.integers(0, 30),
     )
-    def start(self, turn: str, overlap: Overlap | None, schema: Json) -> None:
+    def start(self, turns: list[str], overlap: Overlap | None, schema: Json, data: st.DataObject, times: int) -> None:
+        """Clients start turns, and everybody goes on for a while."""
+        for turn in turns:
+            self.start_one(turn, overlap or self.overlap, schema)
+        self.go_on(data, times)
+
+    def start_one(self, turn: str, overlap: Overlap, schema: Json) -> None:
         """A client starts a turn, or again one whose orchestration is gone."""
         if turn in self.live and self.live[turn].outcome is None:
             return
@@ -164,7 +172,7 @@ class Turns(RuleBasedStateMachine):
             response_schema=earlier.request.response_schema if earlier else schema,
         )
         execution = self.live[turn] = Execution(self, request)
-        self.serve(execution, overlap or self.overlap)
+        self.serve(execution, overlap)
 
     def waiting(self, kind: type[Any] | tuple[type[Any], ...]) -> list[Execution]:
         return [each for each in self.live.values() if isinstance(each.awaits, kind)]
@@ -204,6 +212,7 @@ class Turns(RuleBasedStateMachine):
             *(functools.partial(self.serve_call, key, execution) for execution, key, _ in self.pending_calls(Tell)),
             *(functools.partial(self.go_on_with, execution) for execution in self.waiting((Tell, Probe, Wait))),
             *(functools.partial(self.reply, execution) for execution in self.waiting(Reply)),
+            *(functools.partial(self.deadline, k, e) for e, k, each in self.pending_calls(Decided) if each.may_expire),
             *(functools.partial(self.decide, key) for key, ask in sorted(asks.items()) if "decision" not in ask),
         ]
 
@@ -339,14 +348,15 @@ class Turns(RuleBasedStateMachine):
         if execution.outcome is None and execution.calls.get(activity.key, (None, None))[1] is activity:
             execution.go_call(activity.key, outcome)
 
-    @precondition(lambda self: any(each.may_expire for _, _, each in self.pending_calls(Decided)))
-    @rule(data=st.data())
-    def deadline(self, data: st.DataObject) -> None:
-        due = [each for each in self.pending_calls(Decided) if each[2].may_expire]
-        execution, key, _ = data.draw(st.sampled_from(due))
+    def deadline(self, key: str, execution: Execution, _: st.DataObject) -> None:
         execution.go_call(key, "deadline")
 
     # --- People ---
+
+    @rule(turn=st.sampled_from([*TURNS, "unheard of"]), what=st.sampled_from(["cancel", "time", "die", "reset"]))
+    def harm(self, turn: str, what: str) -> None:
+        """Somebody or something comes in between."""
+        {"cancel": self.cancel, "time": self.time_is_over, "die": self.die, "reset": self.reset}[what](turn)
 
     @precondition(lambda self: self.state.books.asks)
     @rule(data=st.data())
@@ -368,10 +378,7 @@ class Turns(RuleBasedStateMachine):
         if "decided" in given and given["decided"]["action"] == "retry" and "decision" not in ask:
             self.again[key.split(".outcome")[0]] += 1
 
-    @rule(turn=st.sampled_from([*TURNS, "unheard of"]), sure=RARELY)
-    def cancel(self, turn: str, sure: bool) -> None:
-        if not sure:
-            return
+    def cancel(self, turn: str) -> None:
         given = self.tell("cancel", {"correlationId": turn, "mark": {"by": "Ann", "reason": "enough"}})
         if "ended" in given:
             assert turn not in self.answers or given["ended"] == self.answers[turn]
@@ -379,25 +386,19 @@ class Turns(RuleBasedStateMachine):
             assert given["turn"] in {turn, self.state.active}
             assert not _thread.may_act(self.state, given["turn"])
 
-    @rule(turn=st.sampled_from(TURNS), sure=RARELY)
-    def time_is_over(self, turn: str, sure: bool) -> None:
+    def time_is_over(self, turn: str) -> None:
         execution = self.live.get(turn)
-        if execution is not None and execution.outcome is None and sure:
+        if execution is not None and execution.outcome is None:
             execution.stop = TurnDeadlineExceeded("Joker", turn, 60.0)
             execution.interrupt()
 
-    @rule(turn=st.sampled_from(TURNS), sure=RARELY)
-    def die(self, turn: str, sure: bool) -> None:
+    def die(self, turn: str) -> None:
         """Somebody terminates the turn's orchestration; its tool calls go on."""
         execution = self.live.get(turn)
-        if execution is not None and execution.outcome is None and sure:
+        if execution is not None and execution.outcome is None:
             execution.outcome, execution.awaits, execution.calls = ("dead", None), None, {}
 
-    @precondition(lambda self: len(self.state.history) > 3)
-    @rule(sure=RARELY)
-    def reset(self, sure: bool) -> None:
-        if not sure:
-            return
+    def reset(self, _: str) -> None:
         self.tell("reset", {"correlationId": "?"})
         self.begun = {request.correlation_id for request in self.state.waiting}
         self.answers, self.sent, self.approved, self.goes = {}, [], set(), {}
