@@ -55,7 +55,7 @@ def tool_step_name(agent: str, tool: str) -> str:
 
 
 def tell_name(agent: str) -> str:
-    """The orchestration that tells a thread of `agent` something on behalf of a client or a step, and gives its word."""
+    """The orchestration that tells a thread of `agent` something for a client or a step, and gives its answer."""
     return f"{_PREFIX}{agent}.tell"
 
 

@@ -218,7 +218,8 @@ class Turns(RuleBasedStateMachine):
 
     def go_on_with(self, execution: Execution, data: st.DataObject) -> None:
         self.serve(execution, self.overlap)
-        if self.sent and data.draw(RARELY):
+        again: bool = data.draw(RARELY)
+        if again and self.sent:
             self.repeat(self.sent[-1])
 
     def serve_call(self, key: str, execution: Execution, _: st.DataObject) -> None:
