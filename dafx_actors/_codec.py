@@ -264,13 +264,13 @@ def dump_limits(limits: Limits) -> dict[str, Json]:
 
 
 def load_limits(raw: Json) -> Limits:
-    """Read what a turn may take; what a newer version limits besides is left out.
+    """Read what a turn may take. Null is no limit; what is not named is as ever, what is not known is left out.
 
     Raises:
         ValueError: It is something else.
     """
     document = as_object(raw)
-    given = {field.name: document.get(field.name) for field in attrs.fields(Limits)}
+    given = {field.name: document[field.name] for field in attrs.fields(Limits) if field.name in document}
     if wrong := [name for name, value in given.items() if not isinstance(value, int | float | None)]:
         raise ValueError(f"`limits.{wrong[0]}` is a number, not {given[wrong[0]]!r}")
     return Limits(**given)

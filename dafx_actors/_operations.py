@@ -61,6 +61,8 @@ def _commit(state: State, told: Message) -> tuple[State, Outcome]:
         _codec.load_messages(told.raw["messages"]),
         _codec.load_usage(told.raw.get("usage")),
         told.now,
+        at=told.raw.get("length"),
+        last=bool(told.raw.get("last")),
         whole=bool(told.raw.get("whole")),
         about=told.raw.get("about"),
     )

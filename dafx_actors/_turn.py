@@ -23,6 +23,7 @@ import attrs
 from durabletask.task import RetryPolicy
 
 from dafx_actors import _codec
+from dafx_actors._open_calls import closed
 from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
 from dafx_actors.exchange import Limits
 from dafx_actors.ids import call_key
@@ -44,6 +45,7 @@ from dafx_actors.transcript import (
 _NOT_FOR_MODELS = (ErrorContent, TextReasoningContent, UsageContent)
 REPAIRS = 1
 """How often a model is told that its answer does not fit."""
+_LONGEST_PAUSE = timedelta(days=36_500)
 _JITTER = 0.1
 """Of a pause, so that many turns that were refused together do not come again together."""
 
@@ -79,6 +81,8 @@ class Finish:
     """The reply is the answer."""
 
     message: ChatMessage
+    last: bool = False
+    """Whether the turn is at its limit, so that it cannot go on for others that would join it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -89,7 +93,7 @@ class Call:
     """Names it; see `ids.call_key`."""
     content: FunctionCallContent
     plan: Mapping[str, Json]
-    """What the worker said of it when the reply came; see `Toolbox.plan`."""
+    """What the worker said of it with the reply: `refusal`, `approval`, `activity`, `agent`; see `Toolbox.plan`."""
 
     @property
     def refusal(self) -> str | None:
@@ -177,7 +181,7 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
             "user", f"Your answer does not fit the JSON schema: {invalid}. Answer again, with JSON only."
         )
         return attrs.evolve(progress, repairs=progress.repairs + 1), Repair((message, told))
-    return progress, Finish(message)
+    return progress, Finish(message, last=limits.steps is not None and steps >= limits.steps)
 
 
 def _calls_in(message: ChatMessage) -> list[FunctionCallContent]:
@@ -221,14 +225,15 @@ def pause_before(
     """
     if attempt >= policy.max_number_of_attempts:
         return None
-    longest = policy.max_retry_interval or timedelta(days=36_500)
+    longest = policy.max_retry_interval or _LONGEST_PAUSE
     try:
         pause = min(policy.first_retry_interval * (policy.backoff_coefficient or 1.0) ** (attempt - 1), longest)
     except OverflowError:
         pause = longest
     share = int.from_bytes(hashlib.sha256(f"{seed}/{attempt}".encode()).digest()[:4], "big") / 2**32
     pause *= 1 + _JITTER * share
-    pause = max(pause, timedelta(seconds=at_least or 0.0))
+    if at_least is not None and at_least > 0:
+        pause = max(pause, timedelta(seconds=min(at_least, _LONGEST_PAUSE.total_seconds())))
     if policy.retry_timeout is not None and waited + pause > policy.retry_timeout:
         return None
     return pause
@@ -280,13 +285,14 @@ def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
 
     Turns that ended with an error are left out, request and all: what the provider refused once (too long, filtered,
     not an image) would be refused again in every later turn. So is what was never answered, and what models do not
-    take: reasoning, usage and errors.
+    take: reasoning, usage and errors. A call without a result gets one that says so: others may have left it in the
+    history, and a turn that died in the middle and was begun anew, in its draft.
     """
     answered = {e.correlation_id for e in transcript.entries if isinstance(e, Response) and e.error is None}
     seen = [entry for entry in transcript.entries if _is_seen(entry, answered, turn)]
     messages = [message for entry in seen for message in _messages(entry)] + list(transcript.draft)
     kept = (attrs.evolve(m, contents=[c for c in m.contents if not isinstance(c, _NOT_FOR_MODELS)]) for m in messages)
-    return tuple(message for message in kept if message.contents)
+    return closed(message for message in kept if message.contents)
 
 
 def _is_seen(entry: Entry, answered: set[str | None], turn: str) -> bool:

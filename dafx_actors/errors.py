@@ -513,8 +513,9 @@ class DecisionRefused(TurnError):
 
     key: str
     """The call's, see `PendingDecision.key`."""
-    why: Literal["not_pending", "changed", "decided"]
-    """The turn does not wait for it (any more); it was made for another call; or somebody has decided otherwise."""
+    why: Literal["not_pending", "changed", "decided", "unfit"]
+    """The turn does not wait for it (any more); it was made for another call; somebody has decided otherwise; or it
+    is none that this call waits for."""
     detail: str = ""
 
     def __str__(self) -> str:
@@ -522,6 +523,7 @@ class DecisionRefused(TurnError):
             "not_pending": "the turn does not wait for it, or not any more",
             "changed": "it was made for other arguments or another tool than those of the call",
             "decided": "somebody has decided already",
+            "unfit": "it is none that this call waits for",
         }[self.why]
         detail = f" ({self.detail})" if self.detail else ""
         return f"The decision about call {self.key} was refused: {what}{detail}. Nothing was changed; look again."

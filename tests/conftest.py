@@ -5,6 +5,10 @@ from __future__ import annotations
 import socket
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("thorough", max_examples=20_000, stateful_step_count=60, deadline=None)
+"""For `pytest --hypothesis-profile=thorough`: minutes instead of seconds, and other examples each time."""
 
 
 @pytest.fixture

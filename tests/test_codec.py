@@ -12,20 +12,23 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
 import pytest
+from durabletask.task import RetryPolicy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors import _codec, _json, _thread
+from dafx_actors.decisions import Decision
 from dafx_actors.errors import (
     CorrelationConflict,
     DafxError,
     ModelError,
     ThreadBusy,
+    TurnCancelled,
     TurnError,
     TurnFailed,
     UnsupportedTranscript,
 )
-from dafx_actors.exchange import RunRequest
+from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import (
     ChatMessage,
@@ -305,6 +308,11 @@ BROKEN: list[Any] = [
     document(dafx={"waiting": [5]}),
     document(dafx={"waiting": [{"correlationId": "c", "messages": []}]}),
     document(dafx={"active": 5}),
+    document(dafx={"steered": [5]}),
+    document(dafx={"joined": "c2"}),
+    document(dafx={"cancelled": []}),
+    document(dafx={"asks": "x"}),
+    document(dafx={"attempts": 5}),
 ]
 
 
@@ -390,6 +398,9 @@ def test_every_entry_that_we_write_is_valid_and_is_read_back_equal(entry: Reques
 
 # --- Requests -----------------------------------------------------------------------------------------------------
 
+amounts = st.none() | st.integers(min_value=1)
+limits = st.builds(Limits, steps=amounts, tokens=amounts, seconds=st.none() | st.floats(min_value=0.1, max_value=1e9))
+
 
 def test_the_peers_request_is_read() -> None:
     raw = {
@@ -430,6 +441,9 @@ def test_a_class_that_a_request_names_is_not_imported() -> None:
         messages=st.lists(messages, min_size=1, max_size=3).map(tuple),
         response_schema=st.none() | objects,
         options=objects,
+        tool_choice=st.none() | texts,
+        enable_tool_calls=st.booleans(),
+        limits=st.none() | limits,
         created_at=st.none() | moments,
         orchestration_id=st.none() | texts,
     )
@@ -464,12 +478,43 @@ def test_a_request_shows_its_text_to_the_peer() -> None:
         {"correlationId": "c", "message": "x", "created_at": "yesterday"},
         {"correlationId": "c", "message": "x", "orchestrationId": 5},
         {"correlationId": "c", "message": 5},
+        {"correlationId": "c", "message": "x", "tool_choice": 5},
+        {"correlationId": "c", "message": "x", "limits": 5},
+        {"correlationId": "c", "message": "x", "limits": {"steps": "many"}},
+        {"correlationId": "c", "message": "x", "limits": {"tokens": 0}},
     ],
     ids=json.dumps,
 )
 def test_what_is_no_request_is_a_value_error(bad: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
         _codec.load_request(bad)
+
+
+def test_limits_that_are_not_named_are_as_ever_and_null_is_none() -> None:
+    assert _codec.load_limits({"tokens": 5}) == Limits(tokens=5)
+    assert _codec.load_limits({"steps": None, "dollars": 3}) == Limits(steps=None)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        RetryPolicy(first_retry_interval=timedelta(seconds=1.5), max_number_of_attempts=3),
+        RetryPolicy(
+            first_retry_interval=timedelta(seconds=1),
+            max_number_of_attempts=5,
+            backoff_coefficient=2.5,
+            max_retry_interval=timedelta(minutes=1),
+            retry_timeout=timedelta(hours=1),
+        ),
+    ],
+)
+def test_a_retry_policy_survives(policy: RetryPolicy) -> None:
+    raw = json.loads(json.dumps(_codec.dump_retry(policy)))
+    assert _codec.dump_retry(_codec.load_retry(raw)) == raw
+    assert (raw["first"], raw["attempts"]) == (
+        policy.first_retry_interval.total_seconds(),
+        policy.max_number_of_attempts,
+    )
 
 
 def test_a_digest_tells_requests_apart() -> None:
@@ -485,6 +530,53 @@ def test_a_digest_tells_requests_apart() -> None:
 def test_a_digest_does_not_look_at_the_clock_or_at_the_order_of_keys() -> None:
     later = _codec.digest([ChatMessage("user", "x", created_at=NOON)], {"b": 1, "a": 2})
     assert later == _codec.digest([ChatMessage("user", "x")], {"a": 2, "b": 1})
+
+
+# --- Decisions ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_turn_asks_is_read() -> None:
+    raw = {"key": "c1.1.0", "kind": "approval", "callId": "x", "tool": "pay", "arguments": {"n": 1}, "digest": "d"}
+    asked = {**raw, "askedAt": "2025-01-02T12:00:00Z", "decision": None}
+    pending = _codec.load_pending(THREAD, "c1", asked)
+    assert (pending.thread, pending.correlation_id, pending.asked_at, pending.deadline) == (THREAD, "c1", NOON, None)
+    assert (pending.key, pending.kind, pending.call_id, pending.tool) == ("c1.1.0", "approval", "x", "pay")
+    later = _codec.load_pending(THREAD, "c1", {**asked, "deadline": "2025-01-02T12:00:05Z"})
+    assert later.deadline == NOON + timedelta(seconds=5)
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        Decision(action="approve", by="Ann", at=NOON),
+        Decision(action="approve", at=NOON, arguments={}),
+        Decision(action="deny", by="Ann", at=NOON, reason="too dear"),
+        Decision(action="result", at=NOON, result=None),
+        Decision(action="result", at=NOON, result={"paid": [1]}),
+        Decision(action="fail", at=NOON, reason="who knows"),
+    ],
+    ids=lambda decision: decision.action,
+)
+def test_a_decision_survives(decision: Decision) -> None:
+    assert _codec.load_decision(json.loads(json.dumps(_codec.dump_decision(decision)))) == decision
+
+
+def test_only_a_result_travels_with_a_result() -> None:
+    assert "result" not in _codec.dump_decision(Decision(action="approve", at=NOON))
+    assert _codec.dump_decision(Decision(action="result", at=NOON))["result"] is None
+
+
+def test_a_cancellation_is_found_in_a_response() -> None:
+    def ended(error: DafxError) -> Any:
+        message = ChatMessage("assistant", (_codec.error_content(error),))
+        return _codec.dump_response(Response(correlation_id="c", messages=(message,)))
+
+    found = _codec.load_cancellation(ended(TurnCancelled("Joker", "c", "enough", "Ann")))
+    assert found is not None
+    assert (found.reason, found.by) == ("enough", "Ann")
+    assert _codec.load_cancellation(ended(ModelError("timeout", "x"))) is None
+    assert _codec.load_cancellation(ENTRIES[2]) is None
+    assert _codec.load_cancellation(ENTRIES[0]) is None
 
 
 # --- Responses and errors -----------------------------------------------------------------------------------------
@@ -544,7 +636,8 @@ def test_an_error_that_could_not_be_shown_is_not_rebuilt() -> None:
 
 WORDS = """
     $type text reasoning usage request response role user contents messages correlationId schemaVersion 1.1.0 data
-    dafx draft waiting active conversationHistory createdAt message options type fields ThreadBusy TurnTimeout
+    dafx draft waiting steered joined cancelled asks attempts active
+    conversationHistory createdAt message options type fields ThreadBusy TurnTimeout
 """
 words = st.sampled_from(WORDS.split())
 anything = st.recursive(
@@ -552,12 +645,13 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words | texts, inner, max_size=6),
     max_leaves=25,
 )
+OURS = st.sampled_from(["active", "draft", "waiting", "steered", "joined", "cancelled", "asks", "attempts"])
 nearly: st.SearchStrategy[Any] = st.fixed_dictionaries(
     {
         "schemaVersion": st.just("1.1.0"),
         "data": st.fixed_dictionaries(
             {"conversationHistory": st.lists(st.dictionaries(words, anything, max_size=4), max_size=3)},
-            optional={"dafx": st.dictionaries(st.sampled_from(["active", "draft", "waiting"]), anything) | anything},
+            optional={"dafx": st.dictionaries(OURS, anything) | anything},
         ),
     }
 )

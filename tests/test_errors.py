@@ -13,9 +13,11 @@ import pytest
 from dafx_actors import _codec, errors
 from dafx_actors.errors import (
     AgentNotHosted,
+    ApprovalExpired,
     ConfigurationError,
     CorrelationConflict,
     DafxError,
+    DecisionRefused,
     InvalidAnswer,
     InvalidArguments,
     InvalidThreadId,
@@ -27,6 +29,7 @@ from dafx_actors.errors import (
     NotDone,
     NotDurableError,
     OrchestrationFailed,
+    OutcomeUnknown,
     SchedulerCannotListen,
     SchedulerDatabaseError,
     SchedulerInUse,
@@ -35,7 +38,11 @@ from dafx_actors.errors import (
     SchedulerWriteFailed,
     StaleTranscript,
     ThreadBusy,
+    TurnCancelled,
+    TurnDeadlineExceeded,
     TurnFailed,
+    TurnLimitExceeded,
+    TurnNotFound,
     TurnSuperseded,
     TurnTerminated,
     TurnTimeout,
@@ -75,6 +82,17 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (TurnTimeout("Joker", "t1", "c1", 2.5), "correlation_id='c1'"),
     (TurnSuperseded("t1", "c1"), "Send the request again"),
     (TurnTerminated("Joker", "c1", "by Ann"), "terminated (by Ann)"),
+    (TurnCancelled("Joker", "c1", "enough", "Ann"), "enough"),
+    (TurnCancelled("Joker", "c1"), "c1"),
+    (TurnDeadlineExceeded("Joker", "c1", 2.5), "2.5 s"),
+    (TurnLimitExceeded("Joker", "c1", "tokens", 1000, 1234), "limit of 1,000 tokens (it came to 1,234)"),
+    (TurnNotFound("Joker", "c1"), "Check the id"),
+    (DecisionRefused("c1.1.0", "not_pending"), "not any more"),
+    (DecisionRefused("c1.1.0", "changed"), "other arguments"),
+    (DecisionRefused("c1.1.0", "decided", "deny by Ann"), "somebody has decided already (deny by Ann)"),
+    (DecisionRefused("c1.1.0", "unfit", "'deny' for 'outcome'"), "none that this call waits for"),
+    (ApprovalExpired("pay", "c1.1.0", 60.0), "within 60 s"),
+    (OutcomeUnknown("pay", "c1.1.0", "the bank says no"), "may have acted, once, or not at all (the bank says no)"),
     (TurnFailed("Joker", "c1", "KeyError", "'x'"), "worker's log"),
     (StaleTranscript("t1", 5, 3), "Send the request again"),
     (InvalidAnswer("{", "not JSON"), "It is in `.text`"),
@@ -89,7 +107,8 @@ def name(value: object) -> str:
 
 
 def fields(error: DafxError) -> object:
-    return attrs.asdict(error)  # type: ignore[arg-type]  # all that have fields are attrs classes
+    cls: type[object] = type(error)
+    return {field.name: getattr(error, field.name) for field in attrs.fields(cls)} if attrs.has(cls) else error.args
 
 
 def test_every_error_that_can_be_raised_has_a_sample() -> None:
@@ -156,6 +175,8 @@ def test_what_is_no_error_of_ours_gives_none(raw: object) -> None:
 
 def test_builtin_kinds_are_kept_for_those_who_catch_them() -> None:
     assert issubclass(TurnTimeout, TimeoutError)
+    assert issubclass(TurnDeadlineExceeded, TimeoutError)
+    assert issubclass(InvalidArguments, ValueError)
     assert issubclass(SchedulerUnreachable, ConnectionError)
     assert issubclass(InvalidThreadId, ValueError)
     assert issubclass(InvalidAnswer, ValueError)

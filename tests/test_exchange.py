@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dafx_actors import AgentRunResponse, AgentThread, ChatMessage, DataContent, TextContent, UriContent
-from dafx_actors.exchange import as_messages
+from dafx_actors.exchange import Limits, as_messages
 
 PICTURE = DataContent.from_bytes(b"\x89PNG", "image/png")
 LINK = UriContent("https://example.com/a.png", "image/png")
@@ -54,6 +54,15 @@ def test_anything_else_is_a_type_error_that_names_it(given: Any, named: str) -> 
 def test_nothing_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="no message"):
         as_messages([])
+
+
+@pytest.mark.parametrize("name", ["steps", "tokens", "seconds"])
+def test_a_limit_is_more_than_nothing_or_none(name: str) -> None:
+    assert getattr(Limits(**{name: None}), name) is None
+    wrong: Any
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match=f"a limit of {name} must be more than"):
+            Limits(**{name: wrong})
 
 
 def test_bytes_become_a_data_uri() -> None:

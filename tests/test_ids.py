@@ -28,14 +28,34 @@ def test_another_name_is_a_mistake_that_is_explained(name: object) -> None:
 def test_names_on_the_wire_are_the_peers() -> None:
     assert ids.entity_name("Joker") == "dafx-Joker"
     assert str(AgentThread("Joker", "T1").entity_id) == "@dafx-joker@T1"
-    names = [ids.turn_name("Joker"), ids.model_step_name("Joker"), ids.probe_name("Joker")]
-    assert names == ["dafx-Joker.turn", "dafx-Joker.model", "dafx-Joker.probe"]
+    names = [ids.turn_name("Joker"), ids.model_step_name("Joker"), ids.probe_name("Joker"), ids.tell_name("Joker")]
+    assert names == ["dafx-Joker.turn", "dafx-Joker.model", "dafx-Joker.probe", "dafx-Joker.tell"]
+    assert ids.tool_step_name("Joker", "look") == "dafx-Joker.tool.look"
 
 
 def test_the_agent_of_a_turn_is_found_by_its_orchestration() -> None:
     assert ids.agent_of_turn(ids.turn_name("Joker")) == "Joker"
     assert ids.agent_of_turn("Joker.turn") is None
     assert ids.agent_of_turn("dafx-Joker.model") is None
+
+
+def test_a_call_is_named_by_its_place_in_its_turn() -> None:
+    assert ids.call_key("c1", 2, 0) == "c1.2.0"
+    keys = {ids.call_key(turn, step, index) for turn in ("c1", "c2") for step in (1, 11) for index in (0, 1)}
+    assert len(keys) == 8
+
+
+@given(st.text("abc.", min_size=1, max_size=100), st.integers(1, 10_000), st.integers(0, 10_000))
+def test_a_calls_name_can_be_the_id_of_a_turn(turn: str, step: int, index: int) -> None:
+    key = ids.call_key(turn, step, index)
+    assert len(key) <= 64
+    assert ids.instance_id_mistake(key) is None
+    assert key == ids.call_key(turn, step, index)
+    assert key.endswith(f".{step}.{index}")
+
+
+def test_long_turns_keep_their_calls_apart() -> None:
+    assert ids.call_key("x" * 99 + "1", 1, 0) != ids.call_key("x" * 99 + "2", 1, 0)
 
 
 def test_a_new_id_is_a_uuid_and_another_each_time() -> None:

@@ -64,7 +64,7 @@ def test_a_turn_that_finds_the_thread_free_is_granted() -> None:
 
 
 def test_a_turn_that_finds_the_thread_busy_is_queued() -> None:
-    state, outcome = _thread.begin(begun("c1"), ask("c2"), NOW)
+    state, outcome = _thread.begin(begun("c1"), THREAD, ask("c2"), NOW)
     assert outcome == Queued("c1")
     assert (state.active, story(state)) == ("c1", ["c1?"])
 
@@ -223,7 +223,7 @@ def test_a_reset_forgets_and_takes_the_thread_from_its_turn() -> None:
 
 
 def test_after_a_reset_those_that_waited_go_first() -> None:
-    state, outcome = _thread.begin(_thread.reset(begun("c1", "c2", "c3")), ask("c4"), NOW)
+    state, outcome = _thread.begin(_thread.reset(begun("c1", "c2", "c3")), THREAD, ask("c4"), NOW)
     assert outcome == Queued("c2")
     assert [waiting.correlation_id for waiting in state.waiting] == ["c3", "c4"]
 
@@ -328,7 +328,7 @@ class ThreadMachine(RuleBasedStateMachine):
     @rule(turn=turns)
     def begin_with_another_request(self, turn: str) -> None:
         if turn in self.known.arrived or turn in self.known.answers:
-            same, outcome = _thread.begin(self.state, ask(turn, "something else"), NOW)
+            same, outcome = _thread.begin(self.state, THREAD, ask(turn, "something else"), NOW)
             assert isinstance(outcome, Refused)
             assert same is self.state
 

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import itertools
+from datetime import timedelta
+from typing import Any, cast, get_args
 
 import pytest
+from durabletask.task import RetryPolicy
 
-from dafx_actors._turn import Fail, Finish, conversation, next_step
-from dafx_actors.errors import ModelError
-from dafx_actors.models import FinishReason, ModelReply
+from dafx_actors import _codec
+from dafx_actors._turn import (
+    MODEL_RETRIES,
+    Call,
+    CallTools,
+    Fail,
+    Finish,
+    Progress,
+    Repair,
+    Step,
+    batches,
+    conversation,
+    denied,
+    next_step,
+    pause_before,
+    result_of,
+    results_message,
+    retry_note,
+)
+from dafx_actors.errors import InvalidAnswer, ModelError, TurnLimitExceeded
+from dafx_actors.exchange import Limits
+from dafx_actors.models import FinishReason
 from dafx_actors.transcript import (
     ChatMessage,
     Content,
     ErrorContent,
     FunctionCallContent,
+    FunctionResultContent,
     OpaqueContent,
     OpaqueEntry,
     Request,
@@ -76,27 +99,216 @@ def test_contents_that_we_cannot_read_are_left_to_the_model_to_judge() -> None:
     assert messages[1].contents == (opaque,)
 
 
+def test_a_call_that_has_no_result_gets_one_that_says_so() -> None:
+    call = response("c1", FunctionCallContent("x", "look"))
+    messages = conversation(Transcript(entries=(request("c1"), call, request("now"))), "now")
+    assert [message.role for message in messages] == ["user", "assistant", "tool", "user"]
+
+
+# --- After a model call -------------------------------------------------------------------------------------------
+
+ANSWER = ChatMessage("assistant", "Ha.")
+LOOK = FunctionCallContent("x", "look", {"at": "me"})
+ONE_USAGE = UsageStats(1, 1, 2)
+
+
+def reply(message: ChatMessage = ANSWER, **fields: Any) -> dict[str, Any]:
+    plans = {"calls": [{"activity": "look"}] * sum(isinstance(c, FunctionCallContent) for c in message.contents)}
+    usage = {"usage": _codec.dump_usage(ONE_USAGE)}
+    return {"message": _codec.dump_message(message), "finishReason": "stop", **usage, **plans, **fields}
+
+
+def asks_for(*calls: FunctionCallContent) -> ChatMessage:
+    return ChatMessage("assistant", calls)
+
+
+def after(result: Any, progress: Progress | None = None, **limits: Any) -> tuple[Progress, Step]:
+    return next_step(result, progress or Progress(), Limits(**limits), "c1", "Joker")
+
+
 def test_a_text_is_the_answer() -> None:
-    message = ChatMessage("assistant", "Ha.")
-    assert next_step(ModelReply(message=message)) == Finish(message)
+    progress, step = after(reply())
+    assert step == Finish(ANSWER)
+    assert progress == Progress(replies=1, steps=1, usage=ONE_USAGE)
 
 
 @pytest.mark.parametrize("reason", get_args(FinishReason))
 def test_only_a_filter_turns_a_text_into_a_failure(reason: FinishReason) -> None:
-    step = next_step(ModelReply(message=ChatMessage("assistant", "Ha."), finish_reason=reason))
-    assert isinstance(step, Fail) == (reason == "content_filter")
+    assert isinstance(after(reply(finishReason=reason))[1], Fail) == (reason == "content_filter")
 
 
 def test_a_filters_own_words_are_kept() -> None:
-    step = next_step(ModelReply(message=ChatMessage("assistant", "I cannot"), finish_reason="content_filter"))
+    _, step = after(reply(ChatMessage("assistant", "I cannot"), finishReason="content_filter"))
     assert isinstance(step, Fail)
     assert isinstance(step.error, ModelError)
     assert (step.error.kind, step.error.message) == ("content_filter", "I cannot")
 
 
-def test_a_call_of_a_tool_that_was_not_offered_is_the_models_mistake() -> None:
-    step = next_step(ModelReply(message=ChatMessage("assistant", (FunctionCallContent("c", "shoot"),))))
+def test_calls_are_made_as_the_worker_planned_them() -> None:
+    message = asks_for(LOOK, FunctionCallContent("x", "shoot"))
+    plans = [{"activity": "look", "alone": True}, {"refusal": "no such tool"}]
+    progress, step = after(reply(message, calls=plans), Progress(replies=2, steps=5))
+    assert isinstance(step, CallTools)
+    assert step.message == message
+    assert [(call.key, call.content, call.alone, call.refusal) for call in step.calls] == [
+        ("c1.3.0", LOOK, True, None),
+        ("c1.3.1", message.contents[1], False, "no such tool"),
+    ]
+    assert (progress.replies, progress.steps) == (3, 8)
+
+
+def test_calls_of_the_same_id_have_keys_of_their_own() -> None:
+    progress, keys = Progress(), list[str]()
+    for _ in range(2):
+        progress, step = after(reply(asks_for(LOOK, LOOK)), progress)
+        assert isinstance(step, CallTools)
+        keys += [call.key for call in step.calls]
+    assert len(set(keys)) == 4
+
+
+def test_usage_adds_up() -> None:
+    progress, _ = after(reply(), Progress(usage=UsageStats(10, 1, 11)))
+    assert progress.usage == UsageStats(11, 2, 13)
+    assert after(reply(usage=None), progress)[0].usage == UsageStats(11, 2, 13)
+    assert after(reply(usage=None))[0].usage is None
+
+
+@pytest.mark.parametrize(("steps", "calls", "may"), [(3, 1, True), (3, 2, False), (1, 1, False), (None, 50, True)])
+def test_calls_are_made_only_if_their_results_can_be_used(steps: int | None, calls: int, may: bool) -> None:
+    _, step = after(reply(asks_for(*[LOOK] * calls)), steps=steps)
+    assert isinstance(step, CallTools) == may
+    if isinstance(step, Fail):
+        assert isinstance(step.error, TurnLimitExceeded)
+        assert (step.error.limit, step.error.most, step.error.needed) == ("steps", steps, calls + 2)
+        assert step.messages == (asks_for(*[LOOK] * calls),)
+
+
+def test_an_answer_at_the_limit_is_the_last() -> None:
+    assert after(reply(), steps=1)[1] == Finish(ANSWER, last=True)
+    assert after(reply(), steps=2)[1] == Finish(ANSWER)
+    assert after(reply(), steps=None)[1] == Finish(ANSWER)
+
+
+@pytest.mark.parametrize("message", [ANSWER, asks_for(LOOK)])
+def test_a_turn_over_its_tokens_ends(message: ChatMessage) -> None:
+    assert not isinstance(after(reply(message), tokens=2)[1], Fail)
+    _, step = after(reply(message), Progress(usage=ONE_USAGE), tokens=3)
     assert isinstance(step, Fail)
-    assert isinstance(step.error, ModelError)
-    assert step.error.kind == "bad_response"
-    assert "'shoot'" in step.error.message
+    assert isinstance(step.error, TurnLimitExceeded)
+    assert (step.error.limit, step.error.most, step.error.needed) == ("tokens", 3, 4)
+    assert step.messages == (message,)
+
+
+def test_an_answer_that_does_not_fit_is_repaired_once() -> None:
+    progress, step = after(reply(invalid="it is no JSON"))
+    assert isinstance(step, Repair)
+    assert [message.role for message in step.messages] == ["assistant", "user"]
+    assert "it is no JSON" in step.messages[1].text
+    _, step = after(reply(invalid="still not"), progress)
+    assert isinstance(step, Fail)
+    assert isinstance(step.error, InvalidAnswer)
+    assert (step.error.text, step.error.reason, step.messages) == ("Ha.", "still not", (ANSWER,))
+
+
+def test_an_answer_is_not_repaired_beyond_the_limit() -> None:
+    assert isinstance(after(reply(invalid="it is no JSON"), steps=1)[1], Fail)
+
+
+def test_a_response_says_how_it_came_about_where_there_is_something_to_say() -> None:
+    note = retry_note(1, 2, _codec.dump_error(ModelError("timeout", "slow")))
+    assert Progress(steps=1).about == {}
+    assert Progress(steps=3, retries=(note,)).about == {"steps": 3, "retries": [note]}
+    assert (note["step"], note["attempt"], note["error"]) == (1, 2, "ModelError")
+
+
+@pytest.mark.parametrize(
+    ("alone", "expected"),
+    [("", []), ("..", [".."]), (".!.", [".", "!", "."]), ("!!", ["!", "!"]), ("..!..", ["..", "!", ".."])],
+)
+def test_calls_are_made_together_unless_one_wants_to_be_alone(alone: str, expected: list[str]) -> None:
+    calls = [Call(key=str(n), content=LOOK, plan={"alone": mark == "!"}) for n, mark in enumerate(alone)]
+    found = batches(calls)
+    assert list(itertools.chain(*found)) == calls
+    assert ["".join("!" if call.alone else "." for call in batch) for batch in found] == expected
+
+
+# --- After a failure ----------------------------------------------------------------------------------------------
+
+
+def pauses(policy: RetryPolicy = MODEL_RETRIES, **more: Any) -> list[float | None]:
+    found = (pause_before(n, policy, timedelta(), "c1/1", **more) for n in range(1, policy.max_number_of_attempts + 1))
+    return [None if pause is None else pause.total_seconds() for pause in found]
+
+
+def test_pauses_grow_and_end() -> None:
+    *given, last = pauses()
+    assert last is None
+    assert [round(cast("float", pause) / 1.05) for pause in given] == [1, 2, 4, 8]
+    assert pauses() == pauses(), "the same at every replay"
+    others = [pause_before(1, MODEL_RETRIES, timedelta(), seed) for seed in "abc"]
+    assert len(set(others)) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "paused"), [(None, 1.0), (0.0, 1.0), (0.5, 1.0), (30.0, 30.0), (-5.0, 1.0), (float("nan"), 1.0)]
+)
+def test_the_provider_may_ask_for_a_longer_pause(asked: float | None, paused: float) -> None:
+    pause = pause_before(1, MODEL_RETRIES, timedelta(), "c1/1", at_least=asked)
+    assert pause is not None
+    assert paused <= pause.total_seconds() <= paused * 1.1
+
+
+@pytest.mark.parametrize("asked", [601.0, 1e300, float("inf")])
+def test_a_turn_does_not_wait_longer_than_its_retries_may_take(asked: float) -> None:
+    assert pause_before(1, MODEL_RETRIES, timedelta(), "c1/1", at_least=asked) is None
+    assert pause_before(1, MODEL_RETRIES, timedelta(minutes=10), "c1/1") is None
+
+
+def test_a_pause_that_no_clock_can_hold_is_the_longest() -> None:
+    policy = RetryPolicy(
+        first_retry_interval=timedelta(seconds=1), max_number_of_attempts=10_000, backoff_coefficient=1e9
+    )
+    far = pause_before(9_999, policy, timedelta(), "x", at_least=float("inf"))
+    assert far is not None
+    assert far > timedelta(days=36_000)
+
+
+# --- Tool calls ---------------------------------------------------------------------------------------------------
+
+CALL = Call(key="c1.1.0", content=LOOK, plan={})
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "noted"),
+    [
+        ({"result": {"seen": [1]}}, {"seen": [1]}, {}),
+        ({"result": None}, None, {}),
+        ({"error": "it is dark"}, "Error: it is dark", {"failed": True}),
+        ({"result": 1, "decision": {"by": "Ann"}}, 1, {"decision": {"by": "Ann"}}),
+    ],
+)
+def test_a_model_is_told_of_its_calls(outcome: Any, said: Any, noted: dict[str, Any]) -> None:
+    assert result_of(CALL, outcome) == FunctionResultContent("x", said, extra={"dafx": {"key": "c1.1.0", **noted}})
+
+
+@pytest.mark.parametrize(
+    ("decision", "words"),
+    [
+        ({"action": "deny"}, "a person denied it"),
+        ({"action": "deny", "reason": "too dear"}, "a person denied it: too dear"),
+        ({"action": "expire"}, "nobody approved it in time"),
+    ],
+)
+def test_a_call_that_was_not_allowed_says_why(decision: dict[str, Any], words: str) -> None:
+    outcome = denied(CALL, decision)
+    assert outcome["error"].endswith(words)
+    assert outcome["decision"] == decision
+
+
+def test_results_stand_in_the_order_of_their_calls() -> None:
+    calls = [Call(key=str(n), content=LOOK, plan={}) for n in range(3)]
+    message = results_message(calls, {"2": {"result": "c"}, "0": {"result": "a"}})
+    assert message is not None
+    assert message.role == "tool"
+    assert [cast("FunctionResultContent", content).result for content in message.contents] == ["a", "c"]
+    assert results_message(calls, {}) is None

@@ -1,0 +1,195 @@
+"""What a thread keeps, as it is stored, and what it can say to a message; the rules are in `_thread.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import attrs
+
+from dafx_actors import _codec
+from dafx_actors.errors import TurnError
+from dafx_actors.exchange import RunRequest
+from dafx_actors.transcript import ChatMessage, Json
+
+
+@attrs.frozen(kw_only=True)
+class Books:
+    """What a thread keeps of its active turn besides the draft, by the keys of tool calls. Gone when the turn ends."""
+
+    asks: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """What a person is to decide, each with its `decision` once it was made."""
+    attempts: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """Who made the latest attempt of a call that may act only once."""
+    children: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """Turns of agents used as tools."""
+    progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """What tools have reported last."""
+    joined: tuple[str, ...] = ()
+    """Correlation ids of the requests that became part of the turn."""
+
+
+@attrs.frozen(kw_only=True)
+class ThreadState:
+    """A thread as it is stored."""
+
+    history: tuple[Json, ...] = ()
+    """`data.conversationHistory`."""
+    active: str | None = None
+    """The correlation id of the turn that is running."""
+    draft: tuple[ChatMessage, ...] = ()
+    """What the active turn has recorded."""
+    books: Books = Books()
+    waiting: tuple[RunRequest, ...] = ()
+    """Requests that wait for the turns before them, oldest first."""
+    steered: tuple[RunRequest, ...] = ()
+    """Requests that will become part of the active turn, oldest first."""
+    cancelled: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """Marks of the active turn and of turns that have not begun: who cancelled it, and why."""
+    document: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    """The stored document, for the fields that this version does not know."""
+
+    @property
+    def length(self) -> int:
+        """Entries up to the active turn's request, and its draft: grows with all that this turn records.
+
+        So a reader that knows the turn can tell old state. What others add behind the request meanwhile (turns that
+        gave up waiting) does not count: the turn does not know of it, and would take its next `record` for a repeat.
+        """
+        behind = 0
+        if self.active is not None:
+            own = (n for n, raw in enumerate(reversed(self.history)) if is_entry(raw, "request", self.active))
+            behind = next(own, 0)
+        return len(self.history) - behind + len(self.draft)
+
+
+@attrs.frozen
+class Granted:
+    """The turn is active, and goes on."""
+
+    length: int
+    """Of the thread, up to the turn's request and with its draft; see `ThreadState.length`."""
+
+
+@attrs.frozen
+class Queued:
+    """The turn waits."""
+
+    active: str
+    """For this one."""
+    cancelled: tuple[str, ...] = ()
+    """Turns that are cancelled, and may not know it: whoever cancelled them may have died before it told them."""
+
+
+@attrs.frozen
+class Ended:
+    """The turn has ended."""
+
+    response: Json
+    """Its stored `Response`."""
+    next: Granted | None = None
+    """The grant for the turn that is active now, which does not know it yet."""
+    next_id: str | None = None
+    """That turn."""
+    joined: tuple[str, ...] = ()
+    """Turns that have ended with it, which do not know it yet."""
+
+
+@attrs.frozen
+class Cancelled:
+    """The turn is marked; from here on none of its tools begins to act."""
+
+    turn: str
+    """The one that is marked: that which the request became part of, where it did."""
+    mark: Json
+
+
+@attrs.frozen
+class Decided:
+    """The decision is on record."""
+
+    decision: Json
+    """The one that counts: of two at a time, the first."""
+
+
+@attrs.frozen
+class Attempted:
+    """Whether a call that may act only once may be made now."""
+
+    answer: Literal["go", "unknown", "stop"]
+    """`unknown`: somebody began to make it before, and nobody knows how that ended. `stop`: the turn is over."""
+
+
+@attrs.frozen
+class Noted:
+    """It was kept, or was of no interest any more."""
+
+
+@attrs.frozen
+class Refused:
+    """Nothing was changed."""
+
+    error: TurnError
+
+
+Outcome: TypeAlias = Granted | Queued | Ended | Cancelled | Decided | Attempted | Noted | Refused
+
+
+# --- As it is stored ----------------------------------------------------------------------------------------------
+
+
+def load(document: Json) -> ThreadState:
+    """Read a stored thread; None is a new one.
+
+    Raises:
+        UnsupportedTranscript: A newer major version, or not a thread at all.
+    """
+    data = _codec.check_document(document)
+    ours = _codec.load_unfinished(data)
+    return ThreadState(
+        history=tuple(data.get("conversationHistory", ())),
+        active=ours.active,
+        draft=ours.draft,
+        books=Books(
+            asks=ours.asks,
+            attempts=ours.attempts,
+            children=ours.children,
+            progress=ours.progress,
+            joined=ours.joined,
+        ),
+        waiting=ours.waiting,
+        steered=ours.steered,
+        cancelled=ours.cancelled,
+        document=document or {},
+    )
+
+
+def dump(state: ThreadState) -> dict[str, Json]:
+    """A thread as it is stored; `data.dafx` is there only while a turn has not ended."""
+    data: Mapping[str, Json] = state.document.get("data", {})
+    known: dict[str, Json] = {
+        "active": state.active,
+        "draft": [_codec.dump_message(message) for message in state.draft],
+        "waiting": [_codec.dump_request(request) for request in state.waiting],
+        "steered": [_codec.dump_request(request) for request in state.steered],
+        "cancelled": dict(state.cancelled),
+        "asks": dict(state.books.asks),
+        "attempts": dict(state.books.attempts),
+        "children": dict(state.books.children),
+        "progress": dict(state.books.progress),
+        "joined": list(state.books.joined),
+    }
+    stored: Mapping[str, Json] = data.get("dafx") or {}
+    ours: dict[str, Json] = {**stored, **known}
+    kept = {key: value for key, value in ours.items() if value or key not in known}
+    rest = {key: value for key, value in data.items() if key != "dafx"}
+    return {
+        "schemaVersion": _codec.SCHEMA_VERSION,
+        **state.document,
+        "data": {**rest, "conversationHistory": list(state.history), **({"dafx": kept} if kept else {})},
+    }
+
+
+def is_entry(raw: Json, kind: str, turn: str) -> bool:
+    """Whether a stored entry is the request or the response of a turn."""
+    return (raw.get("correlationId"), raw.get("$type")) == (turn, kind)

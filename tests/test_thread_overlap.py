@@ -1,0 +1,300 @@
+"""What a thread does with requests that overlap, and with whoever cancels them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from dafx_actors import _codec, _operations, _thread
+from dafx_actors._thread import Cancelled, Ended, Granted, Outcome, Queued, Refused, ThreadState
+from dafx_actors.agents import AgentDefinition
+from dafx_actors.errors import (
+    CorrelationConflict,
+    ModelError,
+    ThreadBusy,
+    TurnCancelled,
+    TurnDeadlineExceeded,
+    TurnSuperseded,
+    TurnTerminated,
+)
+from dafx_actors.exchange import Overlap, RunRequest
+from dafx_actors.ids import AgentThread
+from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent
+
+THREAD = AgentThread("Joker", "t1")
+NOW = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+MARK = {"by": "Ann", "reason": "enough"}
+CALL = ChatMessage("assistant", (FunctionCallContent("x", "look"),))
+RESULT = ChatMessage("tool", (FunctionResultContent("x", "seen"),))
+
+
+def ask(turn: str, text: str | None = None, **fields: Any) -> RunRequest:
+    return RunRequest(correlation_id=turn, messages=(ChatMessage("user", text or f"{turn}?"),), **fields)
+
+
+def say(text: str) -> tuple[ChatMessage, ...]:
+    return (ChatMessage("assistant", text),)
+
+
+def begin(state: ThreadState, turn: str, overlap: Overlap = "queue", **fields: Any) -> tuple[ThreadState, Outcome]:
+    return _thread.begin(state, THREAD, ask(turn, **fields), NOW, overlap)
+
+
+def begun(*turns: str, overlap: Overlap = "queue") -> ThreadState:
+    """A thread where these turns have begun: the first is active."""
+    state = ThreadState()
+    for turn in turns:
+        state, _ = begin(state, turn, overlap)
+    return state
+
+
+def cancel(state: ThreadState, turn: str) -> tuple[ThreadState, Outcome]:
+    return _thread.cancel(state, THREAD, turn, MARK, NOW)
+
+
+def commit(state: ThreadState, turn: str, **fields: Any) -> tuple[ThreadState, Outcome]:
+    return _thread.commit(state, THREAD, turn, say(f"{turn}!"), None, NOW, **fields)
+
+
+def cancelled_by(outcome: Outcome) -> tuple[str, str] | None:
+    assert isinstance(outcome, Ended)
+    error = _codec.load_cancellation(outcome.response)
+    return None if error is None else (error.by, error.reason)
+
+
+def texts(state: ThreadState) -> list[str]:
+    return [message.text for message in state.draft]
+
+
+def line(state: ThreadState) -> list[str]:
+    return [request.correlation_id for request in state.waiting]
+
+
+# --- reject and cancel_previous -----------------------------------------------------------------------------------
+
+
+def test_a_request_that_may_not_overlap_is_refused() -> None:
+    state = begun("c1")
+    same, outcome = begin(state, "c2", "reject")
+    assert same is state
+    assert isinstance(outcome, Refused)
+    assert isinstance(outcome.error, ThreadBusy)
+    assert outcome.error.active == "c1"
+
+
+def test_a_request_finds_those_that_waited_when_the_thread_was_reset() -> None:
+    state = _thread.reset(begun("c1", "c2"))
+    same, outcome = begin(state, "c3", "reject")
+    assert same is state
+    assert isinstance(outcome, Refused)
+
+
+def test_a_newer_request_takes_the_place_of_all_before_it() -> None:
+    state, outcome = begin(begun("c1", "c2", "c3"), "c4", "cancel_previous")
+    assert outcome == Queued("c1", ("c1", "c2", "c3"))
+    assert (state.active, line(state), list(state.cancelled)) == ("c1", ["c4"], ["c1"])
+    for turn in ("c2", "c3"):
+        assert cancelled_by(begin(state, turn)[1]) == ("c4", "a newer request took its place")
+    state, ended = commit(state, "c1")
+    assert cancelled_by(ended) == ("c4", "a newer request took its place")
+    assert state.active == "c4"
+
+
+def test_it_takes_the_place_of_those_that_were_to_join_too() -> None:
+    state, outcome = begin(begun("c1", "c2", overlap="steer"), "c3", "cancel_previous")
+    assert outcome == Queued("c1", ("c1", "c2"))
+    assert (state.steered, line(state)) == ((), ["c3"])
+
+
+def test_who_waits_for_a_cancelled_turn_hears_of_it_each_time() -> None:
+    """Else a turn whose cancellation got lost on the way could wait for a person for ever."""
+    state, _ = begin(begun("c1"), "c2", "cancel_previous")
+    assert begin(state, "c2", "cancel_previous") == (state, Queued("c1", ("c1",)))
+    assert begin(cancel(begun("c1"), "c1")[0], "c2")[1] == Queued("c1", ("c1",))
+
+
+# --- steer --------------------------------------------------------------------------------------------------------
+
+
+def test_a_steered_request_joins_before_the_next_model_call() -> None:
+    state, outcome = begin(begun("c1"), "c2", "steer")
+    assert outcome == Queued("c1")
+    state, outcome = _thread.record(state, THREAD, "c1", (CALL,), 1)
+    assert (outcome, texts(state)) == (Granted(2), [""])
+    state, outcome = _thread.record(state, THREAD, "c1", (RESULT,), 2)
+    assert (outcome, texts(state)) == (Granted(4), ["", "", "c2?"])
+    assert begin(state, "c2", "steer") == (state, Queued("c1"))
+    state, outcome = commit(state, "c1")
+    assert isinstance(outcome, Ended)
+    assert outcome.joined == ("c2",)
+    assert begin(state, "c2")[1] == Ended(outcome.response)
+
+
+def test_a_turn_that_others_join_with_its_answer_goes_on() -> None:
+    state = begun("c1", "c2", overlap="steer")
+    state, outcome = commit(state, "c1", at=1)
+    assert (outcome, texts(state), state.active) == (Granted(3), ["c1!", "c2?"], "c1")
+    assert commit(state, "c1", at=1) == (state, Granted(3)), "the same commit again does not end it"
+    state, outcome = commit(state, "c1", at=3)
+    assert isinstance(outcome, Ended)
+    assert [message["role"] for message in outcome.response["messages"]] == ["assistant", "user", "assistant"]
+
+
+@pytest.mark.parametrize("ending", [{"last": True}, {"whole": True}])
+def test_nobody_joins_a_turn_that_cannot_go_on(ending: dict[str, bool]) -> None:
+    state, outcome = commit(begun("c1", "c2", overlap="steer"), "c1", **ending)
+    assert isinstance(outcome, Ended)
+    assert (outcome.next_id, outcome.joined, state.active) == ("c2", (), "c2")
+
+
+def test_nobody_joins_a_cancelled_turn() -> None:
+    state, _ = cancel(begun("c1", "c2", overlap="steer"), "c1")
+    state, outcome = _thread.record(state, THREAD, "c1", say("Hm."), 1)
+    assert (outcome, texts(state)) == (Granted(2), ["Hm."])
+    state, outcome = commit(state, "c1")
+    assert cancelled_by(outcome) == ("Ann", "enough")
+    assert state.active == "c2"
+
+
+def test_those_that_did_not_join_go_before_those_that_wait() -> None:
+    state, _ = begin(begun("c1", "c2"), "c3", "steer")
+    state, _ = _thread.abort(state, THREAD, "c1", ModelError("error", "x"), NOW)
+    assert (state.active, line(state)) == ("c3", ["c2"])
+
+
+def test_a_request_for_another_form_of_answer_queues() -> None:
+    state, _ = begin(begun("c1"), "c2", "steer", response_schema={"type": "object"})
+    assert (state.steered, line(state)) == ((), ["c2"])
+
+
+def joined() -> ThreadState:
+    """A turn c1 that c2 has joined."""
+    state = begun("c1", "c2", overlap="steer")
+    return _thread.record(state, THREAD, "c1", say("Hm."), 1)[0]
+
+
+def test_a_joined_request_fails_with_its_turn() -> None:
+    state, outcome = _thread.abort(joined(), THREAD, "c1", ModelError("error", "x"), NOW)
+    assert isinstance(outcome, Ended)
+    assert outcome.joined == ("c2",)
+    with pytest.raises(ModelError):
+        _codec.load_response(begin(state, "c2")[1].response, THREAD)  # type: ignore[union-attr]
+
+
+def test_to_cancel_a_joined_request_is_to_cancel_its_turn() -> None:
+    state, outcome = cancel(joined(), "c2")
+    assert outcome == Cancelled("c1", MARK)
+    assert not _thread.may_act(state, "c1")
+
+
+def test_a_joined_request_cannot_leave() -> None:
+    state = joined()
+    same, outcome = _thread.abort(state, THREAD, "c2", TurnDeadlineExceeded("Joker", "c2", 5.0), NOW)
+    assert same is state
+    assert isinstance(outcome, Refused)
+    assert isinstance(outcome.error, TurnSuperseded)
+
+
+def test_a_joined_request_begins_anew_when_the_thread_was_reset() -> None:
+    assert begin(_thread.reset(joined()), "c2")[1] == Granted(1)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_joined_requests_id_names_it_for_ever(ended: bool) -> None:
+    state = commit(joined(), "c1")[0] if ended else joined()
+    outcome = _thread.begin(state, THREAD, ask("c2", "another"), NOW)[1]
+    assert isinstance(outcome, Refused)
+    assert isinstance(outcome.error, CorrelationConflict)
+
+
+# --- cancel -------------------------------------------------------------------------------------------------------
+
+
+def test_the_active_turn_is_marked_and_ends_itself() -> None:
+    state, outcome = cancel(begun("c1"), "c1")
+    assert outcome == Cancelled("c1", MARK)
+    assert (state.active, _thread.may_act(state, "c1")) == ("c1", False)
+    assert begin(state, "c1")[1] == Granted(1)
+
+
+def test_the_first_cancellation_counts() -> None:
+    state, _ = cancel(begun("c1"), "c1")
+    again = _thread.cancel(state, THREAD, "c1", {"by": "Bob"}, NOW)
+    assert again == (state, Cancelled("c1", MARK))
+
+
+@pytest.mark.parametrize("overlap", ["queue", "steer"])
+def test_a_turn_that_waits_ends_at_once(overlap: Overlap) -> None:
+    state, outcome = cancel(begun("c1", "c2", overlap=overlap), "c2")
+    assert cancelled_by(outcome) == ("Ann", "enough")
+    assert (line(state), state.steered, dict(state.cancelled)) == ([], (), {})
+
+
+def test_a_turn_that_has_ended_stays_as_it_is() -> None:
+    state, answered = commit(begun("c1"), "c1")
+    same, outcome = cancel(state, "c1")
+    assert same is state
+    assert isinstance(answered, Ended)
+    assert outcome == Ended(answered.response)
+
+
+def test_a_turn_that_is_on_its_way_ends_when_it_begins() -> None:
+    state, outcome = cancel(ThreadState(), "c1")
+    assert outcome == Cancelled("c1", MARK)
+    state, outcome = begin(state, "c1")
+    assert cancelled_by(outcome) == ("Ann", "enough")
+    assert "dafx" not in _thread.dump(state)["data"]
+
+
+def test_marks_for_turns_that_never_begin_are_bounded() -> None:
+    state, _ = cancel(begun("c0"), "c0")
+    for n in range(150):
+        state, _ = cancel(state, f"ghost{n}")
+    assert list(state.cancelled)[:2] == ["c0", "ghost50"]
+    assert len(state.cancelled) == 101
+
+
+@pytest.mark.parametrize(
+    "error", [ModelError("error", "x"), TurnTerminated("Joker", "c1"), TurnCancelled("Joker", "c1")]
+)
+def test_however_a_cancelled_turn_ends_it_was_cancelled(error: Any) -> None:
+    state, _ = cancel(begun("c1"), "c1")
+    assert cancelled_by(_thread.abort(state, THREAD, "c1", error, NOW)[1]) == ("Ann", "enough")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_commit_after_a_cancellation_keeps_what_was_said_once(whole: bool) -> None:
+    state, _ = _thread.record(begun("c1"), THREAD, "c1", say("Hm."), 1)
+    state, _ = cancel(state, "c1")
+    messages = say("Hm.") + say("Ha.") if whole else say("Ha.")
+    state, outcome = _thread.commit(state, THREAD, "c1", messages, None, NOW, whole=whole)
+    assert cancelled_by(outcome) == ("Ann", "enough")
+    assert isinstance(outcome, Ended)
+    said = [content.get("text") for message in outcome.response["messages"] for content in message["contents"]]
+    assert said == ["Hm.", "Ha.", None]
+
+
+def test_a_mark_outlives_a_reset() -> None:
+    state = _thread.reset(cancel(begun("c1"), "c1")[0])
+    assert cancelled_by(begin(state, "c1")[1]) == ("Ann", "enough")
+
+
+# --- reset and repeats --------------------------------------------------------------------------------------------
+
+
+def test_those_that_were_to_join_wait_when_the_thread_is_reset() -> None:
+    state, _ = begin(begun("c1", "c2"), "c3", "steer")
+    assert line(_thread.reset(state)) == ["c3", "c2"]
+
+
+@pytest.mark.parametrize("operation", ["record", "commit"])
+def test_a_turn_that_knows_more_than_the_thread_was_reset(operation: str) -> None:
+    state = begun("c1")
+    told = {"correlationId": "c1", "length": 3, "messages": [], "usage": None}
+    message = _operations.Message(thread=THREAD, raw=told, now=NOW, definition=AgentDefinition(name="Joker"))
+    same, outcome = _operations.OPERATIONS[operation](state, message)
+    assert same is state
+    assert isinstance(outcome, Refused)
+    assert isinstance(outcome.error, TurnSuperseded)
