@@ -164,7 +164,7 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
     try:
         ours = as_object(_or(data.get("dafx"), {}))
         return Unfinished(
-            active=_text(ours, "active"),
+            active=_text(ours, "active") or None,
             draft=load_messages(_or(ours.get("draft"), [])),
             waiting=tuple(load_request(raw) for raw in as_list(_or(ours.get("waiting"), []))),
             steered=tuple(load_request(raw) for raw in as_list(_or(ours.get("steered"), []))),
