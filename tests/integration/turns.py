@@ -55,6 +55,11 @@ def using(*replies: Any) -> ScriptedModel:
     return ScriptedModel(*replies, tells)
 
 
+def whenever_asked(*calls: Asked) -> ScriptedModel:
+    """A model that asks for these tools after each request; also where its process was started again meanwhile."""
+    return ScriptedModel(lambda request: tells(request) if results(request) else asks(*calls))
+
+
 def agent(model: ScriptedModel, *tools: Any, name: str = "Worker", **how: Any) -> type:
     """An agent with these functions as its tools."""
 
