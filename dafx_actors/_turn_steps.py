@@ -51,6 +51,12 @@ _CUT_OFF = "The turn ended before this call was answered. It may have acted, or 
 _LONGEST_PAUSE = timedelta(minutes=5)
 
 
+def seconds_at_most(limits: Limits, deadline: float | None) -> Limits:
+    """The limits of a turn that has a deadline besides."""
+    given = [seconds for seconds in (limits.seconds, deadline) if seconds is not None]
+    return attrs.evolve(limits, seconds=min(given, default=None))
+
+
 def decision_event(key: str) -> str:
     """The event that tells a turn what was decided about one of its calls."""
     return f"decision.{key}"
@@ -185,6 +191,7 @@ class TurnSteps:
             self._limits = limits
         if settings.get("retry"):
             self._retry = _codec.load_retry(settings["retry"])
+        self._limits = seconds_at_most(self._limits, self._request.deadline)
         if self._limits.seconds is not None:
             due = self._begun + timedelta(seconds=self._limits.seconds)
             self._stops.append(self._context.create_timer(due))
