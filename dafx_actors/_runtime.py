@@ -364,17 +364,23 @@ class HostedAgent:
         """The same decisions as those of the turn's orchestration, with nothing recorded between them."""
         turn, progress = request.correlation_id, _turn.Progress()
         begun, failures = time.monotonic(), 0
+        """Of the model call that is made now."""
         messages: tuple[ChatMessage, ...]
         while True:
             transcript = _codec.load_transcript(_thread.dump(state))
             result = await self._reply(thread, request, transcript, first=not progress.replies)
             if "error" in result:
-                error = _operations.error_in(result, thread)
-                if (pause := self._pause_before_retry(error, failures := failures + 1, begun)) is not None:
+                error, failures = _operations.error_in(result, thread), failures + 1
+                if (pause := self._pause_before_retry(error, failures, begun)) is not None:
+                    note = _turn.retry_note(progress.replies + 1, failures, result["error"])
+                    progress = attrs.evolve(progress, retries=(*progress.retries, note))
                     await anyio.sleep(pause)
                     continue
+                if isinstance(error, ModelError):
+                    error = attrs.evolve(error, attempts=failures)
                 step: _turn.Step = _turn.Fail(error)
             else:
+                begun, failures = time.monotonic(), 0
                 progress, step = _turn.next_step(result, progress, limits, turn, thread.agent)
             now = datetime.now(timezone.utc)
             match step:
