@@ -217,6 +217,7 @@ def dump_request(request: RunRequest) -> dict[str, Json]:
             "enable_tool_calls": request.enable_tool_calls,
             "tool_choice": request.tool_choice,
             "limits": None if request.limits is None else dump_limits(request.limits),
+            "deadline": request.deadline,
             "messages": [dump_message(message) for message in request.messages],
             "responseSchema": request.response_schema,
         }
@@ -253,6 +254,7 @@ def load_request(raw: Json) -> RunRequest:
         tool_choice=_text(document, "tool_choice"),
         enable_tool_calls=document.get("enable_tool_calls") is not False,
         limits=None if document.get("limits") is None else load_limits(document["limits"]),
+        deadline=None if document.get("deadline") is None else float(document["deadline"]),
         created_at=load_time(created) if created else None,
         orchestration_id=_text(document, "orchestrationId"),
     )

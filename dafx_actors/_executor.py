@@ -36,7 +36,7 @@ class ClientAgentExecutor:
 
     def __init__(self, backend: Backend, start_timeout: float) -> None:
         self._backend = backend
-        self._start_timeout = start_timeout
+        self.start_timeout = start_timeout
         self._seen: set[str] = set()
 
     async def transcript(self, thread: AgentThread) -> Transcript:
@@ -128,7 +128,7 @@ class ClientAgentExecutor:
     async def _end_of(self, agent: str, correlation_id: str, timeout: float | None) -> OrchestrationState | None:
         begun = time.monotonic()
         give_up = math.inf if timeout is None else begun + timeout
-        looks = [begun + wait for wait in (_GRACE, self._start_timeout) if wait <= self._start_timeout]
+        looks = [begun + wait for wait in (_GRACE, self.start_timeout) if wait <= self.start_timeout]
         while (left := give_up - time.monotonic()) > 0:
             poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
             state = await self._backend.wait(correlation_id, poll, at_most=left)

@@ -89,6 +89,10 @@ def _decide(state: State, told: Message) -> tuple[State, Outcome]:
     return _thread.decide(state, told.turn, told.raw["key"], told.raw["digest"], told.raw["decision"])
 
 
+def _decision(state: State, told: Message) -> tuple[State, Outcome]:
+    return _thread.decision(state, told.turn, told.raw["key"])
+
+
 def _attempt(state: State, told: Message) -> tuple[State, Outcome]:
     return _thread.attempt(state, told.turn, told.raw["key"], told.raw["number"], told.raw["token"])
 
@@ -108,6 +112,7 @@ OPERATIONS: Mapping[str, Decide] = {
     "abort": _abort,
     "cancel": _cancel,
     "decide": _decide,
+    "decision": _decision,
     "attempt": _attempt,
     "note": _note,
     "reset": _reset,

@@ -31,11 +31,20 @@ from dafx_actors import _codec, _operations, _thread, _turn
 from dafx_actors._answers import answer_mismatch
 from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
-from dafx_actors._turn_steps import TurnSteps, tell
+from dafx_actors._turn_steps import TurnSteps, seconds_at_most, tell
 from dafx_actors.agents import Agent, Turn
 from dafx_actors.decisions import call_digest
-from dafx_actors.errors import DafxError, ModelError, StaleTranscript, ThreadBusy, TurnCancelled, TurnFailed
-from dafx_actors.exchange import RunRequest
+from dafx_actors.errors import (
+    DafxError,
+    ModelError,
+    StaleTranscript,
+    ThreadBusy,
+    TurnCancelled,
+    TurnDeadlineExceeded,
+    TurnFailed,
+    TurnSuperseded,
+)
+from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, new_id, probe_name, tell_name, tool_step_name, turn_name
 from dafx_actors.models import Model, ModelReply, ModelRequest
 from dafx_actors.orchestration import OrchestrationContext, orchestrator
@@ -147,7 +156,7 @@ class HostedAgent:
         if isinstance(outcome, _thread.Queued):
             raise ThreadBusy(thread.agent, thread.thread_id, outcome.active)
         if isinstance(outcome, _thread.Granted):
-            state, outcome = self.host.run_step(functools.partial(self._whole_turn, thread, request, state))
+            state, outcome = self.host.run_step(functools.partial(self._turn_in_time, thread, request, state))
             context.set_state(_thread.dump(state))
         if isinstance(outcome, _thread.Refused):
             raise outcome.error
@@ -185,9 +194,12 @@ class HostedAgent:
         """A model call of a turn, as a value: the reply with a plan of its tool calls, or the error."""
         thread, turn = AgentThread(self.agent.name, raw["thread"]), raw["correlationId"]
         try:
-            document, _state = self._read(thread, turn, raw["length"])
+            document, state = self._read(thread, turn, raw["length"])
         except DafxError as error:
             return {"error": _codec.dump_error(error)}
+        if (mark := state.cancelled.get(turn)) is not None:
+            cancelled = TurnCancelled(thread.agent, turn, str(mark.get("reason") or ""), str(mark.get("by") or ""))
+            return {"error": _codec.dump_error(cancelled)}
         transcript = _codec.load_transcript(document)
         request = _request_of(transcript, turn, raw)
         first = raw.get("reply", 1) == 1
@@ -218,16 +230,20 @@ class HostedAgent:
             return {"error": "the call was not made: it needs approval, and nobody has given it"}
         context = self._tool_context(thread, raw, lambda: _codec.load_transcript(document))
         tool = self.toolbox.tool(name)
-        if tool is not None and tool.effect == "once":
-            go = self._attempt(thread, raw)
-            if go == "unknown":
-                return self.host.run_step(lambda: self.toolbox.reconcile(tool, arguments, context))
-            if go != "go":
-                return {"error": "the turn was cancelled", "stopped": True} if go == "stop" else {"notDone": True}
+        # What the turn was told of the tool counts as well: a newer declaration must not let it act twice.
+        if tool is None or not (tool.effect == "once" or raw.get("once")):
+            return self.host.run_step(lambda: self.toolbox.call(name, arguments, context))
+        go = self._attempt(thread, raw)
+        if go == "unknown":
+            return self.host.run_step(lambda: self.toolbox.reconcile(tool, arguments, context))
+        if go != "go":
+            return {"error": "the turn was cancelled", "stopped": True} if go == "stop" else {"notDone": True}
         outcome = self.host.run_step(lambda: self.toolbox.call(name, arguments, context))
-        if tool is not None and tool.effect == "once" and outcome.get("timedOut"):
-            return {"unknown": True}
-        return outcome
+        if not outcome.get("timedOut"):
+            return outcome
+        found = self.host.run_step(lambda: self.toolbox.reconcile(tool, arguments, context))
+        # What has not happened yet may still be on its way: that it has happened is believed, that it has not is not.
+        return found if "result" in found else {"unknown": True}
 
     def probe(self, _: task.ActivityContext, raw: Json) -> Json:
         """What became of another turn: `alive`, or ended, with what it gave."""
@@ -247,6 +263,8 @@ class HostedAgent:
             state = _thread.load(document)
             if (found := state.length) >= length and state.active == turn:
                 return document, state
+            if any(raw.get("$type") == "response" and raw.get("correlationId") == turn for raw in state.history):
+                raise TurnSuperseded(thread.thread_id, turn)
         raise StaleTranscript(thread.thread_id, length, found)
 
     def _attempt(self, thread: AgentThread, raw: Json) -> str:
@@ -329,24 +347,40 @@ class HostedAgent:
 
     # --- A turn in one operation ----------------------------------------------------------------------------------
 
-    async def _whole_turn(
+    async def _turn_in_time(
         self, thread: AgentThread, request: RunRequest, state: _thread.ThreadState
     ) -> tuple[_thread.ThreadState, _thread.Outcome]:
+        """The whole turn, within its time."""
+        turn = request.correlation_id
+        limits = seconds_at_most(request.limits or self.agent.definition.limits, request.deadline)
+        with anyio.move_on_after(limits.seconds):
+            return await self._whole_turn(thread, request, limits, state)
+        error = TurnDeadlineExceeded(thread.agent, turn, limits.seconds or 0.0)
+        return _thread.abort(state, thread, turn, error, datetime.now(timezone.utc))
+
+    async def _whole_turn(
+        self, thread: AgentThread, request: RunRequest, limits: Limits, state: _thread.ThreadState
+    ) -> tuple[_thread.ThreadState, _thread.Outcome]:
         """The same decisions as those of the turn's orchestration, with nothing recorded between them."""
-        turn, definition = request.correlation_id, self.agent.definition
-        limits, progress = request.limits or definition.limits, _turn.Progress()
+        turn, progress = request.correlation_id, _turn.Progress()
         begun, failures = time.monotonic(), 0
+        """Of the model call that is made now."""
         messages: tuple[ChatMessage, ...]
         while True:
             transcript = _codec.load_transcript(_thread.dump(state))
             result = await self._reply(thread, request, transcript, first=not progress.replies)
             if "error" in result:
-                error = _operations.error_in(result, thread)
-                if (pause := self._pause_before_retry(error, failures := failures + 1, begun)) is not None:
+                error, failures = _operations.error_in(result, thread), failures + 1
+                if (pause := self._pause_before_retry(error, failures, begun)) is not None:
+                    note = _turn.retry_note(progress.replies + 1, failures, result["error"])
+                    progress = attrs.evolve(progress, retries=(*progress.retries, note))
                     await anyio.sleep(pause)
                     continue
+                if isinstance(error, ModelError):
+                    error = attrs.evolve(error, attempts=failures)
                 step: _turn.Step = _turn.Fail(error)
             else:
+                begun, failures = time.monotonic(), 0
                 progress, step = _turn.next_step(result, progress, limits, turn, thread.agent)
             now = datetime.now(timezone.utc)
             match step:

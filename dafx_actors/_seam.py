@@ -52,19 +52,24 @@ class Gate:
         self._inside: set[object] = set()
         self._futures: set[Future[Any]] = set()
         self._closed = False
+        self._is_over = False
+        self._mine = threading.local()
 
     @contextmanager
     def pass_through(self) -> Generator[None]:
         """Count what runs in the `with` block, until its answer is sent too, where that is part of the work item.
+
+        A work item that is inside may pass again while the gate is closing: a step that has begun is not cut in two.
 
         Raises:
             HandedBack: The gate is closed.
         """
         token = object()
         with self._changed:
-            if self._closed:
+            if self._is_over or (self._closed and not getattr(self._mine, "inside", 0)):
                 raise HandedBack
             self._inside.add(token)
+            self._mine.inside = getattr(self._mine, "inside", 0) + 1
         try:
             yield
         finally:
@@ -75,6 +80,7 @@ class Gate:
     def _leave(self, token: object) -> None:
         with self._changed:
             self._inside.discard(token)
+            self._mine.inside -= 1
             self._changed.notify_all()
 
     def wait_for(self, started: Future[T]) -> T:
@@ -96,7 +102,7 @@ class Gate:
     def open(self) -> None:
         """Let steps in, again."""
         with self._changed:
-            self._closed = False
+            self._closed = self._is_over = False
 
     def close(self, seconds: float) -> int:
         """Let no more in, wait `seconds` for those inside, and end the others; how many were ended.
@@ -106,6 +112,7 @@ class Gate:
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._inside, seconds)
+            self._is_over = True
             left = list(self._futures)
         return sum(future.cancel() for future in left)
 

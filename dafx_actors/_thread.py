@@ -272,6 +272,12 @@ def decide(
     return attrs.evolve(state, books=attrs.evolve(state.books, asks=asks)), Decided(kept)
 
 
+def decision(state: ThreadState, turn: str, key: str) -> tuple[ThreadState, Outcome]:
+    """What is on record about a tool call of the active turn: nothing while it waits, or once the turn was cancelled."""
+    ask: Json = state.books.asks.get(key) if may_act(state, turn) else None
+    return state, Decided(ask["decision"]) if ask and "decision" in ask else Noted()
+
+
 def attempt(state: ThreadState, turn: str, key: str, number: int, token: str) -> tuple[ThreadState, Outcome]:
     """A step is about to make a call that may act only once: recorded before it acts, by `token`.
 

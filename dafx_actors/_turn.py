@@ -258,13 +258,13 @@ def result_of(call: Call, outcome: Json) -> FunctionResultContent:
 
     Args:
         call: The call.
-        outcome: `{"result": ...}` or `{"error": text}`, with the `decision` of a person where there was one.
+        outcome: `{"result": ...}` or `{"error": text}`; with the `decision` of a person where there was one, and with
+            what persons `resolved` where the call was cut off.
     """
     ours: dict[str, Json] = {"key": call.key}
     if "error" in outcome:
         ours["failed"] = True
-    if decision := outcome.get("decision"):
-        ours["decision"] = decision
+    ours |= {name: outcome[name] for name in ("decision", "resolved") if outcome.get(name)}
     said = f"Error: {outcome['error']}" if "error" in outcome else outcome.get("result")
     return FunctionResultContent(call.content.call_id, said, extra={"dafx": ours})
 

@@ -47,7 +47,14 @@ T = TypeVar("T")
 _GRANTED = "granted"
 _CANCEL = "cancel"
 _FIRST_LOOK = timedelta(seconds=1)
+_CUT_OFF = "The turn ended before this call was answered. It may have acted, or not."
 _LONGEST_PAUSE = timedelta(minutes=5)
+
+
+def seconds_at_most(limits: Limits, deadline: float | None) -> Limits:
+    """The limits of a turn that has a deadline besides."""
+    given = [seconds for seconds in (limits.seconds, deadline) if seconds is not None]
+    return attrs.evolve(limits, seconds=min(given, default=None))
 
 
 def decision_event(key: str) -> str:
@@ -97,6 +104,12 @@ class TurnSteps:
         self._calls: tuple[_turn.Call, ...] = ()
         """On their way: recorded without their results."""
         self._outcomes: dict[str, Json] = {}
+        self._decided: dict[str, dict[str, Json]] = {}
+        """What persons decided about them, for the record: the `decision` of an approval, and what was `resolved`."""
+        self._fatal: DafxError | None = None
+        """What one of them ended the turn with."""
+        self._waits: list[DurableTask[None]] = []
+        """For persons, a task each, which completes when there is no sense any more in waiting."""
         self._children: list[Json] = []
         self._deadlines: dict[str, datetime] = {}
         """Of approvals, by the keys of their calls."""
@@ -134,8 +147,9 @@ class TurnSteps:
             case _turn.Repair(messages):
                 await self._record(messages)
             case _turn.CallTools():
-                if (error := await self._call_tools(step)) is not None:
-                    return await self._abort(error, self._unrecorded())
+                await self._call_tools(step)
+                if self._fatal is not None:
+                    return await self._abort(self._fatal, self._unrecorded())
             case _turn.Fail(error, messages):
                 return await self._abort(error, messages)
         return None
@@ -177,6 +191,7 @@ class TurnSteps:
             self._limits = limits
         if settings.get("retry"):
             self._retry = _codec.load_retry(settings["retry"])
+        self._limits = seconds_at_most(self._limits, self._request.deadline)
         if self._limits.seconds is not None:
             due = self._begun + timedelta(seconds=self._limits.seconds)
             self._stops.append(self._context.create_timer(due))
@@ -186,7 +201,7 @@ class TurnSteps:
         outcome = await self._call_thread("abort", self._ending(error))
         if "ended" not in outcome:
             raise error
-        return {"ended": outcome["ended"]}
+        return {"ended": self._ended(outcome)}
 
     async def _look_after(self, active: str) -> None:
         """End the turn that holds the thread if it is dead; then its thread, or the next in line, is woken.
@@ -268,7 +283,7 @@ class TurnSteps:
     # --- Steps ----------------------------------------------------------------------------------------------------
 
     async def _model_step(self) -> Json:
-        """The reply as a value, or the error. What may go better is tried again after a while, by a durable timer."""
+        """The reply as a value, or the error; what may go better is tried again, and no worker is held until then."""
         asked = {
             "thread": self._thread.thread_id,
             "correlationId": self._id,
@@ -295,31 +310,40 @@ class TurnSteps:
             await self._unless_stopped(self._context.sleep(pause))
             attempt += 1
 
-    async def _call_tools(self, step: _turn.CallTools) -> DafxError | None:
-        """Record the calls, make them, record their results; an error, where one of them ends the turn."""
+    async def _call_tools(self, step: _turn.CallTools) -> None:
+        """Record the calls, make them, record their results; unless one of them ends the turn."""
         # What is decided by whom is on record before anything acts.
         asks = [self._ask("approval", c, c.content.arguments) for c in step.calls if c.plan.get("approval")]
         children = [self._child(call) for call in step.calls if call.plan.get("agent")]
         await self._record((step.message,), asks=asks, children=children)
-        self._calls, self._outcomes, self._children = step.calls, {}, children
-        self._show("waiting" if asks else "running")
+        self._calls, self._outcomes, self._decided, self._children = step.calls, {}, {}, children
+        self._show("running")
         for batch in _turn.batches(step.calls):
+            await self._check_stops()
             await self._unless_stopped(when_all([self._make(call) for call in batch]))
-            for call in batch:
-                if (fatal := self._outcomes[call.key].get("fatal")) is not None:
-                    return error_in({"error": fatal}, self._thread)
+            if self._fatal is not None:
+                return
         results = self._unrecorded()
         self._calls, self._children = (), []
         await self._record(results)
-        return None
 
     def _unrecorded(self) -> Sequence[ChatMessage]:
-        """The results that the thread does not have yet."""
-        results = _turn.results_message(self._calls, self._outcomes)
+        """The results that the thread does not have yet; of calls that were decided about, also where there is none."""
+        cut_off = {key: {"result": _CUT_OFF} for key in self._decided if key not in self._outcomes}
+        outcomes = {key: {**outcome, **self._decided.get(key, {})} for key, outcome in self._outcomes.items()}
+        known = {key: {**outcome, **self._decided[key]} for key, outcome in cut_off.items()}
+        results = _turn.results_message(self._calls, {**outcomes, **known})
         return [results] if results else []
 
     async def _make(self, call: _turn.Call) -> None:
-        self._outcomes[call.key] = await self._outcome(call)
+        outcome = await self._outcome(call)
+        self._outcomes[call.key] = outcome
+        if "fatal" in outcome and self._fatal is None:
+            # Those that run are left to finish; nobody is waited for any more.
+            self._fatal = error_in({"error": outcome["fatal"]}, self._thread)
+            self._cancel_children(self._fatal)
+            for wait in self._waits:
+                wait.complete(None)
 
     async def _outcome(self, call: _turn.Call) -> Json:
         """What becomes of a call: `{"result": ...}`, or `{"error": text}`; `fatal`, where it ends the turn."""
@@ -327,14 +351,16 @@ class TurnSteps:
             return {"error": call.refusal}
         if not (approval := call.plan.get("approval")):
             return await self._perform(call, call.content.arguments)
-        decision = await self._decision(call)
+        decision = await self._approval(call)
+        if decision is None:
+            return {"error": "the call was not made: the turn ended before anybody approved it"}
+        self._decided[call.key] = {"decision": decision}
         if decision["action"] == "expire" and approval["onTimeout"] == "fail":
             expired = ApprovalExpired(call.content.name, call.key, approval["seconds"])
             return {**_turn.denied(call, decision), "fatal": _codec.dump_error(expired)}
         if decision["action"] != "approve":
             return _turn.denied(call, decision)
-        outcome = await self._perform(call, decision.get("arguments", call.content.arguments))
-        return {"decision": decision, **outcome}
+        return await self._perform(call, decision.get("arguments", call.content.arguments))
 
     async def _perform(self, call: _turn.Call, arguments: Mapping[str, Json]) -> Json:
         if call.plan.get("agent"):
@@ -351,22 +377,17 @@ class TurnSteps:
                 "name": call.content.name,
                 "arguments": dict(arguments),
                 "attempt": number,
+                **({"once": True} if call.plan.get("once") else {}),
             }
             step = self._context.call_activity(tool_step_name(self._thread.agent, call.plan["activity"]), input=asked)
             outcome = await self._as_value(step)
             if outcome.get("broken"):
                 outcome = {"unknown": True} if call.plan.get("once") else {"error": outcome["error"]["message"]}
             if "unknown" in outcome:
-                decision = await self._what_became_of(call, arguments, number)
-                if decision["action"] == "result":
-                    return {"result": decision.get("result"), "decision": decision}
-                if decision["action"] == "fail":
-                    unknown = OutcomeUnknown(call.content.name, call.key, decision.get("reason") or "")
-                    failed = {"error": "nobody knows whether this call acted", "decision": decision}
-                    return {**failed, "fatal": _codec.dump_error(unknown)}
-            elif "notDone" not in outcome:
+                outcome = await self._resolved(call, arguments, number)
+            if "notDone" not in outcome:
                 pause = None
-                if outcome.get("failed") and policy is not None:
+                if outcome.get("failed") and policy is not None and self._fatal is None:
                     pause = self._pause(failures, policy, begun, call.key)
                 if pause is None:
                     return outcome
@@ -374,12 +395,21 @@ class TurnSteps:
                 await self._context.sleep(pause)
             number += 1
 
-    async def _what_became_of(self, call: _turn.Call, arguments: Mapping[str, Json], number: int) -> Json:
-        """Ask a person what became of an attempt that was cut off."""
+    async def _resolved(self, call: _turn.Call, arguments: Mapping[str, Json], number: int) -> Json:
+        """Ask a person what became of an attempt that was cut off; `notDone`, where it is to be made again."""
         ask = self._ask("outcome", call, arguments, key=f"{call.key}.outcome{number}")
         await self._record((), asks=[ask])
-        self._show("waiting")
-        return await self._context.wait_for_external_event(decision_event(ask["key"]))
+        decision = await self._decision(ask["key"])
+        if decision is None:
+            return {"error": "nobody knows whether this call acted: the turn ended before anybody said so"}
+        known = self._decided.setdefault(call.key, {})
+        known["resolved"] = [*known.get("resolved", ()), decision]
+        if decision["action"] == "retry":
+            return {"notDone": True}
+        if decision["action"] == "result":
+            return {"result": decision.get("result")}
+        unknown = OutcomeUnknown(call.content.name, call.key, decision.get("reason") or "")
+        return {"error": "nobody knows whether this call acted", "fatal": _codec.dump_error(unknown)}
 
     async def _ask_agent(self, call: _turn.Call) -> Json:
         """A turn of another agent, in a thread of its own: what that needs approved is approved there."""
@@ -434,14 +464,13 @@ class TurnSteps:
             ask["deadline"] = dump_time(due)
         return ask
 
-    async def _decision(self, call: _turn.Call) -> Json:
+    async def _approval(self, call: _turn.Call) -> Json:
         """What a person decided about the call, or `expire`. Of both at a time the thread says which counts."""
-        decided = self._context.wait_for_external_event(decision_event(call.key))
-        if (deadline := self._deadlines.get(call.key)) is None:
-            return await decided
-        await when_any([decided, self._context.create_timer(deadline)])
-        if decided.is_complete:
-            return await decided
+        deadline = self._deadlines.get(call.key)
+        timer = None if deadline is None else self._context.create_timer(deadline)
+        decision = await self._decision(call.key, timer)
+        if decision is not None or deadline is None or self._fatal is not None:
+            return decision
         told = {
             "correlationId": self._id,
             "key": call.key,
@@ -449,9 +478,29 @@ class TurnSteps:
             "decision": {"action": "expire", "by": "the deadline", "at": dump_time(deadline)},
         }
         outcome = await self._call_thread("decide", told)
-        if "decided" in outcome:
-            return outcome["decided"]
-        return await decided  # refused: the turn was cancelled, and will hear of it
+        # Refused: the turn was cancelled, and is about to hear of it.
+        return outcome.get("decided")
+
+    async def _decision(self, key: str, timer: DurableTask[None] | None = None) -> Json:
+        """What is decided, as the thread has it on record; None where the timer came first, or the turn ends.
+
+        The event is only a knock at the door, and what comes with it is not looked at: anybody could raise it.
+        """
+        no_sense = DurableTask[None]()
+        self._waits.append(no_sense)
+        self._show("waiting")
+        decision: Json = None
+        while self._fatal is None and decision is None:
+            knock = self._context.wait_for_external_event(decision_event(key))
+            await when_any([knock, no_sense, *([timer] if timer else [])])
+            if not knock.is_complete:
+                break
+            known = await self._call_thread("decision", {"correlationId": self._id, "key": key})
+            decision = (known or {}).get("decided")
+        self._waits.remove(no_sense)
+        if not self._waits:
+            self._show("running")
+        return decision
 
     # --- Waiting --------------------------------------------------------------------------------------------------
 
@@ -463,6 +512,15 @@ class TurnSteps:
         """
         if not waited.is_complete and not any(stop.is_complete for stop in self._stops):
             await when_any([*self._stops, waited])
+        await self._check_stops()
+        return await waited
+
+    async def _check_stops(self) -> None:
+        """See that nothing has stopped the turn.
+
+        Raises:
+            _Stopped: Something has.
+        """
         cancelled, *deadline = self._stops
         if cancelled.is_complete:
             mark: Json = await cancelled or {}
@@ -470,7 +528,6 @@ class TurnSteps:
             raise _Stopped(TurnCancelled(self._thread.agent, self._id, reason, by))
         if any(timer.is_complete for timer in deadline):
             raise _Stopped(TurnDeadlineExceeded(self._thread.agent, self._id, self._limits.seconds or 0.0))
-        return await waited
 
     def _pause(
         self, attempt: int, policy: RetryPolicy, begun: datetime, seed: str, at_least: float | None = None

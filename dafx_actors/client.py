@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Literal, TypedDict, TypeVar, overload
 
-import attrs
 from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
 from typing_extensions import Unpack
 
@@ -373,7 +372,8 @@ class DurableAIAgent:
                 or a JSON schema. An answer that does not fit goes back to the model once.
             timeout: Seconds to wait; by default as long as it takes. The turn goes on when it is over.
             cancel_on_timeout: Makes `timeout` the turn's own deadline, kept by the scheduler whether or not this
-                program lives: it is stopped then, and ends with `TurnDeadlineExceeded`.
+                program lives: it is stopped then, and ends with `TurnDeadlineExceeded`. Where no worker is left to
+                stop it, `TurnTimeout` is raised a while later.
             wait_for_response: False gives the correlation id as soon as the request is stored; the same `run()` with
                 that id picks up the answer. See also `start`.
             **how: See `RunOptions`.
@@ -393,8 +393,8 @@ class DurableAIAgent:
         handle = await self._start(messages, response_format, deadline, how)
         if not wait_for_response:
             return handle.correlation_id
-        # Its own deadline ends the turn, and its end is what is waited for.
-        return await handle.result(None if cancel_on_timeout else timeout)
+        # Its own deadline ends the turn, and its end is what is waited for; a while longer, for where no worker is left.
+        return await handle.result(timeout if deadline is None else deadline + self._executor.start_timeout)
 
     @overload
     async def start(self, messages: Messages, **how: Unpack[RunOptions]) -> TurnHandle[None]: ...
@@ -435,9 +435,8 @@ class DurableAIAgent:
     ) -> TurnHandle[Any]:
         if unknown := how.keys() - RunOptions.__annotations__.keys():
             raise TypeError(f"run() takes no argument {', '.join(sorted(unknown))}")
-        limits = how.get("limits")
-        if deadline is not None:
-            limits = attrs.evolve(limits or Limits(), seconds=deadline)
+        if deadline is not None and not deadline > 0:
+            raise ValueError(f"`timeout` must be more than {deadline!r} seconds where it is the turn's own deadline")
         thread = how.get("thread")
         request = RunRequest(
             correlation_id=how.get("correlation_id") or new_id(),
@@ -446,7 +445,8 @@ class DurableAIAgent:
             options=how.get("options") or {},
             tool_choice=how.get("tool_choice"),
             enable_tool_calls=how.get("enable_tool_calls", True),
-            limits=limits,
+            limits=how.get("limits"),
+            deadline=deadline,
             created_at=datetime.now(timezone.utc),
         )
         if mistake := instance_id_mistake(request.correlation_id):

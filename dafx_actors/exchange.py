@@ -90,6 +90,8 @@ class RunRequest:
     """Whether the model is offered the agent's tools."""
     limits: Limits | None = None
     """Instead of the agent's."""
+    deadline: float | None = None
+    """Seconds that the turn has from its start, whatever the limits say."""
     created_at: datetime | None = None
     orchestration_id: str | None = None
     """The orchestration that sends it, if one does."""

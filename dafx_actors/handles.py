@@ -29,6 +29,8 @@ TurnState: TypeAlias = Literal[
 ]
 """`pending`: no worker has taken it. `queued`: it waits for the turns before it. `waiting`: for a person."""
 
+_ENDED = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
+
 _BY_STATUS: Mapping[OrchestrationStatus, TurnState] = {
     OrchestrationStatus.PENDING: "pending",
     OrchestrationStatus.COMPLETED: "completed",
@@ -131,19 +133,23 @@ class TurnHandle(Generic[T]):
             by: Who cancels it; likewise.
 
         Returns:
-            False where it had ended before.
+            False where it had ended before, unless by this very cancellation.
 
         Raises:
             TurnNotFound: There is no such turn.
             AgentNotHosted: No worker hosts the agent; nothing was changed.
         """
-        mark = {"reason": reason, "by": by}
-        told = {"correlationId": self.correlation_id, "mark": mark}
-        outcome: Json = await self._executor.tell(await self.thread(), "cancel", told)
-        if "cancelled" in outcome:
-            return True
-        details = _codec.load_cancellation(outcome["ended"])
-        return details is not None and (details.reason, details.by) == (reason, by)
+        thread, state = await self._executor.turn(self.agent, self.correlation_id)
+        if state.runtime_status in _ENDED:
+            # Its thread need not know it: it may have been refused, or withdrawn.
+            ended = _codec.load_error(state.failure_details.message) if state.failure_details else None
+        else:
+            told = {"correlationId": self.correlation_id, "mark": {"reason": reason, "by": by}}
+            outcome: Json = await self._executor.tell(thread, "cancel", told)
+            if "cancelled" in outcome:
+                return True
+            ended = _codec.load_cancellation(outcome["ended"])
+        return isinstance(ended, TurnCancelled) and (ended.reason, ended.by) == (reason, by)
 
 
 class OrchestrationHandle(Generic[T]):

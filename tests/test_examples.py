@@ -18,7 +18,7 @@ from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors.scheduler import EmbeddedScheduler
 from tests.conftest import free_port
-from tests.provider import Answer, Provider, provider, repeat
+from tests.provider import Answer, Calls, Provider, provider, repeat
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -424,9 +424,9 @@ def refunding(asked: dict[str, Any]) -> Answer:
     order = "A-1002" if "A-1002" in str(asked["messages"][1]["content"]) else "A-1001"
     results = [message["content"] for message in asked["messages"] if message["role"] == "tool"]
     if not results:
-        return {"find_order": {"order_id": order}}
+        return Calls([("find_order", {"order_id": order})])
     if len(results) == 1:
-        return {"refund": {"order_id": order, "amount": json.loads(results[0])["price"]}}
+        return Calls([("refund", {"order_id": order, "amount": json.loads(results[0])["price"]})])
     return f"Done: {results[1]}"
 
 
