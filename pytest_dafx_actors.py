@@ -32,10 +32,7 @@ class AgentHosts(Protocol):
 
 @pytest.fixture
 async def agent_host(anyio_backend_name: str) -> AsyncGenerator[AgentHosts]:
-    """Hosts that end with the test, each started by a call: `host = await agent_host(Joker)`.
-
-    See `dafx_actors.testing.AgentHost`, whose arguments it takes.
-    """
+    """Start hosts that end with the test, as in `host = await agent_host(Joker)`: see `AgentHost` for the arguments."""
     if anyio_backend_name != "asyncio":
         pytest.fail("agents run on asyncio only: give your tests a fixture `anyio_backend` that returns 'asyncio'")
     # Here, so that pytest starts as quickly as without this package.

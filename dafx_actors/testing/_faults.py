@@ -65,10 +65,20 @@ class Fault:
     point: Point | None = None
     """Where the worker crashed; None until it has."""
     _seen: int = 0
+    _is_off: bool = False
+
+    def cancel(self) -> None:
+        """Do not crash there any more."""
+        self._is_off = True
 
     def met_at(self, point: Point) -> bool:
         """Whether this is where."""
-        if self.point or (point.when, point.kind) != (self.when, self.kind) or self.name not in (None, point.name):
+        if (
+            self._is_off
+            or self.point
+            or (point.when, point.kind) != (self.when, self.kind)
+            or self.name not in (None, point.name)
+        ):
             return False
         self._seen += 1
         if self._seen < self.nth:
@@ -156,6 +166,8 @@ class Cable(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor)
         call = continuation(client_call_details, request)
         if call.code() is grpc.StatusCode.OK:
             self._reached("recorded", works)
+        elif self.is_cut:
+            raise HandedBack  # it was on its way, and came too late
         return call
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:

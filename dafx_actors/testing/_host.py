@@ -209,8 +209,7 @@ class AgentHost:
         given = [(when, kind) for when, kind in points if kind is not None]
         if len(given) != 1:
             raise TypeError("crash() takes exactly one of before=, after= and recorded=")
-        [(when, kind)] = given
-        fault = Fault(when=when, kind=kind, name=name, nth=nth)
+        fault = Fault(when=given[0][0], kind=given[0][1], name=name, nth=nth)
         with self._plan.lock:
             self._plan.planned.append(fault)
         return fault
@@ -274,7 +273,7 @@ class AgentHost:
                     host_address=scheduler.endpoint, channel_options=_channel_options(), logger=_sdk_logger
                 )
                 stack.push_async_callback(durabletask.close)
-                first = _Life(self._make_worker, self._plan)
+                first = _Life(scheduler.endpoint, self._make_worker, self._plan)
                 async with anyio.create_task_group() as lives:
                     running = _Running(
                         scheduler=scheduler, client=client, durabletask=durabletask, clock=self._clock, life=first
@@ -291,10 +290,10 @@ class AgentHost:
 
     async def _live(self, running: _Running, life: _Life, lives: anyio.abc.TaskGroup) -> None:
         """One life of the worker. The next one begins with its end: what still waits in it may need that one."""
-        async with life.start(running.scheduler.endpoint):
+        async with life.worker:
             await life.over.wait()
             if not running.is_stopping:
-                running.life = _Life(self._make_worker, self._plan)
+                running.life = _Life(running.scheduler.endpoint, self._make_worker, self._plan)
                 lives.start_soon(self._live, running, running.life, lives)
 
     def _make_worker(self, worker: TaskHubGrpcWorker, cable: Cable) -> DurableAIAgentWorker:
@@ -319,26 +318,21 @@ class AgentHost:
 class _Life:
     """A worker from its start to its crash, or to the end of the host."""
 
-    def __init__(self, make: Callable[[TaskHubGrpcWorker, Cable], DurableAIAgentWorker], plan: FaultPlan) -> None:
+    def __init__(
+        self, endpoint: str, make: Callable[[TaskHubGrpcWorker, Cable], DurableAIAgentWorker], plan: FaultPlan
+    ) -> None:
         self.over = asyncio.Event()
         self.cable = Cable(plan, partial(self._crashed, asyncio.get_running_loop()))
-        self._make = make
-        self._worker: DurableAIAgentWorker | None = None
-
-    def start(self, endpoint: str) -> DurableAIAgentWorker:
-        """The worker, not yet started."""
-        worker = TaskHubGrpcWorker(
+        inner = TaskHubGrpcWorker(
             host_address=endpoint,
             interceptors=[self.cable],
             channel_options=_channel_options(),
             logger=_sdk_logger,
         )
-        self._worker = self._make(worker, self.cable)
-        return self._worker
+        self.worker = make(inner, self.cable)
 
     def _crashed(self, loop: asyncio.AbstractEventLoop) -> None:
-        assert self._worker is not None, "it has reached a point"
-        self._worker.abandon()
+        self.worker.abandon()
         loop.call_soon_threadsafe(self.over.set)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import anyio
 import attrs
@@ -165,7 +165,8 @@ class ScriptedModel:
             return reply
         if isinstance(reply, Chunks):
             reply = "".join(reply.pieces)
-        several: Sequence[Any] = reply if isinstance(reply, Sequence) and not isinstance(reply, str) else [reply]
+        is_several = isinstance(reply, Sequence) and not isinstance(reply, str)
+        several: Sequence[Any] = cast("Sequence[Any]", reply) if is_several else [reply]
         contents = tuple(self._named(each) for each in several)
         calls = any(isinstance(content, FunctionCallContent) for content in contents)
         message = ChatMessage("assistant", contents)

@@ -25,12 +25,14 @@ from typing import Any
 import anyio.to_thread
 import attrs
 import durabletask.history
+import grpc
 from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.task import FailureDetails
 from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf import json_format
 
+from dafx_actors._connect import code_of
 from dafx_actors._coroutines import work_item
 from dafx_actors.ids import turn_name
 from dafx_actors.transcript import Json
@@ -105,10 +107,15 @@ async def history_of(client: TaskHubGrpcClient | AsyncTaskHubGrpcClient, instanc
     Raises:
         LookupError: There is no such orchestration, or it has not begun.
     """
-    if isinstance(client, TaskHubGrpcClient):
-        recorded = await anyio.to_thread.run_sync(client.get_orchestration_history, instance_id)
-    else:
-        recorded = await client.get_orchestration_history(instance_id)
+    try:
+        if isinstance(client, TaskHubGrpcClient):
+            recorded = await anyio.to_thread.run_sync(client.get_orchestration_history, instance_id)
+        else:
+            recorded = await client.get_orchestration_history(instance_id)
+    except grpc.RpcError as error:
+        if code_of(error) is not grpc.StatusCode.NOT_FOUND:
+            raise
+        recorded = []
     events = [_dumped(event) for event in recorded]
     started = next((event["executionStarted"] for event in events if "executionStarted" in event), None)
     if started is None:
@@ -300,14 +307,12 @@ def _fields(message: Any) -> dict[str, Json]:
 
 
 def _plain(value: Any) -> Json:
-    if dataclasses.is_dataclass(value):
-        return _fields(value)
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, FailureDetails):
         found = {"errorType": value.error_type, "errorMessage": value.message, "stackTrace": value.stack_trace}
         return {name: text for name, text in found.items() if text is not None}
-    return value
+    return _fields(value) if dataclasses.is_dataclass(value) else value
 
 
 def _camel(name: str) -> str:
