@@ -379,6 +379,17 @@ async def test_orchestrations_and_activities_survive_crashes_too(agent_host: Age
     assert len(host.crashes) == 2
 
 
+async def test_work_that_is_always_cut_off_comes_again_as_time_goes_by(agent_host: AgentHosts) -> None:
+    host = await agent_host(
+        cashier(ScriptedModel("At last.")),
+        faults=lambda point: point.when == "before" and point.kind == "model" and point.nth <= 7,
+    )
+    begun = host.now
+    answer = await host.fast_forward(host.client.get_agent("Cashier").run("Hello"))
+    assert (answer.text, len(host.crashes)) == ("At last.", 7)
+    assert host.now - begun >= timedelta(seconds=3), "the scheduler pauses after some attempts"
+
+
 async def test_a_crash_is_planned_at_one_point() -> None:
     host = AgentHost()
     with pytest.raises(TypeError, match="exactly one"):

@@ -206,7 +206,7 @@ class AgentHost:
             TypeError: Not exactly one of `before`, `after` and `recorded` is given.
         """
         points: list[tuple[When, WorkKind | None]] = [("before", before), ("after", after), ("recorded", recorded)]
-        given = [(when, kind) for when, kind in points if kind is not None]
+        given: list[tuple[When, WorkKind]] = [(when, kind) for when, kind in points if kind is not None]
         if len(given) != 1:
             raise TypeError("crash() takes exactly one of before=, after= and recorded=")
         fault = Fault(when=given[0][0], kind=given[0][1], name=name, nth=nth)

@@ -310,8 +310,8 @@ def _plain(value: Any) -> Json:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, FailureDetails):
-        found = {"errorType": value.error_type, "errorMessage": value.message, "stackTrace": value.stack_trace}
-        return {name: text for name, text in found.items() if text is not None}
+        # Without its stack trace, which no decision should hang on and which names files of the machine.
+        return {"errorType": value.error_type, "errorMessage": value.message}
     return _fields(value) if dataclasses.is_dataclass(value) else value
 
 

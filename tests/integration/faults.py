@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
@@ -239,7 +240,8 @@ async def crash_at_every_point(most: int | None = None, seed: int = 0) -> Report
         if most is not None and most < len(points):
             points = random.Random(seed).sample(points, most)
         for point in points:
-            fault = host.crash(**{point.when: point.kind}, name=point.name, nth=point.nth)  # type: ignore[arg-type]
+            where: dict[str, Any] = {point.when: point.kind}
+            fault = host.crash(**where, name=point.name, nth=point.nth)
             await desk.take_turn(str(point))
             if fault.point is None:
                 report.not_met.append(str(point))
