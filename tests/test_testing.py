@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,8 @@ import anyio
 import pytest
 from durabletask.task import RetryPolicy
 
+import dafx_actors
+import dafx_actors.testing
 from dafx_actors import (
     Approval,
     ChatMessage,
@@ -418,18 +421,25 @@ async def test_a_host_that_cannot_start_says_why_and_leaves_nothing() -> None:
         _ = host.client
 
 
-async def test_a_host_ends_with_a_step_that_hangs(agent_host: AgentHosts) -> None:
-    before = threading.active_count()
+async def test_a_host_ends_with_a_step_that_hangs_and_leaves_no_thread() -> None:
+    entered = anyio.Event()
 
     async def hang(_: ModelRequest) -> str:
+        entered.set()
         await anyio.sleep_forever()
         raise AssertionError
 
     async with AgentHost(cashier(ScriptedModel(hang))) as host:
         await host.client.get_agent("Cashier").start("Hello")
-    # The loop's own threads for blocking calls stay with it.
-    ours = [thread.name for thread in threading.enumerate() if thread.name.startswith("dafx")]
-    assert (ours, before >= 1) == ([], True)
+        await entered.wait()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("dafx")] == []
+
+
+async def test_the_example_at_the_top_of_the_kit_runs() -> None:
+    example = textwrap.dedent((dafx_actors.testing.__doc__ or "").split("::")[1].split("- `ScriptedModel`")[0])
+    names: dict[str, Any] = {**vars(dafx_actors), **vars(dafx_actors.testing), "timedelta": timedelta}
+    exec(example, names)
+    await names["test_a_payment_waits_for_a_person_and_survives_a_crash"]()
 
 
 def test_the_plugin_costs_nothing_at_the_start() -> None:
