@@ -17,14 +17,32 @@ import threading
 from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import anyio
 import anyio.from_thread
+import attrs
 
 from dafx_actors._coroutines import at_end_of_work_item, work_item
 
 T = TypeVar("T")
+
+
+WorkKind: TypeAlias = Literal["model", "tool", "probe", "activity", "thread", "turn", "tell", "orchestration"]
+"""The first four are activities, a `thread`'s are operations of an entity, the last three are orchestrations."""
+
+
+@attrs.frozen(kw_only=True)
+class Work:
+    """Something that durabletask has given to a worker: its result will be recorded as a whole, or not at all."""
+
+    kind: WorkKind
+    name: str
+    """Of the tool, the activity, the orchestration; a thread's operation; the agent, for all else."""
+    instance_id: str
+    """The orchestration that it belongs to; the entity, for an operation of a thread."""
+    task_id: int | None = None
+    """Which task of its orchestration an activity is: the same when it is handed out again."""
 
 
 class HandedBack(asyncio.CancelledError):

@@ -26,11 +26,11 @@ from dafx_actors import _codec
 from dafx_actors._agent_tasks import CrossingError
 from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make_worker, reader_of
 from dafx_actors._runtime import HostedAgent
-from dafx_actors._seam import AgentLoop, Gate, Pool, until_turn_ends
+from dafx_actors._seam import AgentLoop, Gate, Pool, Work, WorkKind, until_turn_ends
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
 from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
-from dafx_actors.ids import AgentThread, entity_name
+from dafx_actors.ids import AgentThread, entity_name, model_step_name, probe_name
 from dafx_actors.models import Model
 from dafx_actors.orchestration import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
@@ -65,6 +65,7 @@ class DurableAIAgentWorker:
         *,
         max_concurrent_steps: int = 2048,
         stop_timeout: float = 20.0,
+        on_work: Callable[[Work], None] | None = None,
     ) -> None:
         """Wrap `worker`, which takes only work that is registered from now on: other workers can share its task hub.
 
@@ -73,12 +74,15 @@ class DurableAIAgentWorker:
             max_concurrent_steps: How many model calls and other activities run at once; each holds a thread. It takes
                 effect unless the worker was given a limit of its own.
             stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
+            on_work: Called before each activity, each operation of a thread and each episode of an orchestration, on
+                the thread that runs it and sends its answer. `dafx_actors.testing` crashes workers there.
 
         Raises:
             ConfigurationError: It is no durabletask worker.
         """
         check_wrapped("Worker", worker, TaskHubGrpcWorker)
         self.stop_timeout = stop_timeout
+        self._on_work = on_work
         self._worker = worker
         self._registry = AgentRegistry()
         self._hosted: list[HostedAgent] = []
@@ -92,7 +96,7 @@ class DurableAIAgentWorker:
         self._reports: dict[str, tuple[AgentThread, Json]] = {}
         self._reporting = threading.Lock()
         # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
-        self._reporter = ThreadPoolExecutor(1, "dafx-progress")
+        self._reporter: ThreadPoolExecutor | None = None
         self._stack: AsyncExitStack | None = None
         options = worker.concurrency_options
         if options.maximum_concurrent_activity_work_items == 100 * (os.cpu_count() or 1):  # durabletask's default
@@ -144,15 +148,17 @@ class DurableAIAgentWorker:
             hosted = HostedAgent(agent, self)
             self._hosted.append(hosted)
             try:
-                self._worker.add_entity(hosted.entity, entity_name(agent.name))
+                self._worker.add_entity(self._announced("thread", agent.name, hosted.entity), entity_name(agent.name))
             except RuntimeError as error:
                 self._registry.discard(added)
                 self._hosted.remove(hosted)
                 raise RuntimeError("agents cannot be added while the worker is running; add them before") from error
-            self._worker.add_orchestrator(hosted.turn())
-            self._worker.add_orchestrator(hosted.tell())
+            self._worker.add_orchestrator(self._announced("turn", agent.name, hosted.turn()))
+            self._worker.add_orchestrator(self._announced("tell", agent.name, hosted.tell()))
+            kinds: dict[str, WorkKind] = {model_step_name(agent.name): "model", probe_name(agent.name): "probe"}
             for name, function in hosted.functions.items():
-                self._worker.add_activity(_named(function, name))
+                step = self._announced(kinds.get(name, "tool"), agent.name, function)
+                self._worker.add_activity(_named(step, name))
         self._size_pool()
 
     def add_orchestrator(self, function: Callable[..., Any]) -> str:
@@ -161,7 +167,8 @@ class DurableAIAgentWorker:
         Raises:
             ConfigurationError: It cannot be one.
         """
-        return self._worker.add_orchestrator(function if is_orchestrator(function) else orchestrator(function))
+        made = function if is_orchestrator(function) else orchestrator(function)
+        return self._worker.add_orchestrator(self._announced("orchestration", made.__name__, made))
 
     def add_activity(self, function: Callable[..., Any]) -> str:
         """Host an activity, sync (on a thread) or async (on the agents' loop). Gives its name.
@@ -186,7 +193,8 @@ class DurableAIAgentWorker:
                     raise CrossingError(error) from error
                 raise
 
-        return self._worker.add_activity(_named(run, function.__name__))
+        name = function.__name__
+        return self._worker.add_activity(_named(self._announced("activity", name, run), name))
 
     # --- Lifecycle ------------------------------------------------------------------------------------------------
 
@@ -205,6 +213,13 @@ class DurableAIAgentWorker:
         self._drain()
         self._loop.call(self._close_agents).result()
         self._loop.stop()
+
+    def abandon(self) -> None:
+        """Let nothing that runs come to its end, as if the process died; `stop()` still has to follow. For tests.
+
+        A plain function that blocks a thread cannot be cut off; what it gives is not answered.
+        """
+        self._gate.close(0)
 
     async def __aenter__(self) -> DurableAIAgentWorker:
         async with AsyncExitStack() as stack:
@@ -269,8 +284,9 @@ class DurableAIAgentWorker:
         with self._reporting:
             is_sending = bool(self._reports)
             self._reports[note["key"]] = (thread, note)
-        if not is_sending:
-            self._reporter.submit(self._send_reports)
+            if not is_sending:
+                self._reporter = self._reporter or ThreadPoolExecutor(1, "dafx-progress")
+                self._reporter.submit(self._send_reports)
 
     def _send_reports(self) -> None:
         while True:
@@ -315,6 +331,18 @@ class DurableAIAgentWorker:
         with self._gate.pass_through():
             return call()
 
+    def _announced(self, kind: WorkKind, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        """`function`, of which `on_work` is told before it runs: the one place that all work passes. Itself, untold."""
+        on_work = self._on_work
+        if on_work is None:
+            return function
+
+        def announced(context: Any, raw: Json = None) -> T:
+            on_work(_work_of(kind, name, context, raw))
+            return function(context, raw)
+
+        return _named(announced, function.__name__)
+
     def _size_pool(self) -> None:
         """Give durabletask a pool that has a thread for every step; in `turn` mode an entity is a step, too.
 
@@ -335,7 +363,10 @@ class DurableAIAgentWorker:
         if ended:
             _logger.warning("%d steps did not end within %g s; they are handed out again.", ended, self.stop_timeout)
         self._worker.stop()  # type: ignore[no-untyped-call]  # likewise
-        self._reporter.submit(int).result()  # what was reported is sent
+        with self._reporting:
+            reporter, self._reporter = self._reporter, None
+        if reporter is not None:
+            reporter.shutdown()  # what was reported is sent
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -356,6 +387,16 @@ class DurableAIAgentWorker:
         while self._made:
             await self._made.pop().aclose()
         self._models.clear()
+
+
+def _work_of(kind: WorkKind, name: str, context: Any, raw: Json) -> Work:
+    """What one of durabletask's contexts is about."""
+    if kind == "thread":
+        return Work(kind=kind, name=context.operation, instance_id=str(context.entity_id))
+    if kind in ("turn", "tell", "orchestration"):
+        return Work(kind=kind, name=name, instance_id=context.instance_id)
+    called = raw["name"] if kind == "tool" else name
+    return Work(kind=kind, name=called, instance_id=context.orchestration_id, task_id=context.task_id)
 
 
 def _named(function: Callable[..., T], name: str) -> Callable[..., T]:

@@ -1,7 +1,7 @@
 """The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
 
 `dafx_actors._connect.reader_of` and `EndWatch` read a worker's settings, and `address_of` a client's;
-`DurableAIAgentWorker._size_pool` replaces its threads.
+`DurableAIAgentWorker._size_pool` replaces its threads; `dafx_actors.testing.replay` has a worker run an episode.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient, DurableTaskSchedulerClient
 from durabletask.client import TaskHubGrpcClient
 from durabletask.grpc_options import GrpcChannelOptions
+from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.serialization import JsonDataConverter
 from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 
@@ -165,3 +166,31 @@ def test_a_limit_that_the_user_set_is_kept() -> None:
     DurableAIAgentWorker(worker)
     assert worker.concurrency_options.maximum_concurrent_activity_work_items == 7
     assert threads_of(worker) == 7 + 64
+
+
+def test_a_worker_runs_an_episode_and_gives_its_answer_to_a_stub() -> None:
+    episode = "replay() runs recorded episodes by this: without it no history can be replayed"
+    worker = TaskHubGrpcWorker()
+    assert hasattr(worker, "_execute_orchestrator"), f"there is no `_execute_orchestrator` any more. {episode}."
+    assert list(inspect.signature(private(worker, "execute_orchestrator")).parameters) == [
+        "req",
+        "stub",
+        "completionToken",
+    ], episode
+
+    def trivial(context: Any, _: Any) -> int:
+        return 1
+
+    worker.add_orchestrator(trivial)
+    now = pb.HistoryEvent(orchestratorStarted=pb.OrchestratorStartedEvent())
+    started = pb.HistoryEvent(executionStarted=pb.ExecutionStartedEvent(name="trivial"))
+    answers: list[pb.OrchestratorResponse] = []
+
+    class Stub:
+        CompleteOrchestratorTask = staticmethod(answers.append)
+
+    request = pb.OrchestratorRequest(instanceId="i", newEvents=[now, started])
+    private(worker, "execute_orchestrator")(request, Stub(), "")
+    assert [action.WhichOneof("orchestratorActionType") for action in answers[0].actions] == [
+        "completeOrchestration"
+    ], episode

@@ -134,6 +134,11 @@ class Delivery:
         one = next(islice(reversed(self._out.values()), _CROWD - 1, None), None)
         return one is not None and one.given > self._clock.now() - _JUST_NOW
 
+    def under_way(self) -> list[Work]:
+        """What workers hold, what is on its way to one, and what a connected one will be given next."""
+        every = dict.fromkeys((*self._works.values(), *self._out.values()))
+        return [work for work in every if work.worker is not None or (work.waiting and self.queue.wanted(work.lane))]
+
     def held(self) -> int:
         """How much work is with workers."""
         return len(self._out)

@@ -183,6 +183,10 @@ class WorkQueue:
         """How much waits in each lane of this kind."""
         return {lane: queue.size for lane, queue in self._lanes[kind].items() if queue.size}
 
+    def wanted(self, lane: Lane) -> bool:
+        """Whether a connected worker takes work of this lane."""
+        return any(worker.filters.take(lane) for worker in self.workers)
+
     def oldest(self, kind: WorkKind) -> int | None:
         """Since when the oldest work of this kind waits; None if none waits."""
         since = [

@@ -121,6 +121,12 @@ class Engine:
             hub.load()
         return hub
 
+    def under_way(self) -> list[str]:
+        """What goes on by itself, in words; nothing, where all waits for clients, the clock or workers."""
+        works = [work for hub in self.hubs.values() for work in hub.delivery.under_way()]
+        found = [f"{work.kind} {work.lane.name}, {'held' if work.token else 'handed out'}" for work in works]
+        return found if self.store.committer.is_idle else [*found, "a write to the database"]
+
     # --- timers --------------------------------------------------------------------------------------------------
 
     def _fire(self, due: list[Timer]) -> None:

@@ -210,9 +210,14 @@ class Committer:
                 await changes.committed()
                 return
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to write."""
+        return self._group is None and not self._waiting
+
     async def drained(self) -> None:
         """Wait until nothing is left to write."""
-        while self._group is not None or self._waiting:
+        while not self.is_idle:
             if self._idle is None:
                 self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)

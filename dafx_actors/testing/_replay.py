@@ -1,0 +1,320 @@
+"""Yesterday's histories against today's code.
+
+An orchestration that runs for days meets newer code. What it did is in its history, and newer code must do the same
+up to there. So keep the histories of a few runs beside the tests, and replay them at every change::
+
+    history = await host.history(turn)
+    history.save("tests/histories/refund.json")
+
+    replay(History.load("tests/histories/refund.json"), Cashier)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import zip_longest
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import attrs
+import durabletask.history
+import grpc
+from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
+from durabletask.internal import orchestrator_service_pb2 as pb
+from durabletask.task import FailureDetails
+from durabletask.worker import TaskHubGrpcWorker
+from google.protobuf import json_format
+
+from dafx_actors._connect import code_of
+from dafx_actors._coroutines import work_item
+from dafx_actors.ids import turn_name
+from dafx_actors.transcript import Json
+from dafx_actors.worker import DurableAIAgentWorker
+
+_BEGINS = "orchestratorStarted"
+_ENDS = {"executionCompleted", "continueAsNew", "executionTerminated"}
+_NOISE = {"orchestratorCompleted"}
+
+_quiet = logging.getLogger("dafx_actors.testing.replay")
+_quiet.setLevel(logging.CRITICAL)
+
+
+class ReplayMismatch(AssertionError):
+    """Today's code does not do what the history says was done."""
+
+    def __init__(self, instance_id: str, episode: int, then: str, now: str) -> None:
+        self.instance_id = instance_id
+        self.episode = episode
+        """Which episode of the orchestration, from 1."""
+        self.then = then
+        self.now = now
+        super().__init__(
+            f"{instance_id}, episode {episode}: the history says {then}; today's code says {now}. An orchestration "
+            "that was running when this code is deployed would fail here. Give changed orchestrations a new name, or "
+            "let the code do for old ones what it did."
+        )
+
+
+@attrs.frozen(kw_only=True)
+class History:
+    """What an orchestration, or a turn, has done and been told so far."""
+
+    name: str
+    """Of the orchestration; a turn's is `dafx-{agent}.turn`."""
+    instance_id: str
+    events: Sequence[Json]
+    """durabletask's history events, oldest first, as JSON: in protobuf's own form, that of `HistoryEvent`."""
+
+    @classmethod
+    def load(cls, file: str | PathLike[str]) -> History:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: That is no history, or one of a newer version of this package.
+        """
+        document: Json = json.loads(Path(file).read_text("utf-8"))
+        match document:
+            case {"version": 1, "name": str(name), "instanceId": str(instance_id), "events": [*events]}:
+                return cls(name=name, instance_id=instance_id, events=events)
+            case _:
+                raise ValueError(f"{file} holds no history of version 1")
+
+    def save(self, file: str | PathLike[str]) -> None:
+        """Write it as JSON, for `load`."""
+        document = {
+            "version": 1,
+            "name": self.name,
+            "instanceId": self.instance_id,
+            "events": self.events,
+        }
+        Path(file).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+async def history_of(client: TaskHubGrpcClient | AsyncTaskHubGrpcClient, instance_id: str) -> History:
+    """Read the history of an orchestration or a turn from a scheduler.
+
+    Args:
+        client: durabletask's own.
+        instance_id: The orchestration's; of a turn, its correlation id.
+
+    Raises:
+        LookupError: There is no such orchestration, or it has not begun.
+    """
+    try:
+        if isinstance(client, TaskHubGrpcClient):
+            recorded = await anyio.to_thread.run_sync(client.get_orchestration_history, instance_id)
+        else:
+            recorded = await client.get_orchestration_history(instance_id)
+    except grpc.RpcError as error:
+        if code_of(error) is not grpc.StatusCode.NOT_FOUND:
+            raise
+        recorded = []
+    events = [_dumped(event) for event in recorded]
+    started = next((event["executionStarted"] for event in events if "executionStarted" in event), None)
+    if started is None:
+        raise LookupError(f"orchestration {instance_id!r} does not exist, or has not begun")
+    return History(name=started["name"], instance_id=instance_id, events=events)
+
+
+def replay(history: History, *hosted: Any) -> None:
+    """Run today's code against a recorded history, episode by episode; nothing is really done.
+
+    What is compared is what matters to an orchestration that is running when the code changes: which tasks, timers,
+    events, calls and sub-orchestrations are made, in which order, of which name, at which time, and how it ends.
+
+    Args:
+        history: What was recorded.
+        hosted: The agent whose turn it is, or the orchestrator: what was given to the worker.
+
+    Raises:
+        ReplayMismatch: The code would do something else.
+        LookupError: Nothing of `hosted` has the history's name.
+    """
+    worker = _worker(history, hosted)
+    past: list[pb.HistoryEvent] = []
+    for number, (told, done) in enumerate(_episodes(history), start=1):
+        actions = _run(worker, history, past, told)
+        _compare(history, number, done, actions)
+        past += [*told, *done]
+
+
+def _worker(history: History, hosted: Sequence[Any]) -> TaskHubGrpcWorker:
+    worker = TaskHubGrpcWorker(logger=_quiet)
+    hosting = DurableAIAgentWorker(worker)
+    names: list[str] = []
+    for each in hosted:
+        if inspect.isfunction(each):
+            names.append(hosting.add_orchestrator(each))
+        else:
+            hosting.add_agent(each)
+    names += [turn_name(agent) for agent in hosting.registered_agent_names]
+    if history.name not in names:
+        raise LookupError(f"the history is one of {history.name!r}; there is only {', '.join(names) or 'nothing'}")
+    return worker
+
+
+def _episodes(history: History) -> Iterator[tuple[list[pb.HistoryEvent], list[pb.HistoryEvent]]]:
+    """What the orchestration was told each time, and what it did then."""
+    told: list[pb.HistoryEvent] = []
+    done: list[pb.HistoryEvent] = []
+    for raw in history.events:
+        event = json_format.ParseDict(raw, pb.HistoryEvent())
+        kind = event.WhichOneof("eventType")
+        if kind == _BEGINS and told:
+            yield told, done
+            told, done = [], []
+        if kind in _SAID or kind in _ENDS:
+            done.append(event)
+        elif kind not in _NOISE:
+            told.append(event)
+    if told:
+        yield told, done
+
+
+class _Answer:
+    """Where the worker sends its answer."""
+
+    def __init__(self) -> None:
+        self.actions: list[pb.OrchestratorAction] = []
+
+    def CompleteOrchestratorTask(self, response: pb.OrchestratorResponse) -> None:  # noqa: N802 - gRPC's name
+        """Keep it."""
+        self.actions = list(response.actions)
+
+
+def _run(
+    worker: TaskHubGrpcWorker, history: History, past: list[pb.HistoryEvent], told: list[pb.HistoryEvent]
+) -> list[pb.OrchestratorAction]:
+    """One episode, as a worker runs it: the one private name of durabletask that is needed."""
+    request = pb.OrchestratorRequest(instanceId=history.instance_id, pastEvents=past, newEvents=told)
+    answer, private = _Answer(), worker
+    with work_item():
+        private._execute_orchestrator(request, answer, "")  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return answer.actions
+
+
+# --- What was done, in words that can be compared -----------------------------------------------------------------
+
+
+def _compare(
+    history: History, episode: int, done: Sequence[pb.HistoryEvent], actions: Sequence[pb.OrchestratorAction]
+) -> None:
+    then = [_said(event) for event in done]
+    now = [_doing(action) for action in actions]
+    if _TERMINATED in then:
+        # Somebody else ended it: what the code would have gone on to do then, nobody knows.
+        then = then[: then.index(_TERMINATED)]
+        now = now[: len(then)]
+    for said, doing in zip_longest(then, now, fillvalue="nothing more"):
+        if said != doing:
+            why = next((_why(action) for action in actions if action.HasField("completeOrchestration")), "")
+            raise ReplayMismatch(history.instance_id, episode, said, f"{doing}{why}")
+
+
+_TERMINATED = "it was terminated"
+
+
+def _said(event: pb.HistoryEvent) -> str:
+    """What an event says was done."""
+    kind = event.WhichOneof("eventType") or ""
+    if kind == "executionTerminated":
+        return _TERMINATED
+    if kind == "executionCompleted":
+        return _end(event.executionCompleted)
+    if kind == "continueAsNew":
+        return _CONTINUES
+    return _SAID[kind](event.eventId, getattr(event, kind))
+
+
+def _doing(action: pb.OrchestratorAction) -> str:
+    """What an action does, in the same words."""
+    kind = action.WhichOneof("orchestratorActionType") or ""
+    doing: Any = getattr(action, kind)
+    if kind == "sendEntityMessage":
+        kind = doing.WhichOneof("EntityMessageType")
+        doing = getattr(doing, kind)
+    if kind == "completeOrchestration":
+        return _CONTINUES if doing.orchestrationStatus == _CONTINUED else _end(doing)
+    return _DOING[kind](action.id, doing)
+
+
+_CONTINUES = "it continues as new"
+_CONTINUED = pb.OrchestrationStatus.ORCHESTRATION_STATUS_CONTINUED_AS_NEW
+
+
+def _end(end: Any) -> str:
+    status = pb.OrchestrationStatus.Name(end.orchestrationStatus).removeprefix("ORCHESTRATION_STATUS_").lower()
+    failure = f" with {end.failureDetails.errorType}" if end.HasField("failureDetails") else ""
+    return f"it ends as {status}{failure}"
+
+
+def _why(action: pb.OrchestratorAction) -> str:
+    failure = action.completeOrchestration.failureDetails
+    return f" ({failure.errorMessage})" if failure.errorMessage else ""
+
+
+def _at(when: Any) -> str:
+    return str(when.ToDatetime())
+
+
+_SAID: Mapping[str, Callable[[int, Any], str]] = {
+    "taskScheduled": lambda n, it: f"{n}: activity {it.name}",
+    "timerCreated": lambda n, it: f"{n}: timer until {_at(it.fireAt)}",
+    "subOrchestrationInstanceCreated": lambda n, it: f"{n}: orchestration {it.name}",
+    "eventSent": lambda n, it: f"{n}: event {it.name} to {it.instanceId}",
+    "entityOperationCalled": lambda n, it: f"{n}: call {it.operation} of {it.targetInstanceId.value}",
+    "entityOperationSignaled": lambda n, it: f"{n}: signal {it.operation} to {it.targetInstanceId.value}",
+    "entityLockRequested": lambda n, it: f"{n}: lock {', '.join(it.lockSet)}",
+    "entityUnlockSent": lambda n, it: f"{n}: unlock {it.targetInstanceId.value}",
+}
+_DOING: Mapping[str, Callable[[int, Any], str]] = {
+    "scheduleTask": _SAID["taskScheduled"],
+    "createTimer": _SAID["timerCreated"],
+    "createSubOrchestration": _SAID["subOrchestrationInstanceCreated"],
+    "sendEvent": lambda n, it: f"{n}: event {it.name} to {it.instance.instanceId}",
+    "terminateOrchestration": lambda n, it: f"{n}: end of {it.instanceId}",
+    "entityOperationCalled": _SAID["entityOperationCalled"],
+    "entityOperationSignaled": _SAID["entityOperationSignaled"],
+    "entityLockRequested": _SAID["entityLockRequested"],
+    "entityUnlockSent": _SAID["entityUnlockSent"],
+}
+
+
+# --- From durabletask's public events to protobuf's JSON ----------------------------------------------------------
+
+_NAMES = {"generic": "genericEvent", "orchestration_span_id": "orchestrationSpanID", "span_id": "spanID"}
+"""Where protobuf's name is not ours in camel case."""
+
+
+def _dumped(event: durabletask.history.HistoryEvent) -> dict[str, Json]:
+    name = type(event).__name__.removesuffix("Event")
+    kind = name[0].lower() + name[1:]
+    fields = _fields(event)
+    common = {key: fields.pop(key) for key in ("eventId", "timestamp")}
+    return {**common, _NAMES.get(kind, kind): fields}
+
+
+def _fields(message: Any) -> dict[str, Json]:
+    values = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
+    return {_NAMES.get(name, _camel(name)): _plain(value) for name, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> Json:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, FailureDetails):
+        # Without its stack trace, which no decision should hang on and which names files of the machine.
+        return {"errorType": value.error_type, "errorMessage": value.message}
+    return _fields(value) if dataclasses.is_dataclass(value) else value
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
