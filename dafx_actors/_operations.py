@@ -102,7 +102,7 @@ def _note(state: State, told: Message) -> tuple[State, Outcome]:
 
 
 def _reset(state: State, _: Message) -> tuple[State, Outcome]:
-    return _thread.reset(state), _thread.Noted()
+    return _thread.reset(state)
 
 
 OPERATIONS: Mapping[str, Decide] = {

@@ -151,12 +151,13 @@ class HostedAgent:
             sent = {"thread": thread.thread_id, "request": _codec.dump_request(request)}
             context.schedule_new_orchestration(turn_name(thread.agent), sent, request.correlation_id)
             return None
-        state = _thread.load(context.get_state())
-        state, outcome = _thread.begin(state, thread, request, datetime.now(timezone.utc))
+        before = _thread.load(context.get_state())
+        state, outcome = _thread.begin(before, thread, request, datetime.now(timezone.utc))
         if isinstance(outcome, _thread.Queued):
             raise ThreadBusy(thread.agent, thread.thread_id, outcome.active)
         if isinstance(outcome, _thread.Granted):
             state, outcome = self.host.run_step(functools.partial(self._turn_in_time, thread, request, state))
+        if state is not before:
             context.set_state(_thread.dump(state))
         if isinstance(outcome, _thread.Refused):
             raise outcome.error

@@ -273,7 +273,7 @@ def decide(
 
 
 def decision(state: ThreadState, turn: str, key: str) -> tuple[ThreadState, Outcome]:
-    """What is on record about a tool call of the active turn: nothing while it waits, or once the turn was cancelled."""
+    """What is on record about a tool call of the active turn: nothing while it waits, or after a cancel."""
     ask: Json = state.books.asks.get(key) if may_act(state, turn) else None
     return state, Decided(ask["decision"]) if ask and "decision" in ask else Noted()
 
@@ -301,10 +301,12 @@ def note(state: ThreadState, turn: str, key: str, progress: Json) -> tuple[Threa
     return attrs.evolve(state, books=attrs.evolve(state.books, progress=known)), Noted()
 
 
-def reset(state: ThreadState) -> ThreadState:
-    """Forget the conversation. The active turn loses its thread; those that wait stay in line."""
+def reset(state: ThreadState) -> tuple[ThreadState, Outcome]:
+    """Forget the conversation. The active turn loses its thread, and is to hear of it; those that wait stay in line."""
     waiting = state.steered + state.waiting
-    return attrs.evolve(state, history=(), active=None, draft=(), books=Books(), steered=(), waiting=waiting)
+    empty = attrs.evolve(state, history=(), active=None, draft=(), books=Books(), steered=(), waiting=waiting)
+    lost = None if state.active is None else Cancelled(state.active, {"reason": "the thread was reset", "by": ""})
+    return empty, lost or Noted()
 
 
 def may_act(state: ThreadState, turn: str) -> bool:

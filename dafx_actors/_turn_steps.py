@@ -32,6 +32,7 @@ from dafx_actors.errors import (
     DafxError,
     ModelError,
     OutcomeUnknown,
+    ThreadBusy,
     TurnCancelled,
     TurnDeadlineExceeded,
     TurnFailed,
@@ -142,8 +143,8 @@ class TurnSteps:
             return await self._abort(error_in(result, self._thread))
         self._progress, step = _turn.next_step(result, self._progress, self._limits, self._id, self._thread.agent)
         match step:
-            case _turn.Finish(message):
-                return await self._commit(message)
+            case _turn.Finish():
+                return await self._commit(step)
             case _turn.Repair(messages):
                 await self._record(messages)
             case _turn.CallTools():
@@ -159,8 +160,12 @@ class TurnSteps:
     async def _begin(self) -> Json:
         """Ask for the thread, and wait in line where it works on another turn."""
         asked = _codec.dump_request(self._request)
-        begun = self._checked(await self._call_thread("begin", asked))
-        self._settle(begun)
+        begun: Json = await self._call_thread("begin", asked)
+        if "error" in begun and isinstance(busy := error_in(begun, self._thread), ThreadBusy):
+            # Where requests that overlap are rejected, a dead turn would else hold the thread for ever.
+            await self._look_after(busy.active)
+            begun = await self._call_thread("begin", asked)
+        self._settle(self._checked(begun))
         if "queued" not in begun:
             return begun
         self._show("queued")
@@ -233,14 +238,16 @@ class TurnSteps:
         }
         self._length = self._checked(await self._call_thread("record", told))["granted"]
 
-    async def _commit(self, answer: ChatMessage) -> Json:
+    async def _commit(self, step: _turn.Finish) -> Json:
         """The response; None where others have joined the turn meanwhile, so that it goes on."""
         usage = self._progress.usage
         ending = {
             "correlationId": self._id,
-            "messages": [_codec.dump_message(answer)],
+            "length": self._length,
+            "messages": [_codec.dump_message(step.message)],
             "usage": _codec.dump_usage(usage) if usage else None,
             "about": self._progress.about,
+            **({"last": True} if step.last else {}),
         }
         outcome = self._checked(await self._call_thread("commit", ending))
         if "ended" not in outcome:
@@ -283,7 +290,7 @@ class TurnSteps:
     # --- Steps ----------------------------------------------------------------------------------------------------
 
     async def _model_step(self) -> Json:
-        """The reply as a value, or the error; what may go better is tried again, and no worker is held until then."""
+        """The reply as a value, or the error. What may go better is tried again, by a durable timer."""
         asked = {
             "thread": self._thread.thread_id,
             "correlationId": self._id,

@@ -217,13 +217,13 @@ def test_a_turn_that_is_not_active_changes_nothing(turn: str) -> None:
 
 
 def test_a_reset_forgets_and_takes_the_thread_from_its_turn() -> None:
-    state = _thread.reset(begun("c1", "c2"))
+    state = _thread.reset(begun("c1", "c2"))[0]
     assert (state.history, state.active, state.draft) == ((), None, ())
     assert isinstance(_thread.commit(state, THREAD, "c1", say("x"), None, NOW)[1], Refused)
 
 
 def test_after_a_reset_those_that_waited_go_first() -> None:
-    state, outcome = _thread.begin(_thread.reset(begun("c1", "c2", "c3")), THREAD, ask("c4"), NOW)
+    state, outcome = _thread.begin(_thread.reset(begun("c1", "c2", "c3"))[0], THREAD, ask("c4"), NOW)
     assert outcome == Queued("c2")
     assert [waiting.correlation_id for waiting in state.waiting] == ["c3", "c4"]
 
@@ -398,7 +398,7 @@ class ThreadMachine(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         active = self.state.active
-        self.state = _thread.reset(self.state)
+        self.state = _thread.reset(self.state)[0]
         waiting = [turn for turn in self.known.arrived if turn != active]
         self.known = Known(arrived=waiting, drafts={turn: [] for turn in waiting})
         self.foreign = False

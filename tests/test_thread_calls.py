@@ -130,7 +130,7 @@ def test_only_a_turn_that_goes_on_waits_for_decisions() -> None:
     state = asked()
     ended, _ = _thread.abort(state, THREAD, "c1", TurnTerminated("Joker", "c1"), NOW)
     cancelled, _ = _thread.cancel(state, THREAD, "c1", {}, NOW)
-    for each in (ended, cancelled, _thread.reset(state), ThreadState()):
+    for each in (ended, cancelled, _thread.reset(state)[0], ThreadState()):
         same, outcome = decide(each, "approve")
         assert same is each
         assert why(outcome) == "not_pending"
@@ -178,7 +178,7 @@ def test_a_later_number_goes_and_the_earlier_ones_do_not_any_more() -> None:
 def test_no_attempt_is_made_when_the_turn_is_over() -> None:
     state = asked()
     cancelled, _ = _thread.cancel(state, THREAD, "c1", {}, NOW)
-    for each in (cancelled, _thread.reset(state), ThreadState()):
+    for each in (cancelled, _thread.reset(state)[0], ThreadState()):
         assert _thread.attempt(each, "c1", KEY, 1, "A") == (each, Attempted("stop"))
         assert not _thread.may_act(each, "c1")
     assert _thread.may_act(state, "c1")

@@ -85,7 +85,7 @@ def test_a_request_that_may_not_overlap_is_refused() -> None:
 
 
 def test_a_request_finds_those_that_waited_when_the_thread_was_reset() -> None:
-    state = _thread.reset(begun("c1", "c2"))
+    state = _thread.reset(begun("c1", "c2"))[0]
     same, outcome = begin(state, "c3", "reject")
     assert same is state
     assert isinstance(outcome, Refused)
@@ -198,7 +198,7 @@ def test_a_joined_request_cannot_leave() -> None:
 
 
 def test_a_joined_request_begins_anew_when_the_thread_was_reset() -> None:
-    assert begin(_thread.reset(joined()), "c2")[1] == Granted(1)
+    assert begin(_thread.reset(joined())[0], "c2")[1] == Granted(1)
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -277,7 +277,7 @@ def test_a_commit_after_a_cancellation_keeps_what_was_said_once(whole: bool) -> 
 
 
 def test_a_mark_outlives_a_reset() -> None:
-    state = _thread.reset(cancel(begun("c1"), "c1")[0])
+    state = _thread.reset(cancel(begun("c1"), "c1")[0])[0]
     assert cancelled_by(begin(state, "c1")[1]) == ("Ann", "enough")
 
 
@@ -286,7 +286,7 @@ def test_a_mark_outlives_a_reset() -> None:
 
 def test_those_that_were_to_join_wait_when_the_thread_is_reset() -> None:
     state, _ = begin(begun("c1", "c2"), "c3", "steer")
-    assert line(_thread.reset(state)) == ["c3", "c2"]
+    assert line(_thread.reset(state)[0]) == ["c3", "c2"]
 
 
 @pytest.mark.parametrize("operation", ["record", "commit"])
