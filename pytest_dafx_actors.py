@@ -32,7 +32,17 @@ class AgentHosts(Protocol):
 
 @pytest.fixture
 async def agent_host(anyio_backend_name: str) -> AsyncGenerator[AgentHosts]:
-    """Start hosts that end with the test, as in `host = await agent_host(Joker)`: see `AgentHost` for the arguments."""
+    """Start hosts that end with the test.
+
+    ::
+
+        @pytest.mark.anyio
+        async def test_it(agent_host: AgentHosts) -> None:
+            host = await agent_host(Joker)
+            answer = await host.client.get_agent(Joker).run("Tell me a joke")
+
+    The arguments are those of `dafx_actors.testing.AgentHost`.
+    """
     if anyio_backend_name != "asyncio":
         pytest.fail("agents run on asyncio only: give your tests a fixture `anyio_backend` that returns 'asyncio'")
     # Here, so that pytest starts as quickly as without this package.

@@ -7,7 +7,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,10 @@ from dafx_actors.testing import (
     replay,
 )
 from dafx_actors.transcript import FunctionCallContent, TextContent
+from pytest_dafx_actors import AgentHosts
 
 pytestmark = pytest.mark.anyio
 
-AgentHosts = Callable[..., Awaitable[AgentHost]]
-"""What the fixture `agent_host` is."""
 HELLO = ModelRequest(messages=(ChatMessage("user", "Hello there"),))
 DAYS_30 = timedelta(days=30)
 PATIENT = RetryPolicy(first_retry_interval=timedelta(hours=1), max_number_of_attempts=3)
