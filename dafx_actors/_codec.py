@@ -344,6 +344,7 @@ def load_pending(thread: AgentThread, turn: str, raw: Json) -> PendingDecision:
         thread=thread,
         correlation_id=turn,
         key=raw["key"],
+        idempotency_key=raw.get("callKey") or raw["key"],
         kind=raw["kind"],
         call_id=raw["callId"],
         tool=raw["tool"],

@@ -94,7 +94,7 @@ def _decision(state: State, told: Message) -> tuple[State, Outcome]:
 
 
 def _attempt(state: State, told: Message) -> tuple[State, Outcome]:
-    return _thread.attempt(state, told.turn, told.raw["key"], told.raw["number"], told.raw["token"])
+    return _thread.attempt(state, told.turn, told.raw["key"], told.raw["number"], told.raw["token"], told.now)
 
 
 def _note(state: State, told: Message) -> tuple[State, Outcome]:
@@ -135,7 +135,7 @@ _OUTCOMES: Mapping[type[Any], Callable[[Any], Json]] = {
     },
     _thread.Cancelled: lambda outcome: {"cancelled": outcome.mark, "turn": outcome.turn},
     _thread.Decided: lambda outcome: {"decided": outcome.decision},
-    _thread.Attempted: lambda outcome: {"attempt": outcome.answer},
+    _thread.Attempted: lambda outcome: {"attempt": outcome.answer, "since": outcome.since},
     _thread.Noted: lambda _: None,
     _thread.Refused: lambda outcome: {"error": _codec.dump_error(outcome.error)},
 }

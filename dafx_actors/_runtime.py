@@ -29,6 +29,7 @@ from durabletask.entities import EntityContext
 
 from dafx_actors import _codec, _operations, _thread, _turn
 from dafx_actors._answers import answer_mismatch
+from dafx_actors._json import dump_time, load_time
 from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
 from dafx_actors._turn_steps import TurnSteps, seconds_at_most, tell
@@ -48,12 +49,14 @@ from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, new_id, probe_name, tell_name, tool_step_name, turn_name
 from dafx_actors.models import Model, ModelReply, ModelRequest
 from dafx_actors.orchestration import OrchestrationContext, orchestrator
-from dafx_actors.tools import ToolContext
+from dafx_actors.tools import Tool, ToolContext
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, Json, Request, Transcript
 
 _logger = logging.getLogger("dafx_actors.worker")
 
 _ENDED = {OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED}
+_MARGIN = 1.0
+"""Seconds by which the clocks of two workers may differ, and a time limit be late."""
 _ONLY_IN_STEPS = "it cannot be called here: the whole turn runs in one operation, which can wait for nobody"
 """For calls that wait for a person or another agent, or that must be recorded before they act."""
 
@@ -171,8 +174,12 @@ class HostedAgent:
 
         async def turn(context: OrchestrationContext, raw: Json) -> Json:
             thread = AgentThread(name, raw["thread"])
-            steps = TurnSteps(context, thread, _codec.load_request(raw["request"]))
+            begun = load_time(raw["begun"]) if raw.get("begun") else None
+            steps = TurnSteps(context, thread, _codec.load_request(raw["request"]), begun)
             response: Json = await (steps.in_one_operation() if by_turn else steps.step_by_step())
+            if response is None:
+                context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
+                return None
             _codec.load_response(response, thread)  # raises the error that the response holds, if it does
             return response
 
@@ -234,8 +241,10 @@ class HostedAgent:
         # What the turn was told of the tool counts as well: a newer declaration must not let it act twice.
         if tool is None or not (tool.effect == "once" or raw.get("once")):
             return self.host.run_step(lambda: self.toolbox.call(name, arguments, context))
-        go = self._attempt(thread, raw)
+        go, since = self._attempt(thread, raw)
         if go == "unknown":
+            if (seconds := _may_still_run(tool, since)) > 0:
+                return {"wait": seconds}
             return self.host.run_step(lambda: self.toolbox.reconcile(tool, arguments, context))
         if go != "go":
             return {"error": "the turn was cancelled", "stopped": True} if go == "stop" else {"notDone": True}
@@ -268,8 +277,11 @@ class HostedAgent:
                 raise TurnSuperseded(thread.thread_id, turn)
         raise StaleTranscript(thread.thread_id, length, found)
 
-    def _attempt(self, thread: AgentThread, raw: Json) -> str:
-        """Record the attempt of a call that may act only once, by an orchestration; `lost` where that did not end."""
+    def _attempt(self, thread: AgentThread, raw: Json) -> tuple[str, datetime | None]:
+        """Record the attempt of a call that may act only once, by an orchestration; `lost` where that did not end.
+
+        With `unknown`, since when somebody else has made it.
+        """
         told = {
             "correlationId": raw["correlationId"],
             "key": raw["key"],
@@ -281,8 +293,9 @@ class HostedAgent:
         telling = reader.schedule_new_orchestration(tell_name(thread.agent), input=sent)
         state = reader.wait_for_orchestration_completion(telling, timeout=600)
         if state is None or state.runtime_status is not OrchestrationStatus.COMPLETED:
-            return "lost"
-        return str(cast("Any", state.get_output())["attempt"])
+            return "lost", None
+        outcome: Json = state.get_output()
+        return outcome["attempt"], load_time(outcome["since"]) if outcome.get("since") else None
 
     def _tool_context(self, thread: AgentThread, raw: Json, read: Callable[[], Transcript]) -> ToolContext:
         turn, key = raw["correlationId"], raw["key"]
@@ -427,6 +440,17 @@ class HostedAgent:
                     group.start_soon(make, call)
         results = _turn.results_message(calls, outcomes)
         return [results] if results else []
+
+
+def _may_still_run(tool: Tool, since: datetime | None) -> float:
+    """Seconds in which an attempt that was cut off may not be over yet.
+
+    A worker that lost its connection may live, and be about to act: that a call has not acted means something only when
+    its time is over. Of a tool without a time limit nobody can tell when that is.
+    """
+    if tool.timeout is None or since is None:
+        return 0.0
+    return tool.timeout + _MARGIN - (datetime.now(timezone.utc) - since).total_seconds()
 
 
 def _request_of(transcript: Transcript, turn: str, raw: Json) -> RunRequest:

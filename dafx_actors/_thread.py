@@ -32,6 +32,7 @@ from typing import cast
 import attrs
 
 from dafx_actors import _codec
+from dafx_actors._json import dump_time
 from dafx_actors._open_calls import closed, open_calls, results_in
 from dafx_actors._thread_state import (
     Attempted,
@@ -278,7 +279,9 @@ def decision(state: ThreadState, turn: str, key: str) -> tuple[ThreadState, Outc
     return state, Decided(ask["decision"]) if ask and "decision" in ask else Noted()
 
 
-def attempt(state: ThreadState, turn: str, key: str, number: int, token: str) -> tuple[ThreadState, Outcome]:
+def attempt(
+    state: ThreadState, turn: str, key: str, number: int, token: str, now: datetime
+) -> tuple[ThreadState, Outcome]:
     """A step is about to make a call that may act only once: recorded before it acts, by `token`.
 
     The first to come with a number goes; a later number means that somebody has found out, or decided, that the
@@ -288,8 +291,9 @@ def attempt(state: ThreadState, turn: str, key: str, number: int, token: str) ->
         return state, Attempted("stop")
     made: Json = state.books.attempts.get(key)
     if made is not None and made["number"] >= number:
-        return state, Attempted("go" if (made["number"], made["token"]) == (number, token) else "unknown")
-    attempts = {**state.books.attempts, key: {"number": number, "token": token}}
+        same = (made["number"], made["token"]) == (number, token)
+        return state, Attempted("go" if same else "unknown", made.get("at"))
+    attempts = {**state.books.attempts, key: {"number": number, "token": token, "at": dump_time(now)}}
     return attrs.evolve(state, books=attrs.evolve(state.books, attempts=attempts)), Attempted("go")
 
 

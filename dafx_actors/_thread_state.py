@@ -118,6 +118,8 @@ class Attempted:
 
     answer: Literal["go", "unknown", "stop"]
     """`unknown`: somebody began to make it before, and nobody knows how that ended. `stop`: the turn is over."""
+    since: str | None = None
+    """With `unknown`: when that began."""
 
 
 @attrs.frozen

@@ -50,6 +50,8 @@ _CANCEL = "cancel"
 _FIRST_LOOK = timedelta(seconds=1)
 _CUT_OFF = "The turn ended before this call was answered. It may have acted, or not."
 _LONGEST_PAUSE = timedelta(minutes=5)
+_LOOKS = 30
+"""How often a turn that waits in line looks after the one before it, until it starts again with an empty history."""
 
 
 def seconds_at_most(limits: Limits, deadline: float | None) -> Limits:
@@ -90,12 +92,15 @@ async def tell(context: OrchestrationContext, thread: AgentThread, operation: st
 class TurnSteps:
     """One turn inside its orchestration."""
 
-    def __init__(self, context: OrchestrationContext, thread: AgentThread, request: RunRequest) -> None:
+    def __init__(
+        self, context: OrchestrationContext, thread: AgentThread, request: RunRequest, begun: datetime | None = None
+    ) -> None:
+        """Take up a turn; `begun` is when it was, if it waited so long that its history was cut."""
         self._context = context
         self._thread = thread
         self._request = request
         self._id = request.correlation_id
-        self._begun = context.current_utc_datetime
+        self._begun = begun or context.current_utc_datetime
         self._progress = _turn.Progress()
         self._limits = Limits()
         self._retry = _turn.MODEL_RETRIES
@@ -120,11 +125,18 @@ class TurnSteps:
         request = attrs.evolve(self._request, orchestration_id=self._request.orchestration_id or self._id)
         return self._checked(await self._call_thread("run", _codec.dump_request(request)))
 
+    @property
+    def begun(self) -> datetime:
+        """When the turn was started."""
+        return self._begun
+
     async def step_by_step(self) -> Json:
-        """Each step recorded."""
+        """Each step recorded. None where it still waits in line after a long time, and should start again."""
         # One wait, made once: a new one each time round would lose the event to the old one.
         self._stops = [self._context.wait_for_external_event(_CANCEL)]
         begun = await self._begin()
+        if "queued" in begun:
+            return None
         if "ended" in begun:
             return begun["ended"]
         self._length = begun["granted"]
@@ -171,7 +183,9 @@ class TurnSteps:
         self._show("queued")
         granted = self._context.wait_for_external_event(_GRANTED)
         pause = _FIRST_LOOK
-        while "queued" in begun:
+        for _ in range(_LOOKS):
+            if "queued" not in begun:
+                break
             for cancelled in begun.get("cancelled") or ():
                 reason = {"by": self._id, "reason": "a newer request took its place"}
                 self._context.send_event(cancelled, _CANCEL, data=reason)
@@ -392,6 +406,9 @@ class TurnSteps:
                 outcome = {"unknown": True} if call.plan.get("once") else {"error": outcome["error"]["message"]}
             if "unknown" in outcome:
                 outcome = await self._resolved(call, arguments, number)
+            if "wait" in outcome:
+                await self._context.sleep(outcome["wait"])
+                continue
             if "notDone" not in outcome:
                 pause = None
                 if outcome.get("failed") and policy is not None and self._fatal is None:
@@ -458,6 +475,7 @@ class TurnSteps:
         now = self._context.current_utc_datetime
         ask: dict[str, Json] = {
             "key": key or call.key,
+            **({"callKey": call.key} if key else {}),
             "kind": kind,
             "callId": call.content.call_id,
             "tool": call.content.name,

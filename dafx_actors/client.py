@@ -393,7 +393,7 @@ class DurableAIAgent:
         handle = await self._start(messages, response_format, deadline, how)
         if not wait_for_response:
             return handle.correlation_id
-        # Its own deadline ends the turn, and its end is what is waited for; a while longer, for where no worker is left.
+        # Its own deadline ends the turn, which is what is waited for; a while longer, for where no worker is left.
         return await handle.result(timeout if deadline is None else deadline + self._executor.start_timeout)
 
     @overload

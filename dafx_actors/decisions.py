@@ -40,7 +40,9 @@ class PendingDecision:
     correlation_id: str
     """The turn."""
     key: str
-    """Names the call; a tool gets it as its idempotency key."""
+    """Names what is to be decided."""
+    idempotency_key: str
+    """Of the call: what the tool gives to the services that it acts on, where you can look what became of it."""
     kind: DecisionKind
     """`approval`: may it be called? `outcome`: it was called and cut off, and nobody knows whether it acted."""
     call_id: str

@@ -19,6 +19,7 @@ from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionRes
 
 THREAD = AgentThread("Joker", "t1")
 NOW = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+LATER = datetime(2025, 1, 2, 13, tzinfo=timezone.utc)
 KEY = "c1.1.0"
 PAY = {"to": "Bob", "amount": 5}
 DIGEST = call_digest("pay", PAY)
@@ -160,26 +161,26 @@ def test_a_digest_depends_on_the_tool_and_its_arguments_and_not_on_their_order()
 
 
 def test_the_first_to_come_with_a_number_goes() -> None:
-    state, outcome = _thread.attempt(asked(), "c1", KEY, 1, "A")
+    state, outcome = _thread.attempt(asked(), "c1", KEY, 1, "A", NOW)
     assert outcome == Attempted("go")
     for number, token, answer in [(1, "A", "go"), (1, "B", "unknown"), (0, "A", "unknown")]:
-        assert _thread.attempt(state, "c1", KEY, number, token) == (state, Attempted(answer))  # type: ignore[arg-type]
-    assert _thread.attempt(state, "c1", "c1.1.1", 1, "B")[1] == Attempted("go")
+        assert _thread.attempt(state, "c1", KEY, number, token, LATER) == (state, Attempted(answer, NOW.isoformat()))  # type: ignore[arg-type]
+    assert _thread.attempt(state, "c1", "c1.1.1", 1, "B", NOW)[1] == Attempted("go")
 
 
 def test_a_later_number_goes_and_the_earlier_ones_do_not_any_more() -> None:
-    state, _ = _thread.attempt(asked(), "c1", KEY, 1, "A")
-    state, outcome = _thread.attempt(state, "c1", KEY, 2, "B")
+    state, _ = _thread.attempt(asked(), "c1", KEY, 1, "A", NOW)
+    state, outcome = _thread.attempt(state, "c1", KEY, 2, "B", NOW)
     assert outcome == Attempted("go")
-    assert _thread.attempt(state, "c1", KEY, 1, "A")[1] == Attempted("unknown")
-    assert _thread.attempt(state, "c1", KEY, 1, "B")[1] == Attempted("unknown")
+    assert _thread.attempt(state, "c1", KEY, 1, "A", NOW)[1] == Attempted("unknown", NOW.isoformat())
+    assert _thread.attempt(state, "c1", KEY, 1, "B", NOW)[1] == Attempted("unknown", NOW.isoformat())
 
 
 def test_no_attempt_is_made_when_the_turn_is_over() -> None:
     state = asked()
     cancelled, _ = _thread.cancel(state, THREAD, "c1", {}, NOW)
     for each in (cancelled, _thread.reset(state)[0], ThreadState()):
-        assert _thread.attempt(each, "c1", KEY, 1, "A") == (each, Attempted("stop"))
+        assert _thread.attempt(each, "c1", KEY, 1, "A", NOW) == (each, Attempted("stop"))
         assert not _thread.may_act(each, "c1")
     assert _thread.may_act(state, "c1")
 
@@ -195,7 +196,7 @@ def test_the_latest_progress_of_each_call_is_kept_while_the_turn_runs() -> None:
 
 def test_the_books_are_closed_with_the_turn() -> None:
     state, _ = decide(asked(), "approve")
-    state, _ = _thread.attempt(state, "c1", KEY, 1, "A")
+    state, _ = _thread.attempt(state, "c1", KEY, 1, "A", NOW)
     state, _ = _thread.note(state, "c1", KEY, 1)
     assert _thread.load(json.loads(json.dumps(_thread.dump(state)))).books == state.books
     state, _ = _thread.record(state, THREAD, "c1", (results("x"),), 2)

@@ -140,7 +140,9 @@ def tool(
         retry: How a failed attempt is repeated, by durable timers.
         reconcile: For `effect="once"`: a function or the name of a method that finds out what became of a call whose
             outcome a crash left unknown. It gets the same arguments and context as far as it asks for them, and returns
-            the result or raises `NotDone`.
+            the result or raises `NotDone`, after which the call is made again. A worker that lost its connection may
+            still be making the call: give the tool a `timeout`, and nobody asks before that is over; a function that
+            blocks may act even later, so let `reconcile` make sure that it cannot, by the idempotency key.
     """
 
     def decorate(decorated: F) -> F:
