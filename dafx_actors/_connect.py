@@ -23,7 +23,8 @@ import grpc.aio
 from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, OrchestrationState, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
-from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest
+from durabletask.internal.grpc_resiliency import ClientResiliencyInterceptor
+from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest, GetInstanceResponse
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors.errors import ConfigurationError, SchedulerUnreachable
@@ -168,11 +169,23 @@ def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
 def end_of_turn(reader: TaskHubGrpcClient, instance_id: str) -> grpc.Future[Any]:
     """Begin to wait for an orchestration to end, without a thread that waits: durabletask's own call blocks one.
 
-    Private names again: the client's stub, and durabletask's messages.
+    So does its interceptor that counts failures: it waits for the outcome of every call where the call is begun. The
+    channel is taken without it. Private names again: the client's channel, gRPC's interceptors, durabletask's messages.
     """
-    stub: Any = reader._stub  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-    request = GetInstanceRequest(instanceId=instance_id, getInputsAndOutputs=False)
-    waiting: grpc.Future[Any] = stub.WaitForInstanceCompletion.future(request)
+    channel: Any = reader._channel  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    interceptors: list[Any] = []
+    while (interceptor := getattr(channel, "_interceptor", None)) is not None:
+        if not isinstance(interceptor, ClientResiliencyInterceptor):
+            interceptors.append(interceptor)
+        channel = channel._channel  # noqa: SLF001
+    if interceptors:
+        channel = grpc.intercept_channel(channel, *interceptors)
+    call = channel.unary_unary(
+        "/TaskHubSidecarService/WaitForInstanceCompletion",
+        request_serializer=GetInstanceRequest.SerializeToString,
+        response_deserializer=GetInstanceResponse.FromString,
+    )
+    waiting: grpc.Future[Any] = call.future(GetInstanceRequest(instanceId=instance_id, getInputsAndOutputs=False))
     return waiting
 
 
