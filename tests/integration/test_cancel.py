@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import pytest
@@ -20,6 +21,7 @@ from dafx_actors.errors import (
 )
 from dafx_actors.models.openai import OpenAIChatModel
 from dafx_actors.testing import ScriptedModel
+from tests.integration import races
 from tests.integration.conftest import Hosting
 from tests.integration.test_robustness import Held
 from tests.integration.turns import (
@@ -322,3 +324,11 @@ async def test_a_deadline_must_lie_ahead(hosting: Hosting) -> None:
     async with hosting(agent(ScriptedModel())) as client:
         with pytest.raises(ValueError, match="timeout"):
             await client.get_agent("Worker").run("Hello", timeout=0, cancel_on_timeout=True)
+
+
+async def test_a_tool_does_not_act_after_the_acknowledgement_of_a_cancel() -> None:
+    """The short form of `python -m tests.integration.races`."""
+    report = await races.run(races=60, seed=1)
+    assert report.races == 60
+    assert not report.read_after, report
+    assert not report.unbalanced, report
