@@ -328,7 +328,8 @@ class DurableAIAgentWorker:
         if ended:
             _logger.warning("%d steps did not end within %g s; they are handed out again.", ended, self.stop_timeout)
         self._worker.stop()  # type: ignore[no-untyped-call]  # likewise
-        self._reporter.submit(int).result()  # what was reported is sent
+        self._reporter.shutdown()  # what was reported is sent
+        self._reporter = ThreadPoolExecutor(1, "dafx-progress")  # its thread is made when something is reported
         if self._reader is not None:
             self._reader.close()
             self._reader = None
