@@ -226,15 +226,15 @@ class HostedAgent:
         """
         thread, turn, key = AgentThread(self.agent.name, raw["thread"]), raw["correlationId"], raw["key"]
         name, arguments = raw["name"], raw["arguments"]
+        needs_approval = self.host.run_step(lambda: self.toolbox.needs_approval(name, arguments))
+        # As late as can be: what is cancelled after this does not reach the tool any more.
         try:
             document, state = self._read(thread, turn, raw["length"])
         except DafxError as error:
             return {"error": str(error)}
         if not _thread.may_act(state, turn):
             return {"error": "the turn was cancelled", "stopped": True}
-        if self.host.run_step(lambda: self.toolbox.needs_approval(name, arguments)) and not _thread.is_approved(
-            state, key, call_digest(name, arguments)
-        ):
+        if needs_approval and not _thread.is_approved(state, key, call_digest(name, arguments)):
             return {"error": "the call was not made: it needs approval, and nobody has given it"}
         context = self._tool_context(thread, raw, lambda: _codec.load_transcript(document))
         tool = self.toolbox.tool(name)

@@ -44,7 +44,9 @@ class Till:
     def __init__(self, **how: Any) -> None:
         self.paid: list[int] = []
 
-        @tool(**{"approval": True, **how})
+        options: Any = {"approval": True, **how}
+
+        @tool(**options)
         def pay(amount: int) -> str:
             """Pay."""
             self.paid.append(amount)

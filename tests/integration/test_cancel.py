@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from datetime import timedelta
+from typing import Any
 
 import anyio
 import pytest
 
-from dafx_actors import DurableAIAgentClient, Limits, RetryPolicy, as_tool, tool
+from dafx_actors import DurableAIAgentClient, Limits, RetryPolicy, _seam, as_tool, tool
 from dafx_actors.errors import (
     ModelError,
     ThreadBusy,
@@ -20,6 +21,7 @@ from dafx_actors.errors import (
 )
 from dafx_actors.models.openai import OpenAIChatModel
 from dafx_actors.testing import ScriptedModel
+from tests.integration import races
 from tests.integration.conftest import Hosting
 from tests.integration.test_robustness import Held
 from tests.integration.turns import (
@@ -109,6 +111,27 @@ async def test_a_model_call_on_its_way_is_aborted(hosting: Hosting, openai: Prov
             await handle
         assert await anyio.to_thread.run_sync(openai.hung_up.wait, 60)
         assert (await worker.run("Again", thread="here")).text == "Answer to: Again"
+
+
+async def test_watching_for_the_end_of_a_turn_does_not_hold_the_loop(
+    hosting: Hosting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model calls are watched once they take a while; durabletask's own way to begin that waits for its end."""
+    monkeypatch.setattr(_seam, "_WATCH_AFTER", 0.0)
+    release = anyio.Event()
+
+    async def script(request: Any) -> str:
+        text = str(request.messages[-1].text)
+        if text == "slow":
+            await release.wait()
+        return text
+
+    async with hosting(agent(ScriptedModel(script))) as client:
+        worker = client.get_agent("Worker")
+        slow = [await worker.start("slow") for _ in range(3)]
+        assert [(await worker.run("quick")).text for _ in range(3)] == ["quick"] * 3
+        release.set()
+        assert [(await each).text for each in slow] == ["slow"] * 3
 
 
 HOSTS = """
@@ -301,3 +324,11 @@ async def test_a_deadline_must_lie_ahead(hosting: Hosting) -> None:
     async with hosting(agent(ScriptedModel())) as client:
         with pytest.raises(ValueError, match="timeout"):
             await client.get_agent("Worker").run("Hello", timeout=0, cancel_on_timeout=True)
+
+
+async def test_a_tool_does_not_act_after_the_acknowledgement_of_a_cancel() -> None:
+    """The short form of `python -m tests.integration.races`."""
+    report = await races.run(races=60, seed=1)
+    assert report.races == 60
+    assert not report.read_after, report
+    assert not report.unbalanced, report

@@ -144,10 +144,10 @@ async def test_an_answer_that_does_not_fit_is_repaired(hosting: Hosting, kind: A
     async with hosting(agent(model, durability=durability)) as client:
         answer = await client.get_agent("Worker").run("Weather?", response_format=kind)
     assert answer.value == kind(city="Oslo", celsius=-3.5)
+    mistake = "$.celsius: 'cold' is not of type 'number'"
     assert [message.text for message in model.requests[1].messages[-2:]] == [
         BAD,
-        "Your answer does not fit the JSON schema: $.celsius: 'cold' is not of type 'number'. "
-        "Answer again, with JSON only.",
+        f"Your answer does not fit the JSON schema: {mistake}. Answer again, with JSON only.",
     ]
 
 
@@ -188,10 +188,11 @@ async def test_a_turn_takes_so_many_steps_at_most(hosting: Hosting, by: str, dur
     limits = Limits(steps=5)
     model = ScriptedModel(*calls, "Hello.")
     how: Any = {"limits": limits} if by == "agent" else {}
+    asked: Any = {} if how else {"limits": limits}
     async with hosting(agent(model, add, durability=durability, **how)) as client:
         worker = client.get_agent("Worker")
         with pytest.raises(TurnLimitExceeded) as caught:
-            await worker.run("Add", thread="here", **({} if how else {"limits": limits}))
+            await worker.run("Add", thread="here", **asked)
         transcript = await worker.get_transcript("here")
         assert (await worker.run("Hi", thread="here")).text == "Hello."
     assert (caught.value.limit, caught.value.most, caught.value.needed) == ("steps", 5, 7)
@@ -220,9 +221,10 @@ async def test_a_turn_takes_so_many_seconds_at_most(hosting: Hosting, by: str) -
 
     limits = Limits(seconds=0.3)
     how: Any = {"limits": limits} if by == "agent" else {}
+    asked: Any = {} if how else {"limits": limits}
     async with hosting(agent(ScriptedModel(hang), **how)) as client:
         with pytest.raises(TurnDeadlineExceeded):
-            await client.get_agent("Worker").run("Go", **({} if how else {"limits": limits}))
+            await client.get_agent("Worker").run("Go", **asked)
 
 
 async def test_a_hundred_calls_are_the_default_bound_for_a_model_that_never_ends(hosting: Hosting) -> None:

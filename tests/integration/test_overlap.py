@@ -31,7 +31,8 @@ async def told(client: DurableAIAgentClient, where: str, turn: str, thread: str 
 
 
 async def start(client: DurableAIAgentClient, text: str, **how: Any) -> TurnHandle[None]:
-    return await client.get_agent("Worker").start(text, thread="here", correlation_id=text, **how)
+    handle: TurnHandle[None] = await client.get_agent("Worker").start(text, thread="here", correlation_id=text, **how)
+    return handle
 
 
 async def test_reject_fails_at_once_and_leaves_no_trace(hosting: Hosting) -> None:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import anyio
-import anyio.from_thread
 import pytest
 
 from dafx_actors import (
