@@ -23,7 +23,9 @@ import grpc.aio
 from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, OrchestrationState, TaskHubGrpcClient
 from durabletask.entities import EntityInstanceId
 from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
-from durabletask.internal.grpc_resiliency import ClientResiliencyInterceptor
+from durabletask.internal.grpc_resiliency import (  # pyright: ignore[reportMissingTypeStubs]
+    ClientResiliencyInterceptor,
+)
 from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest, GetInstanceResponse
 from durabletask.worker import TaskHubGrpcWorker
 

@@ -63,3 +63,12 @@ def shown(value: Json) -> str:
     """A value for a sentence: its beginning, where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def object_in(value: Json) -> Mapping[str, Json]:
+    """`value`, which is an object; an empty one where there is none.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    return {} if value is None else as_object(value)

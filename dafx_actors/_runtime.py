@@ -87,17 +87,17 @@ class Host(Protocol):
         ...
 
 
+def _toolbox_of(hosted: HostedAgent) -> Toolbox:
+    return Toolbox(hosted.agent.tools)
+
+
 @attrs.frozen
 class HostedAgent:
     """An agent on a worker."""
 
     agent: Agent
     host: Host
-    toolbox: Toolbox = attrs.field(init=False)
-
-    @toolbox.default
-    def _make_toolbox(self) -> Toolbox:
-        return Toolbox(self.agent.tools)
+    toolbox: Toolbox = attrs.field(init=False, default=attrs.Factory(_toolbox_of, takes_self=True))
 
     @property
     def functions(self) -> Mapping[str, Callable[..., Any]]:
@@ -281,7 +281,7 @@ class HostedAgent:
         state = reader.wait_for_orchestration_completion(telling, timeout=600)
         if state is None or state.runtime_status is not OrchestrationStatus.COMPLETED:
             return "lost"
-        return str(cast("Any", state.get_output())["attempt"])
+        return str(state.get_output()["attempt"])
 
     def _tool_context(self, thread: AgentThread, raw: Json, read: Callable[[], Transcript]) -> ToolContext:
         turn, key = raw["correlationId"], raw["key"]

@@ -181,7 +181,7 @@ class DurableAIAgentClient:
     async def pending_outcomes(
         self, agent: str | type | object, thread: AgentThread | str | None = None
     ) -> list[PendingDecision]:
-        """Tool calls with `effect="once"` that were cut off, and of which nobody knows whether they acted: `resolve` them.
+        """Tool calls with `effect="once"` that were cut off, so that nobody knows whether they acted: `resolve` them.
 
         Args:
             agent: By name or class.
@@ -393,7 +393,7 @@ class DurableAIAgent:
         handle = await self._start(messages, response_format, deadline, how)
         if not wait_for_response:
             return handle.correlation_id
-        # Its own deadline ends the turn, and its end is what is waited for; a while longer, for where no worker is left.
+        # Its own deadline ends the turn, and its end is what is waited for; not for ever, if no worker is left.
         return await handle.result(timeout if deadline is None else deadline + self._executor.start_timeout)
 
     @overload

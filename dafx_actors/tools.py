@@ -83,8 +83,8 @@ class ToolContext:
     """1 for the first."""
     logger: logging.Logger | logging.LoggerAdapter[Any]
     """Its records carry the ids."""
-    _transcript: Callable[[], Transcript] = attrs.field(repr=False, eq=False)
-    _report: Callable[[Json], None] = attrs.field(repr=False, eq=False)
+    _transcript: Callable[[], Transcript] = attrs.field(repr=False, eq=False, alias="transcript")
+    _report: Callable[[Json], None] = attrs.field(repr=False, eq=False, alias="report")
 
     @functools.cached_property
     def transcript(self) -> Transcript:
