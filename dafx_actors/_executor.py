@@ -13,6 +13,7 @@ from durabletask.client import OrchestrationState, OrchestrationStatus
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import answer, turn_input
 from dafx_actors._connect import MARGIN, Backend
+from dafx_actors._json import object_in
 from dafx_actors.decisions import PendingDecision
 from dafx_actors.errors import (
     AgentNotHosted,
@@ -115,13 +116,15 @@ class ClientAgentExecutor:
         found: list[PendingDecision] = []
         while todo:
             where, document = todo.pop(0)
-            ours: Json = ((document or {}).get("data") or {}).get("dafx") or {}
-            if (active := ours.get("active")) is None or active in (ours.get("cancelled") or {}):
+            ours = unfinished(document)
+            if (active := ours.get("active")) is None or active in object_in(ours.get("cancelled")):
                 continue
-            asks = (ours.get("asks") or {}).values()
+            asks = object_in(ours.get("asks")).values()
             found += [_codec.load_pending(where, active, ask) for ask in asks if "decision" not in ask]
             if thread is not None:
-                below = [AgentThread(each["agent"], each["thread"]) for each in (ours.get("children") or {}).values()]
+                below = [
+                    AgentThread(each["agent"], each["thread"]) for each in object_in(ours.get("children")).values()
+                ]
                 todo += [(child, await self.document(child)) for child in below]
         return found
 
@@ -196,6 +199,11 @@ def _difference(state: OrchestrationState, thread: AgentThread, request: RunRequ
     earlier = _codec.load_request(sent.get("request"))
     asked = [_codec.digest(each.messages, each.response_schema) for each in (earlier, request)]
     return "request" if asked[0] != asked[1] else None
+
+
+def unfinished(document: Json) -> Mapping[str, Json]:
+    """`data.dafx` of a stored thread: its turns that have not ended."""
+    return object_in(object_in(object_in(document).get("data")).get("dafx"))
 
 
 def output_of(state: OrchestrationState) -> Json:

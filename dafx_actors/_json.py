@@ -74,3 +74,12 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return str(error) or type(error).__name__
+
+
+def object_in(value: Json) -> Mapping[str, Json]:
+    """`value`, which is an object; an empty one where there is none.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    return {} if value is None else as_object(value)

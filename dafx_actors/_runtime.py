@@ -90,17 +90,17 @@ class Host(Protocol):
         ...
 
 
+def _toolbox_of(hosted: HostedAgent) -> Toolbox:
+    return Toolbox(hosted.agent.tools)
+
+
 @attrs.frozen
 class HostedAgent:
     """An agent on a worker."""
 
     agent: Agent
     host: Host
-    toolbox: Toolbox = attrs.field(init=False)
-
-    @toolbox.default
-    def _make_toolbox(self) -> Toolbox:
-        return Toolbox(self.agent.tools)
+    toolbox: Toolbox = attrs.field(init=False, default=attrs.Factory(_toolbox_of, takes_self=True))
 
     @property
     def functions(self) -> Mapping[str, Callable[..., Any]]:

@@ -24,7 +24,7 @@ from durabletask.task import RetryPolicy
 from dafx_actors import _codec, _turn
 from dafx_actors._agent_tasks import turn_input
 from dafx_actors._coroutines import DurableTask, when_all, when_any
-from dafx_actors._json import dump_time
+from dafx_actors._json import dump_time, object_in
 from dafx_actors._operations import error_in
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import (
@@ -195,7 +195,7 @@ class TurnSteps:
                     await self._unless_stopped(when_any([granted, self._context.sleep(pause)]))
                 except _Stopped as stopped:
                     return await self._leave(stopped.error)
-            begun = {"granted": None}
+            begun = dict[str, Json](granted=None)
             if granted.is_complete:
                 begun, granted = await granted, self._context.wait_for_external_event(_GRANTED)
             if begun["granted"] is None:
@@ -205,9 +205,11 @@ class TurnSteps:
 
     def _settle(self, begun: Json) -> None:
         """Take over what the worker that began the turn says of the agent."""
-        settings = begun.get("settings") or {}
-        if limits := self._request.limits or (settings.get("limits") and _codec.load_limits(settings["limits"])):
-            self._limits = limits
+        settings = object_in(begun.get("settings"))
+        if self._request.limits is not None:
+            self._limits = self._request.limits
+        elif settings.get("limits"):
+            self._limits = _codec.load_limits(settings["limits"])
         if settings.get("retry"):
             self._retry = _codec.load_retry(settings["retry"])
         self._limits = seconds_at_most(self._limits, self._request.deadline)
@@ -483,7 +485,7 @@ class TurnSteps:
             "digest": call_digest(call.content.name, arguments),
             "askedAt": dump_time(now),
         }
-        seconds = (call.plan.get("approval") or {}).get("seconds") if kind == "approval" else None
+        seconds = object_in(call.plan.get("approval")).get("seconds") if kind == "approval" else None
         if seconds is not None:
             self._deadlines[call.key] = due = now + timedelta(seconds=seconds)
             ask["deadline"] = dump_time(due)
@@ -502,7 +504,7 @@ class TurnSteps:
             "digest": call_digest(call.content.name, call.content.arguments),
             "decision": {"action": "expire", "by": "the deadline", "at": dump_time(deadline)},
         }
-        outcome = await self._call_thread("decide", told)
+        outcome = object_in(await self._call_thread("decide", told))
         # Refused: the turn was cancelled, and is about to hear of it.
         return outcome.get("decided")
 
@@ -521,7 +523,7 @@ class TurnSteps:
             if not knock.is_complete:
                 break
             known = await self._call_thread("decision", {"correlationId": self._id, "key": key})
-            decision = (known or {}).get("decided")
+            decision = object_in(known).get("decided")
         self._waits.remove(no_sense)
         if not self._waits:
             self._show("running")
@@ -548,7 +550,7 @@ class TurnSteps:
         """
         cancelled, *deadline = self._stops
         if cancelled.is_complete:
-            mark: Json = await cancelled or {}
+            mark = object_in(await cancelled)
             reason, by = str(mark.get("reason") or ""), str(mark.get("by") or "")
             raise _Stopped(TurnCancelled(self._thread.agent, self._id, reason, by))
         if any(timer.is_complete for timer in deadline):

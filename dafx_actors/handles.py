@@ -13,7 +13,8 @@ from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors import _codec
 from dafx_actors._connect import Backend
-from dafx_actors._executor import ClientAgentExecutor, output_of
+from dafx_actors._executor import ClientAgentExecutor, output_of, unfinished
+from dafx_actors._json import object_in
 from dafx_actors._values import dump_value, load_value
 from dafx_actors.errors import OrchestrationFailed, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
@@ -110,13 +111,12 @@ class TurnHandle(Generic[T]):
             return TurnStatus(state=ended, steps=steps, error=text)
         if (known := _BY_STATUS.get(state.runtime_status)) is not None:
             return TurnStatus(state=known, steps=steps)
-        document: Json = await self._executor.document(thread)
-        ours: Json = ((document or {}).get("data") or {}).get("dafx") or {}
+        ours = unfinished(await self._executor.document(thread))
         mine = ours.get("active") == self.correlation_id
         return TurnStatus(
             state=shown.get("state", "running"),
             steps=steps,
-            progress=(ours.get("progress") or {}) if mine else {},
+            progress=object_in(ours.get("progress")) if mine else {},
             attempt=shown.get("attempt"),
             error=shown.get("error"),
         )
