@@ -49,7 +49,7 @@ def as_object(value: Json, _: Any = None) -> Mapping[str, Json]:
     """
     # The check for any mapping costs more than most that is done with a small one.
     if type(value) is not dict and not isinstance(value, Mapping):
-        raise ValueError(f"expected an object, found {value!r}")  # noqa: TRY004 - likewise
+        raise ValueError(f"expected an object, found {value!r}")
     return cast("Mapping[str, Json]", value)
 
 
