@@ -25,7 +25,9 @@ def load_time(text: Json) -> datetime:
     """
     if not isinstance(text, str):
         raise ValueError(f"not a time: {text!r}")  # noqa: TRY004 - bad data, not a bad program
-    micros = _FRACTION.sub(lambda found: "." + found.group(1)[:6].ljust(6, "0"), text, count=1)
+    micros = text
+    if "." in text:
+        micros = _FRACTION.sub(lambda found: "." + found.group(1)[:6].ljust(6, "0"), text, count=1)
     moment = datetime.fromisoformat(micros[:-1] + "+00:00" if micros[-1:] in {"Z", "z"} else micros)
     try:
         return _in_utc(moment)
@@ -34,6 +36,8 @@ def load_time(text: Json) -> datetime:
 
 
 def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is timezone.utc:
+        return moment
     return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
@@ -43,8 +47,9 @@ def as_object(value: Json, _: Any = None) -> Mapping[str, Json]:
     Raises:
         ValueError: It is something else.
     """
-    if not isinstance(value, Mapping):
-        raise ValueError(f"expected an object, found {value!r}")  # noqa: TRY004 - likewise
+    # The check for any mapping costs more than most that is done with a small one.
+    if type(value) is not dict and not isinstance(value, Mapping):
+        raise ValueError(f"expected an object, found {value!r}")
     return cast("Mapping[str, Json]", value)
 
 

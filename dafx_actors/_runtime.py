@@ -30,6 +30,7 @@ from durabletask.entities import EntityContext
 from dafx_actors import _codec, _operations, _thread, _turn
 from dafx_actors._answers import answer_mismatch
 from dafx_actors._json import dump_time, load_time
+from dafx_actors._recent import RecentDocuments
 from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
 from dafx_actors._turn_steps import TurnSteps, seconds_at_most, tell
@@ -101,6 +102,7 @@ class HostedAgent:
     agent: Agent
     host: Host
     toolbox: Toolbox = attrs.field(init=False, default=attrs.Factory(_toolbox_of, takes_self=True))
+    recent: RecentDocuments = attrs.field(init=False, factory=RecentDocuments)
 
     @property
     def functions(self) -> Mapping[str, Callable[..., Any]]:
@@ -132,9 +134,12 @@ class HostedAgent:
         definition = self.agent.definition
         told = _operations.Message(thread=thread, raw=raw, now=datetime.now(timezone.utc), definition=definition)
         changed, outcome = decide(state, told)
-        if changed is not state:
-            context.set_state(_thread.dump(changed))
         dumped = _operations.dump_outcome(outcome)
+        if changed is not state:
+            document = _thread.dump(changed)
+            context.set_state(document)
+            if isinstance(outcome, _thread.Granted):
+                dumped["state"] = self.recent.keep(document, changed.length)
         return {**dumped, "settings": self._settings()} if context.operation == "begin" else dumped
 
     def _settings(self) -> Json:
@@ -202,7 +207,10 @@ class HostedAgent:
         """A model call of a turn, as a value: the reply with a plan of its tool calls, or the error."""
         thread, turn = AgentThread(self.agent.name, raw["thread"]), raw["correlationId"]
         try:
-            document, state = self._read(thread, turn, raw["length"])
+            if (document := self.recent.take(raw.get("state"))) is not None:
+                state = _thread.load(document)
+            else:
+                document, state = self._read(thread, turn, raw["length"])
         except DafxError as error:
             return {"error": _codec.dump_error(error)}
         if (mark := state.cancelled.get(turn)) is not None:

@@ -99,8 +99,9 @@ def _tagged(
         named = raw.get("$type")
         cls = kinds.get(named) if isinstance(named, str) else None
         absent = {name: default for name, default in defaults.items() if raw.get(name) is None}
+        whole = {**raw, **absent} if absent else raw
         try:
-            return opaque(raw) if cls is None else converter.structure({**raw, **absent}, cls)
+            return opaque(raw) if cls is None else converter.get_structure_hook(cls)(whole, cls)
         except (ValueError, KeyError, TypeError):
             return opaque(raw)
 
@@ -139,7 +140,8 @@ def _sequence(cls: Any, converter: Converter) -> Callable[[Json, Any], tuple[Any
     (item, _) = get_args(cls)
 
     def structure(value: Json, _: Any) -> tuple[Any, ...]:
-        return tuple(converter.structure(each, item) for each in as_list(value))
+        hook = converter.get_structure_hook(item)
+        return tuple([hook(each, item) for each in as_list(value)])
 
     return structure
 
@@ -152,9 +154,14 @@ def _structure_of(cls: type[Any], converter: Converter) -> Callable[[Json, Any],
 
     def structure(value: Json, _: Any) -> Any:
         raw = as_object(value)
-        made = generated({key: item for key, item in raw.items() if item is not None or key in nullable}, cls)
-        unknown = {key: item for key, item in raw.items() if key not in known}
-        return attrs.evolve(made, extra=unknown) if unknown else made
+        # A long thread is thousands of these: what most of them do not need is not made.
+        if None in raw.values():
+            made = generated({key: item for key, item in raw.items() if item is not None or key in nullable}, cls)
+        else:
+            made = generated(raw, cls)
+        if raw.keys() <= known:
+            return made
+        return attrs.evolve(made, extra={key: item for key, item in raw.items() if key not in known})
 
     return structure
 

@@ -291,8 +291,14 @@ def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
     answered = {e.correlation_id for e in transcript.entries if isinstance(e, Response) and e.error is None}
     seen = [entry for entry in transcript.entries if _is_seen(entry, answered, turn)]
     messages = [message for entry in seen for message in _messages(entry)] + list(transcript.draft)
-    kept = (attrs.evolve(m, contents=[c for c in m.contents if not isinstance(c, _NOT_FOR_MODELS)]) for m in messages)
-    return closed(message for message in kept if message.contents)
+    return closed(message for message in map(_for_models, messages) if message.contents)
+
+
+def _for_models(message: ChatMessage) -> ChatMessage:
+    # Most messages are as they should be, and a long thread has thousands.
+    if not any(isinstance(content, _NOT_FOR_MODELS) for content in message.contents):
+        return message
+    return attrs.evolve(message, contents=[c for c in message.contents if not isinstance(c, _NOT_FOR_MODELS)])
 
 
 def _is_seen(entry: Entry, answered: set[str | None], turn: str) -> bool:

@@ -106,6 +106,8 @@ class TurnSteps:
         self._retry = _turn.MODEL_RETRIES
         self._length = 0
         """Of the thread, as the turn knows it."""
+        self._state: str | None = None
+        """Names what the thread's last operation stored, for a worker that still has it."""
         self._stops: list[DurableTask[Any]] = []
         self._calls: tuple[_turn.Call, ...] = ()
         """On their way: recorded without their results."""
@@ -139,7 +141,7 @@ class TurnSteps:
             return None
         if "ended" in begun:
             return begun["ended"]
-        self._length = begun["granted"]
+        self._length, self._state = begun["granted"], begun.get("state")
         try:
             while (ended := await self._round()) is None:
                 pass
@@ -252,7 +254,8 @@ class TurnSteps:
             **({"asks": list(asks)} if asks else {}),
             **({"children": list(children)} if children else {}),
         }
-        self._length = self._checked(await self._call_thread("record", told))["granted"]
+        recorded = self._checked(await self._call_thread("record", told))
+        self._length, self._state = recorded["granted"], recorded.get("state")
 
     async def _commit(self, step: _turn.Finish) -> Json:
         """The response; None where others have joined the turn meanwhile, so that it goes on."""
@@ -267,7 +270,7 @@ class TurnSteps:
         }
         outcome = self._checked(await self._call_thread("commit", ending))
         if "ended" not in outcome:
-            self._length = outcome["granted"]
+            self._length, self._state = outcome["granted"], outcome.get("state")
             return None
         return self._ended(outcome)
 
@@ -313,6 +316,7 @@ class TurnSteps:
             "length": self._length,
             "options": dict(self._request.options),
             "reply": self._progress.replies + 1,
+            **({"state": self._state} if self._state else {}),
             **({"toolChoice": self._request.tool_choice} if self._request.tool_choice else {}),
             **({} if self._request.enable_tool_calls else {"enableToolCalls": False}),
         }

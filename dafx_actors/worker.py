@@ -39,6 +39,9 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _logger = logging.getLogger(__name__)
+_ORCHESTRATIONS = 16
+"""How many orchestrations take a step at once: they only compute, so that more would only wait for each other, here in
+the order in which they came; in the scheduler they wait by name, in turns, and a crowd of one kind lets others pass."""
 _SPARE_THREADS = 64
 """More threads than steps are admitted, so that an orchestration never waits for one (11 ms rather than 187)."""
 
@@ -99,8 +102,11 @@ class DurableAIAgentWorker:
         self._reporter: ThreadPoolExecutor | None = None
         self._stack: AsyncExitStack | None = None
         options = worker.concurrency_options
-        if options.maximum_concurrent_activity_work_items == 100 * (os.cpu_count() or 1):  # durabletask's default
+        default = 100 * (os.cpu_count() or 1)
+        if options.maximum_concurrent_activity_work_items == default:
             options.maximum_concurrent_activity_work_items = max_concurrent_steps
+        if options.maximum_concurrent_orchestration_work_items == default:
+            options.maximum_concurrent_orchestration_work_items = _ORCHESTRATIONS
         worker.use_work_item_filters()
         self._size_pool()
 

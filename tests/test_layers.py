@@ -30,7 +30,7 @@ ROWS = [
     {"mcp._address"},
     {"mcp._connection"},
     {"mcp"},
-    {"_thread", "_turn", "_coroutines", "_connect", "_toolbox", "agents"},
+    {"_thread", "_turn", "_coroutines", "_connect", "_recent", "_toolbox", "agents"},
     {"_operations"},
     {"models._chat", "models._failures", "models._server", "models._weights", "models._llama"},
     {"models.openai"},

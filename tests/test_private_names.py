@@ -146,6 +146,20 @@ def threads_of(worker: TaskHubGrpcWorker) -> int:
     return limit
 
 
+def test_only_as_many_orchestrations_step_at_once_as_is_of_use() -> None:
+    """Unless the worker was given a limit of its own; what is more waits in the scheduler, which is fair."""
+    worker = TaskHubGrpcWorker()
+    default = worker.concurrency_options.maximum_concurrent_orchestration_work_items
+    DurableAIAgentWorker(worker)
+    assert (default, worker.concurrency_options.maximum_concurrent_orchestration_work_items) == (
+        100 * (os.cpu_count() or 1),
+        16,
+    )
+    worker = TaskHubGrpcWorker(concurrency_options=ConcurrencyOptions(maximum_concurrent_orchestration_work_items=7))
+    DurableAIAgentWorker(worker)
+    assert worker.concurrency_options.maximum_concurrent_orchestration_work_items == 7
+
+
 def test_the_pool_has_a_thread_for_every_step_and_64_for_orchestrations() -> None:
     @durable_agent(durability="turn")
     class ByTurn:

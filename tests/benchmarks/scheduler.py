@@ -15,12 +15,11 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,6 +35,10 @@ from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 
 from dafx_actors.scheduler.hosted import stats
 
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tests.benchmarks.processes import Process, backend, free_port  # noqa: E402 - found by the line above
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 
@@ -44,7 +47,6 @@ QUIET = logging.getLogger("tests.quiet")
 QUIET.setLevel(logging.CRITICAL)
 TIMEOUT = 300.0
 BACKENDS = ("memory", "normal", "full")
-SILENT = ("--log-level", "error")
 
 # --- what runs -----------------------------------------------------------------------------------------------------
 
@@ -109,19 +111,6 @@ def run_worker(endpoint: str) -> None:
     cast("Any", worker).start()
     sys.stdin.read()
     os._exit(0)  # What it holds is nobody's concern.
-
-
-def run_memory_backend(port: int) -> None:
-    """`durabletask`'s in-memory backend, with threads enough for everybody who waits."""
-    from durabletask.testing import in_memory_backend
-
-    futures = cast("Any", in_memory_backend).futures
-    plain = futures.ThreadPoolExecutor
-    futures.ThreadPoolExecutor = lambda max_workers: plain(max_workers=4_000)
-    in_memory_backend.InMemoryOrchestrationBackend(port=port).start()
-    print(f"http://127.0.0.1:{port}", flush=True)
-    sys.stdin.read()
-    os._exit(0)
 
 
 # --- the floor: the calls of one orchestration, and nothing behind them ----------------------------------------------
@@ -217,70 +206,6 @@ def run_floor_worker(endpoint: str) -> None:
 # --- processes -----------------------------------------------------------------------------------------------------
 
 
-class Process:
-    """A process that ends when it is left."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def line(self) -> str:
-        """The next line that it prints."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def cpu(self) -> float:
-        """Seconds of CPU that it has used."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def memory(self) -> int:
-        """Bytes of memory that it has to itself."""
-        for line in Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Private_Dirty"):
-                return int(line.split()[1]) * 1024
-        return 0
-
-
-@contextmanager
-def backend(kind: str, db: Path) -> Generator[tuple[Process, str]]:
-    """A backend's process and its endpoint."""
-    if kind == "memory":
-        arguments: tuple[str, ...] = (__file__, "--run-memory-backend", str(free_port()))
-    else:
-        arguments = (
-            "-m",
-            "dafx_actors.cli",
-            "scheduler",
-            "--port",
-            "0",
-            "--db",
-            str(db),
-            "--synchronous",
-            kind,
-            *SILENT,
-        )
-    with Process(*arguments) as process:
-        yield process, process.line()
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Bench:
     """A backend, a worker, a client."""
 
@@ -306,7 +231,7 @@ async def bench(kind: str, *, worker: bool = True, db: Path | None = None) -> As
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         process, endpoint = stack.enter_context(backend(kind, db or folder / "bench.db"))
         if worker:
-            stack.enter_context(Process(__file__, "--run-worker", endpoint))
+            stack.enter_context(Process(sys.executable, __file__, "--run-worker", endpoint))
         client = await stack.enter_async_context(AsyncTaskHubGrpcClient(host_address=endpoint, logger=QUIET))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(endpoint[7:]))
         running = Bench(process, endpoint, client, stubs.TaskHubSidecarServiceStub(channel))  # type: ignore[no-untyped-call]
@@ -339,10 +264,10 @@ async def throughput(kind: str) -> dict[str, float]:
             for number in todo:
                 await it.run("one_activity", number)
 
-        cpu, started = it.process.cpu(), time.perf_counter()
+        cpu, started = it.process.use().cpu, time.perf_counter()
         await asyncio.gather(*[client() for _ in range(100)])
         seconds = time.perf_counter() - started
-        return {"per_second": 1_500 / seconds, "cpu_ms": (it.process.cpu() - cpu) / 1_500 * 1e3}
+        return {"per_second": 1_500 / seconds, "cpu_ms": (it.process.use().cpu - cpu) / 1_500 * 1e3}
 
 
 async def waiting(kind: str) -> dict[str, float]:
@@ -366,9 +291,9 @@ async def waiting(kind: str) -> dict[str, float]:
 
 async def floor(kind: str) -> dict[str, float]:
     """The calls of `latency` with nothing behind them: no scheduler over the same kind of gRPC server is quicker."""
-    with Process(__file__, "--run-floor", kind) as process:
+    with Process(sys.executable, __file__, "--run-floor", kind) as process:
         endpoint = process.line()
-        with Process(__file__, "--run-floor-worker", endpoint):
+        with Process(sys.executable, __file__, "--run-floor-worker", endpoint):
             async with grpc.aio.insecure_channel(endpoint[7:]) as channel:
                 start: Any = channel.unary_unary("/Floor/Start")
                 wait: Any = channel.unary_unary("/Floor/Wait")
@@ -426,22 +351,22 @@ async def idle(kind: str) -> dict[str, float]:
         db = Path(folder) / "idle.db"
         figures: dict[str, float] = {}
         async with bench(kind, db=db) as it:
-            empty = it.process.memory()
+            empty = it.process.use().memory
             await _crowd(it.stub.StartInstance(pb_start("sleeps", f"s{n}", "86400.0")) for n in range(10_000))
             await settled(it, "orchestration", 10_000)
-            sleeping = it.process.memory()
+            sleeping = it.process.use().memory
             figures["bytes_per_sleeping"] = (sleeping - empty) / 10_000
             await _crowd(signal(it.stub, n) for n in range(100_000))
             await settled(it, "entity", 100_000)
-            figures["bytes_per_entity"] = (it.process.memory() - sleeping) / 100_000
-            cpu = it.process.cpu()
+            figures["bytes_per_entity"] = (it.process.use().memory - sleeping) / 100_000
+            cpu = it.process.use().cpu
             await asyncio.sleep(5)
-            figures["idle_cpu_percent"] = (it.process.cpu() - cpu) / 5 * 100
+            figures["idle_cpu_percent"] = (it.process.use().cpu - cpu) / 5 * 100
         started = time.perf_counter()
         async with bench(kind, db=db, worker=False) as it:
             await it.stub.Hello(pb_empty())
             figures["open_again_s"] = time.perf_counter() - started
-            figures["bytes_after_open"] = float(it.process.memory())
+            figures["bytes_after_open"] = float(it.process.use().memory)
         return figures
 
 
@@ -518,7 +443,6 @@ def main() -> None:
     parser.add_argument("--run-floor", metavar="KIND", help=argparse.SUPPRESS)
     parser.add_argument("--run-floor-worker", metavar="ENDPOINT", help=argparse.SUPPRESS)
     parser.add_argument("--run-worker", metavar="ENDPOINT", help=argparse.SUPPRESS)
-    parser.add_argument("--run-memory-backend", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run_floor:
         run_floor(arguments.run_floor)
@@ -526,8 +450,6 @@ def main() -> None:
         run_floor_worker(arguments.run_floor_worker)
     elif arguments.run_worker:
         run_worker(arguments.run_worker)
-    elif arguments.run_memory_backend:
-        run_memory_backend(arguments.run_memory_backend)
     else:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 65_536)), hard))

@@ -1,0 +1,63 @@
+"""What a worker has just written of its threads, so that the step that follows need not read it again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+import attrs
+
+from dafx_actors.ids import new_id
+from dafx_actors.transcript import Json
+
+
+@attrs.frozen
+class _Kept:
+    document: Json
+    entries: int
+    at: float
+
+
+class RecentDocuments:
+    """Documents of threads by tokens, each for one use.
+
+    An operation keeps what it stores under a token of its own, which goes with its outcome. So whoever has the token
+    has it from an outcome that was committed, and what is found under it is what was committed with it: an operation
+    that was lost and made again has another one. What is not found, because another worker made the operation, or
+    because it was long ago or too much, is read.
+    """
+
+    def __init__(
+        self, *, entries: int = 20_000, seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._entries = entries
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._held = 0
+
+    def keep(self, document: Json, entries: int) -> str:
+        """Keep a document of so many entries; its token."""
+        token, now = new_id(), self._clock()
+        with self._lock:
+            self._kept[token] = _Kept(document, entries, now)
+            self._held += entries
+            while self._kept and (self._held > self._entries or self._oldest.at < now - self._seconds):
+                self._held -= self._kept.popitem(last=False)[1].entries
+        return token
+
+    def take(self, token: str | None) -> Json:
+        """The document under a token, once; None where there is none."""
+        with self._lock:
+            kept = self._kept.pop(token, None) if token is not None else None
+            if kept is None:
+                return None
+            self._held -= kept.entries
+            return kept.document
+
+    @property
+    def _oldest(self) -> _Kept:
+        return next(iter(self._kept.values()))

@@ -1,0 +1,63 @@
+"""What a worker keeps of what it has just written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent
+from dafx_actors._recent import RecentDocuments
+from dafx_actors.scheduler import EmbeddedScheduler
+from dafx_actors.testing import ScriptedModel
+
+
+def test_a_document_is_found_once_and_by_its_own_token() -> None:
+    """A step that is made again reads; so does one whose operation another worker made."""
+    recent = RecentDocuments()
+    first, second = recent.keep({"n": 1}, 1), recent.keep({"n": 2}, 1)
+    assert recent.take(second) == {"n": 2}
+    assert recent.take(second) is None
+    assert recent.take(first) == {"n": 1}
+    assert recent.take("another worker's") is None
+    assert recent.take(None) is None
+
+
+def test_the_oldest_go_when_there_is_too_much() -> None:
+    """One that is too long alone is not kept at all."""
+    recent = RecentDocuments(entries=10)
+    tokens = [recent.keep({"n": n}, 4) for n in range(3)]
+    assert [recent.take(token) for token in tokens] == [None, {"n": 1}, {"n": 2}]
+    assert recent.take(recent.keep({}, 11)) is None
+
+
+def test_what_nobody_asked_for_goes_with_the_next() -> None:
+    """So that what other workers' steps never take does not stay."""
+    now = 0.0
+    recent = RecentDocuments(seconds=10, clock=lambda: now)
+    old = recent.keep({}, 1)
+    now = 11.0
+    new = recent.keep({"new": True}, 1)
+    assert recent.take(old) is None
+    assert recent.take(new) == {"new": True}
+
+
+@pytest.mark.anyio
+async def test_a_turn_on_one_worker_reads_nothing(tmp_path: Path) -> None:
+    """Its model step finds what the operation before it has stored: with what an earlier turn left."""
+    model = ScriptedModel("One", "Two")
+
+    @durable_agent(model=model)
+    class Counter:
+        instructions = "Count."
+
+    async with EmbeddedScheduler(db=tmp_path / "dafx.db") as scheduler:
+        worker = DurableAIAgentWorker.connect(scheduler.endpoint)
+        worker.add_agent(Counter)
+        async with worker, DurableAIAgentClient.connect(scheduler.endpoint) as client:
+            agent = client.get_agent(Counter)
+            thread = agent.get_new_thread()
+            await agent.run("Begin", thread=thread)
+            await agent.run("Go on", thread=thread)
+            assert worker._reader is None
+    assert [message.text for message in model.requests[1].messages] == ["Count.", "Begin", "One", "Go on"]
