@@ -34,6 +34,7 @@ from dafx_actors.errors import (
     TurnSuperseded,
     TurnTerminated,
     TurnTimeout,
+    UnsupportedByPeer,
     UnsupportedTranscript,
     ValueMismatch,
 )
@@ -61,6 +62,7 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (TurnTimeout("Joker", "t1", "c1", 2.5), "correlation_id='c1'"),
     (TurnSuperseded("t1", "c1"), "Send the request again"),
     (TurnTerminated("Joker", "c1", "by Ann"), "terminated (by Ann)"),
+    (UnsupportedByPeer("Joker", "take pictures"), "cannot take pictures. Nothing was sent."),
     (TurnFailed("Joker", "c1", "KeyError", "'x'"), "worker's log"),
     (StaleTranscript("t1", 5, 3), "Send the request again"),
     (InvalidAnswer("{", "not JSON"), "It is in `.text`"),
