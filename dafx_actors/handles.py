@@ -14,8 +14,9 @@ from durabletask.client import OrchestrationState, OrchestrationStatus
 from dafx_actors import _codec
 from dafx_actors._connect import Backend
 from dafx_actors._executor import ClientAgentExecutor, output_of
+from dafx_actors._peer import response_in
 from dafx_actors._values import dump_value, load_value
-from dafx_actors.errors import OrchestrationFailed, TurnCancelled
+from dafx_actors.errors import DafxError, OrchestrationFailed, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
@@ -100,6 +101,8 @@ class TurnHandle(Generic[T]):
         thread, state = await self._executor.turn(self.agent, self.correlation_id)
         shown: Json = json.loads(state.serialized_custom_status or "null") or {}
         steps = int(shown.get("steps") or 0)
+        if self._executor.is_handed_over(state):
+            return _status_by_peer(await self._executor.document(thread), thread, self.correlation_id)
         if state.runtime_status is OrchestrationStatus.FAILED:
             failure = state.failure_details
             error = _codec.load_error(failure.message) if failure else None
@@ -136,6 +139,7 @@ class TurnHandle(Generic[T]):
         Raises:
             TurnNotFound: There is no such turn.
             AgentNotHosted: No worker hosts the agent; nothing was changed.
+            UnsupportedByPeer: A worker of the peer hosts it.
         """
         mark = {"reason": reason, "by": by}
         told = {"correlationId": self.correlation_id, "mark": mark}
@@ -144,6 +148,17 @@ class TurnHandle(Generic[T]):
             return True
         details = _codec.load_cancellation(outcome["ended"])
         return details is not None and (details.reason, details.by) == (reason, by)
+
+
+def _status_by_peer(document: Json, thread: AgentThread, turn: str) -> TurnStatus:
+    """Of a turn that the peer has: its thread shows it only when it has ended."""
+    if (response := response_in(document, turn)) is None:
+        return TurnStatus(state="running")
+    try:
+        _codec.load_response(response, thread)
+    except DafxError as error:
+        return TurnStatus(state="failed", error=str(error))
+    return TurnStatus(state="completed")
 
 
 class OrchestrationHandle(Generic[T]):

@@ -19,6 +19,7 @@ ROWS = [
     {"_json", "_docstrings"},
     {"_stored"},
     {"_codec"},
+    {"_peer_forms"},
     {"_annotations", "_schemas", "_answers"},
     {"_values"},
     {"tools"},
@@ -31,7 +32,8 @@ ROWS = [
     {"models.environment"},
     {"_agent_tasks"},
     {"orchestration"},
-    {"_executor", "_seam", "_turn_steps"},
+    {"_peer", "_seam", "_turn_steps"},
+    {"_executor"},
     {"handles", "_runtime"},
     {"client", "worker"},
     {""},  # the front door
