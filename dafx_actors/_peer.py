@@ -62,14 +62,16 @@ class PeerThreads:
     async def hosts(self, agent: str) -> bool:
         """Whether the peer hosts the agent; asked for where no worker of ours has taken a turn.
 
-        A scheduler that cannot tell is found out about: a new thread is reset, which both kinds of worker do, and which
-        makes it appear. It is deleted again; if nobody hosts the agent, both messages wait for a worker that will.
+        A scheduler that cannot tell is found out about: a new thread is given an empty state, by an operation that every
+        entity written as a class has, as the peer's is and ours is not. It is deleted again; if nobody hosts the agent,
+        both messages wait for a worker that will. (Not by `reset`: the peer's calls itself without end.)
         """
         if (hosted := await self._backend.hosted()) is not None:
             has_turns = hosted.orchestrations.take(turn_name(agent))
             return hosted_by_peer(agent, entities=hosted.entities.names, has_turns=has_turns)
         sign = AgentThread(agent, new_id()).entity_id
-        await self._backend.signal(sign, "reset", None)
+        empty = {"schemaVersion": _codec.SCHEMA_VERSION, "data": {"conversationHistory": []}}
+        await self._backend.signal(sign, "set_state", empty)
         begun, pause, found = time.monotonic(), _FIRST_PAUSE, None
         while found is None and (waited := time.monotonic() - begun) < _TIME_FOR_A_SIGN:
             await anyio.sleep(pause := pause_after(pause, waited))

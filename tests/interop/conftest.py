@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import anyio
+import anyio.lowlevel
+import grpc.aio
 import pytest
 from anyio.abc import Process
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, ModelRequest, durable_agent
 from dafx_actors.scheduler import EmbeddedScheduler
+from dafx_actors.scheduler.hosted import hosted_async
 from dafx_actors.testing import ScriptedModel
 from tests.interop import environment
 
@@ -27,7 +30,8 @@ _LONGEST_LINE = 1 << 24
 class Peer:
     """The peer in a process of its own; see `peer_side.py`."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, endpoint: str) -> None:
+        self._endpoint = endpoint
         assert process.stdin is not None
         assert process.stdout is not None
         self._in = process.stdin
@@ -41,6 +45,14 @@ class Peer:
         reply = json.loads(line)
         assert "raised" not in reply, reply["raised"]
         return reply["result"]
+
+    async def host(self, *agents: str, filters: bool = True) -> None:
+        """Start its worker, and wait until the scheduler knows of it, where that tells."""
+        await self.ask("start_worker", agents=agents, filters=filters)
+        async with grpc.aio.insecure_channel(self._endpoint.removeprefix("http://")) as channel:
+            with anyio.fail_after(60):
+                while (found := await hosted_async(channel)) is not None and not found.workers:
+                    await anyio.lowlevel.checkpoint()
 
 
 Hosting: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
@@ -63,7 +75,7 @@ async def peer(endpoint: str) -> AsyncGenerator[Peer]:
         pytest.skip(str(error))
     process = await anyio.open_process([str(python), "-W", "ignore", str(_PROGRAM), endpoint], stderr=None)
     try:
-        yield Peer(process)
+        yield Peer(process, endpoint)
     finally:
         with anyio.CancelScope(shield=True):
             with contextlib.suppress(TimeoutError), anyio.fail_after(30):

@@ -7,9 +7,12 @@ Nothing of the peer is replaced but the model. It is not imported by tests, whos
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import sys
+import threading
 import traceback
 from collections.abc import AsyncIterator
 from typing import Any
@@ -56,6 +59,9 @@ def every_content() -> list[Content]:
     ]
 
 
+RELEASED = threading.Event()
+
+
 class StubClient(FunctionInvocationLayer, BaseChatClient):
     """Answers with what was asked, and how much of the conversation was seen."""
 
@@ -72,16 +78,23 @@ class StubClient(FunctionInvocationLayer, BaseChatClient):
         if asked.text == "weather":
             call = Content.from_function_call(call_id="c1", name="weather", arguments='{"city": "Oslo"}')
             return Message("assistant", [call])
+        if asked.text == "slow":
+            return Message("assistant", ["At last."])
         if asked.role == "tool":
             return Message("assistant", [f"It is {asked.contents[0].result}."])
-        return Message("assistant", [f"{asked.text} ({len(messages)} messages)"])
+        count = len(messages) + bool(options.get("instructions"))
+        return Message("assistant", [f"{asked.text} ({count} messages)"])
 
     def _inner_get_response(self, *, messages: Any, stream: bool, options: Any, **_: Any) -> Any:
         async def whole() -> ChatResponse:
+            if messages[-1].text == "slow":
+                await asyncio.to_thread(RELEASED.wait)
             usage = {"input_token_count": 3, "output_token_count": 4, "total_token_count": 7}
             return ChatResponse(messages=[self._reply(list(messages), dict(options))], usage_details=usage)
 
         async def parts() -> AsyncIterator[ChatResponseUpdate]:
+            if messages[-1].text == "slow":
+                await asyncio.to_thread(RELEASED.wait)
             reply = self._reply(list(messages), dict(options))
             usage = {"input_token_count": 3, "output_token_count": 4, "total_token_count": 7}
             yield ChatResponseUpdate(contents=[*reply.contents, Content.from_usage(usage)], role="assistant")
@@ -189,6 +202,9 @@ class Peer:
         self._worker.stop()
         self._worker = None
 
+    def release(self) -> None:
+        RELEASED.set()
+
     def run(self, agent: str, text: str, thread: str | None = None, wait: bool = True, person: bool = False) -> Any:
         client = DurableAIAgentClient(DurableTaskSchedulerClient(**self._where), 1200, 0.05)
         proxy = client.get_agent(agent)
@@ -235,6 +251,11 @@ def main(endpoint: str) -> None:
         except Exception:
             reply = {"raised": traceback.format_exc()}
         print(json.dumps(reply), flush=True)
+    # The test is over, and nothing of this process may outlive it.
+    RELEASED.set()
+    give_up = threading.Timer(10, os._exit, [1])
+    give_up.daemon = True
+    give_up.start()
     if peer._worker is not None:
         peer.stop_worker()
 

@@ -88,7 +88,7 @@ async def test_its_orchestration_calls_our_agent(hosting: Hosting, peer: Peer, d
     class Joker:
         instructions = "Be brief."
 
-    await peer.ask("start_worker", agents=[])
+    await peer.host()
     async with hosting(Joker):
         ended = await peer.ask("orchestrate", name="ask_twice", asked={"agent": "Joker", "texts": ["Hello", "Again"]})
     assert ended["failure"] is None
@@ -100,7 +100,7 @@ async def test_its_orchestration_calls_our_agent(hosting: Hosting, peer: Peer, d
 
 
 async def test_its_orchestration_calls_our_agents_at_once(hosting: Hosting, peer: Peer) -> None:
-    await peer.ask("start_worker", agents=[])
+    await peer.host()
     asked = {"agent": "Joker", "texts": ["One", "Two", "Three"]}
     async with hosting(agent_named()):
         ended = await peer.ask("orchestrate", name="ask_at_once", asked=asked)
@@ -108,7 +108,7 @@ async def test_its_orchestration_calls_our_agents_at_once(hosting: Hosting, peer
 
 
 async def test_its_orchestration_need_not_wait(hosting: Hosting, peer: Peer, client: DurableAIAgentClient) -> None:
-    await peer.ask("start_worker", agents=[])
+    await peer.host()
     asked = {"agent": "Joker", "texts": ["Hello"], "thread": "t1"}
     async with hosting(agent_named()):
         ended = await peer.ask("orchestrate", name="ask_and_forget", asked=asked)
@@ -118,14 +118,14 @@ async def test_its_orchestration_need_not_wait(hosting: Hosting, peer: Peer, cli
 
 
 async def test_its_orchestration_gets_a_typed_value_from_a_text_that_fits(hosting: Hosting, peer: Peer) -> None:
-    await peer.ask("start_worker", agents=[])
+    await peer.host()
     async with hosting(agent_named(model=ScriptedModel('{"name": "Ada"}'))):
         ended = await peer.ask("orchestrate", name="ask_for_person", asked={"agent": "Joker", "texts": ["Who?"]})
     assert ended["output"] == "Ada"
 
 
 async def test_its_orchestration_sees_our_error_in_the_answer(hosting: Hosting, peer: Peer) -> None:
-    await peer.ask("start_worker", agents=[])
+    await peer.host()
     asked = {"agent": "Joker", "texts": ["Hello"], "thread": "t1"}
     async with hosting(agent_named(model=ScriptedModel(ModelError("authentication", "who are you?")))):
         ended = await peer.ask("orchestrate", name="ask_in_thread", asked=asked)
@@ -144,7 +144,7 @@ async def test_its_orchestration_fails_while_our_thread_is_busy(
         await release.wait()
         return "At last."
 
-    await peer.ask("start_worker", agents=[])
+    await peer.host()
     asked = {"agent": "Joker", "texts": ["Me too"], "thread": "t1"}
     async with hosting(agent_named(model=ScriptedModel(slow))):
         turn = await client.get_agent("Joker").start("Hello", thread="t1")
