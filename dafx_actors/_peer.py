@@ -70,7 +70,7 @@ class PeerThreads:
             has_turns = hosted.orchestrations.take(turn_name(agent))
             return hosted_by_peer(agent, entities=hosted.entities.names, has_turns=has_turns)
         sign = AgentThread(agent, new_id()).entity_id
-        empty = {"schemaVersion": _codec.SCHEMA_VERSION, "data": {"conversationHistory": []}}
+        empty: Json = {"schemaVersion": _codec.SCHEMA_VERSION, "data": {"conversationHistory": []}}
         await self._backend.signal(sign, "set_state", empty)
         begun, pause, found = time.monotonic(), _FIRST_PAUSE, None
         while found is None and (waited := time.monotonic() - begun) < _TIME_FOR_A_SIGN:

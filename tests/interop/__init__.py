@@ -1,1 +1,1 @@
-"""This package beside its peer, `agent-framework-durabletask`, which runs in processes and an environment of its own."""
+"""This package beside its peer, `agent-framework-durabletask`, which runs in an environment of its own."""

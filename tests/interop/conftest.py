@@ -1,4 +1,4 @@
-"""A real scheduler over a socket, our worker and client on the test's own loop, and the peer in processes of its own."""
+"""A real scheduler over a socket, our worker and client on the test's loop, and the peer in a process of its own."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Peer:
         self._endpoint = endpoint
         assert process.stdin is not None
         assert process.stdout is not None
+        self._process = process
         self._in = process.stdin
         self._out = BufferedByteReceiveStream(process.stdout)
 
@@ -53,6 +54,11 @@ class Peer:
             with anyio.fail_after(60):
                 while (found := await hosted_async(channel)) is not None and not found.workers:
                     await anyio.lowlevel.checkpoint()
+
+    async def kill(self) -> None:
+        """End it as a crash would."""
+        self._process.kill()
+        await self._process.wait()
 
 
 Hosting: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]

@@ -57,18 +57,9 @@ def make() -> Path:
     if os.environ.get("DAFX_PEER_PYTHON"):
         raise NoPeer(f"the environment that DAFX_PEER_PYTHON names has no {PEER}")
     venv.create(home(), with_pip=True, clear=True)
-    installing = [
-        home() / "bin" / "python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--pre",
-        PEER,
-        "durabletask-azuremanaged",
-    ]
+    python = str(home() / "bin" / "python")
     try:
-        subprocess.run(installing, check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--pre", PEER], check=True)
     except subprocess.CalledProcessError as error:
         raise NoPeer(f"{PEER} could not be installed") from error
     return peer_python()

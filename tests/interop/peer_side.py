@@ -59,7 +59,7 @@ def every_content() -> list[Content]:
     ]
 
 
-RELEASED = threading.Event()
+CALLED, RELEASED = threading.Event(), threading.Event()
 
 
 class StubClient(FunctionInvocationLayer, BaseChatClient):
@@ -85,16 +85,19 @@ class StubClient(FunctionInvocationLayer, BaseChatClient):
         count = len(messages) + bool(options.get("instructions"))
         return Message("assistant", [f"{asked.text} ({count} messages)"])
 
+    async def _hold(self, messages: Any) -> None:
+        if messages[-1].text == "slow":
+            CALLED.set()
+            await asyncio.to_thread(RELEASED.wait)
+
     def _inner_get_response(self, *, messages: Any, stream: bool, options: Any, **_: Any) -> Any:
         async def whole() -> ChatResponse:
-            if messages[-1].text == "slow":
-                await asyncio.to_thread(RELEASED.wait)
+            await self._hold(messages)
             usage = {"input_token_count": 3, "output_token_count": 4, "total_token_count": 7}
             return ChatResponse(messages=[self._reply(list(messages), dict(options))], usage_details=usage)
 
         async def parts() -> AsyncIterator[ChatResponseUpdate]:
-            if messages[-1].text == "slow":
-                await asyncio.to_thread(RELEASED.wait)
+            await self._hold(messages)
             reply = self._reply(list(messages), dict(options))
             usage = {"input_token_count": 3, "output_token_count": 4, "total_token_count": 7}
             yield ChatResponseUpdate(contents=[*reply.contents, Content.from_usage(usage)], role="assistant")
@@ -202,6 +205,9 @@ class Peer:
         self._worker.stop()
         self._worker = None
 
+    def called(self) -> None:
+        assert CALLED.wait(60)
+
     def release(self) -> None:
         RELEASED.set()
 
@@ -219,7 +225,7 @@ class Peer:
     def orchestrate(self, name: str, asked: dict[str, Any]) -> Any:
         client = DurableTaskSchedulerClient(**self._where)
         instance = client.schedule_new_orchestration(name, input=asked)
-        state = client.wait_for_orchestration_completion(instance, timeout=60)
+        state: Any = client.wait_for_orchestration_completion(instance, timeout=60)
         failure = state.failure_details
         return {
             "status": state.runtime_status.name,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import datetime, timezone
 from typing import Any
 
 import anyio
@@ -126,11 +127,18 @@ async def test_what_it_cannot_do_is_a_typed_error(peer: Peer, client: DurableAIA
     joker = client.get_agent("Joker")
     turn = await joker.start("Hello")
     await turn
-    ask = {"arguments": {}, "digest": "d", "asked_at": (await turn).created_at, "deadline": None}
     approval = PendingDecision(
-        thread=await turn.thread(), correlation_id=str(turn), key="k", kind="approval", call_id="c", tool="t", **ask
+        thread=await turn.thread(),
+        correlation_id=str(turn),
+        key="k",
+        kind="approval",
+        call_id="c",
+        tool="t",
+        arguments={},
+        digest="d",
+        asked_at=datetime.now(timezone.utc),
     )
-    refused = [
+    refused: list[Callable[[], Awaitable[Any]]] = [
         turn.cancel,
         functools.partial(client.approve, approval),
         functools.partial(joker.run, DataContent.from_bytes(b"x", "image/png")),
