@@ -16,6 +16,7 @@ from dafx_actors import (
     DataContent,
     DurableAIAgentClient,
     Limits,
+    ModelRequest,
     OrchestrationContext,
     PendingDecision,
     TurnStatus,
@@ -27,11 +28,13 @@ from dafx_actors.errors import (
     AgentNotHosted,
     CorrelationConflict,
     InvalidAnswer,
+    ThreadBusy,
     TurnFailed,
     TurnTimeout,
     UnsupportedByPeer,
 )
 from dafx_actors.ids import AgentThread
+from dafx_actors.testing import ScriptedModel
 from tests.conftest import free_port
 from tests.interop.conftest import Hosting, Peer, agent_named
 
@@ -258,3 +261,22 @@ async def test_an_agent_of_ours_answers_as_the_peers_would(hosting: Hosting, cli
     async with hosting(agent_named()):
         answer = await client.get_agent("Joker", hosted_by_peer=True).run("Hello")
     assert answer.text == "Hello (2 messages)"
+
+
+async def test_a_busy_thread_of_ours_says_so_to_a_turn_that_was_handed_over(
+    hosting: Hosting, client: DurableAIAgentClient
+) -> None:
+    called, release = anyio.Event(), anyio.Event()
+
+    async def slow(_: ModelRequest) -> str:
+        called.set()
+        await release.wait()
+        return "At last."
+
+    async with hosting(agent_named(model=ScriptedModel(slow))):
+        turn = await client.get_agent("Joker").start("Hello", thread="t1")
+        await called.wait()
+        with pytest.raises(ThreadBusy):
+            await client.get_agent("Joker", hosted_by_peer=True).run("Me too", thread="t1")
+        release.set()
+        assert (await turn).text == "At last."
