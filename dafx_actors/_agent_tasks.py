@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Generic, TypeVar, overload
 
 import attrs
 from durabletask import task
 
-from dafx_actors import _codec
+from dafx_actors import _codec, _peer_forms
 from dafx_actors._coroutines import DurableTask
 from dafx_actors._json import as_object
 from dafx_actors._values import json_schema, load_value
@@ -40,10 +41,16 @@ def crossed(error: Exception) -> Exception:
 class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
     """An agent's turn, which completes with its `AgentRunResponse` or fails with the typed error it ended with."""
 
-    def __init__(self, turn: task.Task[Any], thread: AgentThread, response_format: Any) -> None:
+    def __init__(
+        self,
+        turn: task.Task[Any],
+        thread: AgentThread,
+        response_format: Any,
+        stored: Callable[[Json], Json] = lambda raw: raw,
+    ) -> None:
         super().__init__()
         self.thread = thread
-        self.follow(turn, lambda raw: answer(raw, thread, response_format), crossed)
+        self.follow(turn, lambda raw: answer(stored(raw), thread, response_format), crossed)
 
 
 def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResponse[Any]:
@@ -70,8 +77,9 @@ def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResp
 class OrchestrationAgentExecutor:
     """Runs agents inside an orchestration: as tasks, where a client's proxy would wait."""
 
-    def __init__(self, context: task.OrchestrationContext) -> None:
+    def __init__(self, context: task.OrchestrationContext, *, hosted_by_peer: bool = False) -> None:
         self._context = context
+        self._hosted_by_peer = hosted_by_peer
 
     def run(
         self,
@@ -87,6 +95,7 @@ class OrchestrationAgentExecutor:
         Raises:
             TypeError, ValueError: `messages` are none, or `thread` is not the agent's.
             ValueMismatch: `response_format` has no JSON schema.
+            UnsupportedByPeer: The peer hosts the agent, and cannot take this.
         """
         request = RunRequest(
             correlation_id=self._context.new_uuid(),
@@ -97,7 +106,12 @@ class OrchestrationAgentExecutor:
             orchestration_id=self._context.instance_id,
         )
         where = self.new_thread(agent) if thread is None else thread_of(agent, thread)
-        turn: task.Task[Any] = self._context.call_sub_orchestrator(
+        turn: task.Task[Any]
+        if self._hosted_by_peer:
+            turn = self._context.call_entity(where.entity_id, "run", _peer_forms.dump_for_peer(agent, request))
+            stored = functools.partial(_peer_forms.load_agent_response, correlation_id=request.correlation_id)
+            return DurableAgentTask(turn, where, response_format, stored)
+        turn = self._context.call_sub_orchestrator(
             turn_name(agent), input=turn_input(where, request), instance_id=request.correlation_id
         )
         return DurableAgentTask(turn, where, response_format)

@@ -332,6 +332,15 @@ class Backend:
         ending = functools.partial(self._call, "terminate_orchestration", instance_id, output=reason)
         await self._patiently(ending)
 
+    async def signal(self, entity: EntityInstanceId, operation: str, input: Json) -> None:
+        """Send an operation to an entity. Not repeated when it got lost: it might arrive twice.
+
+        Raises:
+            SchedulerUnreachable: It may or may not have arrived.
+        """
+        signalling = functools.partial(self._call, "signal_entity", entity, operation, input)
+        await self._patiently(signalling, again=False)
+
     async def raise_event(self, instance_id: str, name: str, data: Json) -> None:
         """Raise an event for an orchestration. Not repeated when it got lost: it might arrive twice.
 

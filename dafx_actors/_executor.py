@@ -14,6 +14,8 @@ from dafx_actors import _codec
 from dafx_actors._agent_tasks import answer, turn_input
 from dafx_actors._connect import MARGIN, Backend
 from dafx_actors._json import object_in
+from dafx_actors._peer import PeerThreads, handed_over, request_in
+from dafx_actors._peer_forms import dump_for_peer
 from dafx_actors.decisions import PendingDecision
 from dafx_actors.errors import (
     AgentNotHosted,
@@ -23,6 +25,7 @@ from dafx_actors.errors import (
     TurnNotFound,
     TurnTerminated,
     TurnTimeout,
+    UnsupportedByPeer,
 )
 from dafx_actors.exchange import AgentRunResponse, RunRequest
 from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, new_id, tell_name, turn_name
@@ -33,12 +36,22 @@ _GRACE = 1.0
 
 
 class ClientAgentExecutor:
-    """Runs agents from outside: starts a turn's orchestration and waits for it to end."""
+    """Runs agents from outside: starts a turn's orchestration and waits for it to end.
 
-    def __init__(self, backend: Backend, start_timeout: float) -> None:
+    Agents that the peer hosts are run by `_peer.py`: those that the caller says are, with `hosted_by_peer`; where the
+    scheduler tells what is hosted, those of which it says so; elsewhere, those whose turns no worker takes within
+    `start_timeout` although their threads answer.
+    """
+
+    def __init__(self, backend: Backend, start_timeout: float, *, hosted_by_peer: bool = False) -> None:
         self._backend = backend
         self.start_timeout = start_timeout
+        self._hosted_by_peer = hosted_by_peer
+        self._peer = PeerThreads(backend)
         self._seen: set[str] = set()
+        """Agents that workers of ours have hosted."""
+        self._by_peer: set[str] = set()
+        """Agents that the peer hosts, where it took a while to find out."""
 
     async def transcript(self, thread: AgentThread) -> Transcript:
         """See `DurableAIAgent.get_transcript`."""
@@ -49,9 +62,15 @@ class ClientAgentExecutor:
 
         Raises:
             CorrelationConflict: Something else has that id.
+            UnsupportedByPeer: The peer hosts the agent, and cannot take this.
         """
+        by_peer = await self._is_by_peer(thread.agent)
+        if by_peer:
+            dump_for_peer(thread.agent, request)  # refused before anything is on record
         sent = turn_input(thread, request)
         if await self._backend.start(turn_name(thread.agent), request.correlation_id, sent):
+            if by_peer:
+                await self._peer.hand_over(thread, request)
             return
         state = await self._backend.state(request.correlation_id)
         if state is not None and (differs := _difference(state, thread, request)):
@@ -61,22 +80,33 @@ class ClientAgentExecutor:
         self, thread: AgentThread, correlation_id: str, timeout: float | None, response_format: Any
     ) -> AgentRunResponse[Any]:
         """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`."""
+        begun = time.monotonic()
         try:
-            state = await self._end_of(thread.agent, correlation_id, timeout)
+            if not self._hosted_by_peer:
+                state = await self._end_of(thread.agent, correlation_id, timeout)
+                if state is None:
+                    raise TurnTimeout(thread.agent, thread.thread_id, correlation_id, timeout or 0.0)
+                if not _is_by_peer(state):
+                    return self._answer(state, thread, correlation_id, response_format)
+            left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
+            response = await self._peer.response(thread, correlation_id, left)
         except SchedulerUnreachable as error:
             resume = f"the turn may still be running; pick it up with correlation_id={correlation_id!r}"
             raise SchedulerUnreachable(error.endpoint, f"{error.detail}; {resume}") from error
-        if state is None:
+        if response is None:
             raise TurnTimeout(thread.agent, thread.thread_id, correlation_id, timeout or 0.0)
-        return self._answer(state, thread, correlation_id, response_format)
+        return answer(response, thread, response_format)
 
     async def tell(self, thread: AgentThread, operation: str, input: Mapping[str, Json]) -> Json:
         """Tell a thread something, and hear what it says. A worker that hosts the agent carries it there.
 
         Raises:
             AgentNotHosted: None does; nothing was changed.
+            UnsupportedByPeer: The peer hosts it.
             TurnError: The thread refused.
         """
+        if await self._is_by_peer(thread.agent):
+            raise UnsupportedByPeer(thread.agent, f"hear of a turn while it runs ({operation!r})")
         telling = new_id()
         sent = {"thread": thread.thread_id, "operation": operation, "input": dict(input)}
         await self._backend.start(tell_name(thread.agent), telling, sent)
@@ -101,6 +131,10 @@ class ClientAgentExecutor:
         if state is None or state.name != turn_name(agent):
             raise TurnNotFound(agent, correlation_id)
         return AgentThread(agent, json.loads(state.serialized_input or "{}")["thread"]), state
+
+    def is_handed_over(self, record: OrchestrationState) -> bool:
+        """Whether the peer has the turn that this orchestration stands for."""
+        return self._hosted_by_peer or handed_over(record)
 
     async def document(self, thread: AgentThread) -> Json:
         """The stored document of a thread, or None."""
@@ -128,7 +162,19 @@ class ClientAgentExecutor:
                 todo += [(child, await self.document(child)) for child in below]
         return found
 
+    async def _is_by_peer(self, agent: str) -> bool:
+        """Whether the peer hosts the agent, as far as that is known at once. One of ours is not asked for again."""
+        if self._hosted_by_peer or agent in self._seen:
+            return self._hosted_by_peer
+        hosted = await self._backend.hosted()
+        if hosted is None:
+            return agent in self._by_peer
+        if hosted.orchestrations.take(turn_name(agent)):
+            self._seen.add(agent)
+        return await self._peer.hosts(agent)
+
     async def _end_of(self, agent: str, correlation_id: str, timeout: float | None) -> OrchestrationState | None:
+        """An orchestration when it has ended, or when its turn was handed over; None where neither came in time."""
         begun = time.monotonic()
         give_up = math.inf if timeout is None else begun + timeout
         looks = [begun + wait for wait in (_GRACE, self.start_timeout) if wait <= self.start_timeout]
@@ -139,7 +185,8 @@ class ClientAgentExecutor:
                 waited = looks.pop(0) - begun
                 state = await self._withdraw_if_pending(agent, correlation_id, waited, last=not looks)
             if state is not None:
-                self._seen.add(agent)
+                if not _is_by_peer(state):
+                    self._seen.add(agent)
                 return state
         return None
 
@@ -148,8 +195,8 @@ class ClientAgentExecutor:
     ) -> OrchestrationState | None:
         """Terminate a turn that no worker has taken, at the last look, or where it is known that none will.
 
-        Gives the turn's state if it ended by itself in that moment. An agent that was hosted before may just be
-        starting again, and gets the whole `start_timeout`.
+        Gives the turn's state if it ended by itself in that moment, or if the peer has it now. An agent that was hosted
+        before may just be starting again, and gets the whole `start_timeout`.
 
         Raises:
             AgentNotHosted: The turn was withdrawn. A scheduler may show its end only once some worker takes it.
@@ -162,6 +209,11 @@ class ClientAgentExecutor:
         known = None if hosted is None else hosted.orchestrations
         if known is not None and known.take(turn_name(agent)):
             return None  # its workers are busy, and will come to it
+        request = request_in(state)
+        if request is not None and (last or known is not None) and await self._peer.hosts(agent):
+            self._by_peer.add(agent)
+            thread = AgentThread(agent, json.loads(state.serialized_input or "{}")["thread"])
+            return await self._peer.hand_over(thread, request)
         if not last and (known is None or agent in self._seen):
             return None
         await self._backend.terminate(correlation_id, "withdrawn: no worker took the turn")
@@ -180,6 +232,11 @@ class ClientAgentExecutor:
         if state.runtime_status is OrchestrationStatus.TERMINATED:
             raise TurnTerminated(thread.agent, correlation_id, str(output_of(state) or ""))
         raise _failure(state, thread.agent, correlation_id)
+
+
+def _is_by_peer(record: OrchestrationState) -> bool:
+    """Whether a turn that need not be waited for was handed over: not every scheduler shows the end of its record."""
+    return handed_over(record) or record.runtime_status is OrchestrationStatus.PENDING
 
 
 def _failure(state: OrchestrationState, agent: str, correlation_id: str) -> Exception:

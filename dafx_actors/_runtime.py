@@ -27,7 +27,7 @@ from durabletask import task
 from durabletask.client import OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
 from durabletask.entities import EntityContext
 
-from dafx_actors import _codec, _operations, _thread, _turn
+from dafx_actors import _codec, _operations, _peer_forms, _thread, _turn
 from dafx_actors._answers import answer_mismatch
 from dafx_actors._json import dump_time, load_time
 from dafx_actors._recent import RecentDocuments
@@ -121,6 +121,8 @@ class HostedAgent:
             if context.operation == "run":
                 return self._run(context, thread, raw)
         except DafxError as error:
+            if context.operation == "run" and _peer_forms.sent_by_peer(raw):
+                raise  # the peer's caller knows no errors as values: its task is to fail
             return {"error": _codec.dump_error(error)}
         if context.operation == "delete":
             context.set_state(None)
@@ -151,25 +153,34 @@ class HostedAgent:
     def _run(self, context: EntityContext, thread: AgentThread, raw: Json) -> Json:
         """A whole turn in one operation, for `durability="turn"` and for the peer's callers, which send this.
 
-        A signal (nobody waits) starts the turn's orchestration instead. While another turn is active this one fails at
-        once: the operation cannot wait for it without stopping the thread.
+        A request that nobody waits for, a signal, starts the turn's orchestration instead. While another turn is active
+        this one fails at once: the operation cannot wait for it without stopping the thread. The peer's callers get
+        the form that they read, in which a turn's error is one of its contents.
         """
-        request = _codec.load_request(raw)
-        if request.orchestration_id is None:
+        request, by_peer = _codec.load_request(raw), _peer_forms.sent_by_peer(raw)
+        if not _peer_forms.waits_for_answer(raw):
             sent = {"thread": thread.thread_id, "request": _codec.dump_request(request)}
             context.schedule_new_orchestration(turn_name(thread.agent), sent, request.correlation_id)
             return None
         before = _thread.load(context.get_state())
         state, outcome = _thread.begin(before, thread, request, datetime.now(timezone.utc))
         if isinstance(outcome, _thread.Queued):
-            raise ThreadBusy(thread.agent, thread.thread_id, outcome.active)
+            busy = ThreadBusy(thread.agent, thread.thread_id, outcome.active)
+            if not (by_peer and request.orchestration_id == request.correlation_id):
+                raise busy
+            # Handed over by a client of ours, which reads the thread.
+            now = datetime.now(timezone.utc)
+            state, _ = _thread.abort(state, thread, request.correlation_id, busy, now)
+            context.set_state(_thread.dump(state))
+            return None
         if isinstance(outcome, _thread.Granted):
             state, outcome = self.host.run_step(functools.partial(self._turn_in_time, thread, request, state))
         if state is not before:
             context.set_state(_thread.dump(state))
         if isinstance(outcome, _thread.Refused):
             raise outcome.error
-        return cast("_thread.Ended", outcome).response
+        response = cast("_thread.Ended", outcome).response
+        return _peer_forms.dump_agent_response(response) if by_peer else response
 
     # --- Orchestrations -------------------------------------------------------------------------------------------
 

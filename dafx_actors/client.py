@@ -76,6 +76,7 @@ class DurableAIAgentClient:
         self._backend = Backend(client, where or address_of(client))
         self._owned = False
         self._executor = ClientAgentExecutor(self._backend, start_timeout)
+        self._peers_executor = ClientAgentExecutor(self._backend, start_timeout, hosted_by_peer=True)
 
     @classmethod
     def connect(
@@ -115,13 +116,18 @@ class DurableAIAgentClient:
     ) -> None:
         await self.close()
 
-    def get_agent(self, agent: str | type | object) -> DurableAIAgent:
+    def get_agent(self, agent: str | type | object, *, hosted_by_peer: bool = False) -> DurableAIAgent:
         """An agent by its name, or by its class; whether a worker hosts it shows when it is run.
+
+        Args:
+            agent: By name or class.
+            hosted_by_peer: A worker of `agent-framework-durabletask` hosts it. The embedded scheduler tells that by
+                itself; elsewhere it is found out only when `start_timeout` is over and somebody awaits the turn.
 
         Raises:
             ConfigurationError: A class that is no agent, or a name that cannot be one.
         """
-        return DurableAIAgent(agent_name(agent), self._executor)
+        return DurableAIAgent(agent_name(agent), self._peers_executor if hosted_by_peer else self._executor)
 
     @overload
     async def schedule_new_orchestration(
@@ -386,6 +392,7 @@ class DurableAIAgent:
             InvalidAnswer: The answer does not fit `response_format`.
             ModelError: The model's call failed.
             TurnError: Any other end of the turn without an answer.
+            UnsupportedByPeer: A worker of the peer hosts the agent, and cannot do this; nothing was sent.
             SchedulerUnreachable: Nothing answers at the endpoint.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """

@@ -37,6 +37,7 @@
         ├── DecisionRefused         a decision came too late, twice, or for another call
         ├── ApprovalExpired         nobody decided in time whether a tool may be called
         ├── OutcomeUnknown          nobody knows whether a tool acted, and somebody chose to end the turn
+        ├── UnsupportedByPeer       the agent's worker is the peer's, which cannot do that
         ├── TurnFailed              the agent's own code raised
         ├── StaleTranscript         a step kept reading less of the thread than was recorded
         ├── InvalidAnswer           the answer does not fit `response_format`
@@ -557,6 +558,21 @@ class OutcomeUnknown(TurnError):
         return (
             f"The call of {self.tool!r} ({self.key}) was cut off: it may have acted, once, or not at all{because}. It "
             "was not made again. Look at what it acts on before you send the request again."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class UnsupportedByPeer(TurnError):
+    """The agent is hosted by a worker of the peer, `agent-framework-durabletask`, which cannot do what was asked."""
+
+    agent: str
+    what: str
+    """It cannot."""
+
+    def __str__(self) -> str:
+        return (
+            f"Agent {self.agent!r} is hosted by a worker of agent-framework-durabletask, which cannot {self.what}. "
+            "Nothing was sent. Do without, or host the agent on a worker of dafx_actors."
         )
 
 

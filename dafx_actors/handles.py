@@ -15,8 +15,9 @@ from dafx_actors import _codec
 from dafx_actors._connect import Backend
 from dafx_actors._executor import ClientAgentExecutor, output_of, unfinished
 from dafx_actors._json import object_in
+from dafx_actors._peer import response_in
 from dafx_actors._values import dump_value, load_value
-from dafx_actors.errors import OrchestrationFailed, TurnCancelled
+from dafx_actors.errors import DafxError, OrchestrationFailed, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
@@ -103,6 +104,8 @@ class TurnHandle(Generic[T]):
         thread, state = await self._executor.turn(self.agent, self.correlation_id)
         shown: Json = json.loads(state.serialized_custom_status or "null") or {}
         steps = int(shown.get("steps") or 0)
+        if self._executor.is_handed_over(state):
+            return _status_by_peer(await self._executor.document(thread), thread, self.correlation_id)
         if state.runtime_status is OrchestrationStatus.FAILED:
             failure = state.failure_details
             error = _codec.load_error(failure.message) if failure else None
@@ -138,9 +141,10 @@ class TurnHandle(Generic[T]):
         Raises:
             TurnNotFound: There is no such turn.
             AgentNotHosted: No worker hosts the agent; nothing was changed.
+            UnsupportedByPeer: A worker of the peer hosts it.
         """
         thread, state = await self._executor.turn(self.agent, self.correlation_id)
-        if state.runtime_status in _ENDED:
+        if state.runtime_status in _ENDED and not self._executor.is_handed_over(state):
             # Its thread need not know it: it may have been refused, or withdrawn.
             ended = _codec.load_error(state.failure_details.message) if state.failure_details else None
         else:
@@ -150,6 +154,17 @@ class TurnHandle(Generic[T]):
                 return True
             ended = _codec.load_cancellation(outcome["ended"])
         return isinstance(ended, TurnCancelled) and (ended.reason, ended.by) == (reason, by)
+
+
+def _status_by_peer(document: Json, thread: AgentThread, turn: str) -> TurnStatus:
+    """Of a turn that the peer has: its thread shows it only when it has ended."""
+    if (response := response_in(document, turn)) is None:
+        return TurnStatus(state="running")
+    try:
+        _codec.load_response(response, thread)
+    except DafxError as error:
+        return TurnStatus(state="failed", error=str(error))
+    return TurnStatus(state="completed")
 
 
 class OrchestrationHandle(Generic[T]):

@@ -107,13 +107,19 @@ class OrchestrationContext:
         """A new UUID, the same at every replay."""
         return self._durable.new_uuid()
 
-    def get_agent(self, agent: str | type | object) -> OrchestrationAgent:
+    def get_agent(self, agent: str | type | object, *, hosted_by_peer: bool = False) -> OrchestrationAgent:
         """An agent by its name or class, for this orchestration.
+
+        Args:
+            agent: By name or class.
+            hosted_by_peer: A worker of `agent-framework-durabletask` hosts it. An orchestration must be told, since it
+                would wait for ever for a worker of ours, and cannot look without deciding otherwise in a replay.
 
         Raises:
             ConfigurationError: A class that is no agent, or a name that cannot be one.
         """
-        return OrchestrationAgent(agent_name(agent), OrchestrationAgentExecutor(self._durable))
+        executor = OrchestrationAgentExecutor(self._durable, hosted_by_peer=hosted_by_peer)
+        return OrchestrationAgent(agent_name(agent), executor)
 
     def sleep(self, delay: Duration) -> DurableTask[None]:
         """Wait, for days if need be; nothing is held meanwhile."""

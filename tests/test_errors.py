@@ -46,6 +46,7 @@ from dafx_actors.errors import (
     TurnSuperseded,
     TurnTerminated,
     TurnTimeout,
+    UnsupportedByPeer,
     UnsupportedTranscript,
     ValueMismatch,
 )
@@ -93,6 +94,7 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (DecisionRefused("c1.1.0", "unfit", "'deny' for 'outcome'"), "none that this call waits for"),
     (ApprovalExpired("pay", "c1.1.0", 60.0), "within 60 s"),
     (OutcomeUnknown("pay", "c1.1.0", "the bank says no"), "may have acted, once, or not at all (the bank says no)"),
+    (UnsupportedByPeer("Joker", "take pictures"), "cannot take pictures. Nothing was sent."),
     (TurnFailed("Joker", "c1", "KeyError", "'x'"), "worker's log"),
     (StaleTranscript("t1", 5, 3), "Send the request again"),
     (InvalidAnswer("{", "not JSON"), "It is in `.text`"),

@@ -24,7 +24,7 @@ from dafx_actors import (
     durable_agent,
     orchestrator,
 )
-from dafx_actors.errors import ThreadBusy, TurnTerminated, TurnTimeout, UnsupportedTranscript
+from dafx_actors.errors import OrchestrationFailed, TurnTerminated, TurnTimeout, UnsupportedTranscript
 from dafx_actors.ids import AgentThread
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
@@ -271,7 +271,8 @@ async def test_the_peers_call_is_answered_inside_the_operation(hosting: Hosting)
         calling = await client.schedule_new_orchestration(call_as_the_peer_does, input="called")
         response = await calling
         transcript = await client.get_agent("Joker").get_transcript("called")
-    assert response["$type"] == "response"
+    assert response["type"] == "agent_response"
+    assert response["messages"][0]["contents"] == [{"type": "text", "text": "Hello (2 messages)"}]
     assert [message.text for message in transcript] == ["Hello", "Hello (2 messages)"]
 
 
@@ -281,11 +282,11 @@ async def test_the_peers_call_fails_at_once_while_a_turn_is_active(hosting: Host
         joker = client.get_agent("Joker")
         active = await joker.run("First", thread="called", wait_for_response=False)
         await held.called.wait()
-        refused = await (await client.schedule_new_orchestration(call_as_the_peer_does, input="called"))
+        calling = await client.schedule_new_orchestration(call_as_the_peer_does, input="called")
+        with pytest.raises(OrchestrationFailed, match=f"is busy with turn {active}"):
+            await calling
         held.release.set()
         await joker.run("First", thread="called", correlation_id=active)
-    assert refused["error"]["type"] == ThreadBusy.__name__
-    assert refused["error"]["fields"]["active"] == active
 
 
 async def test_reset_forgets_and_delete_leaves_nothing(hosting: Hosting, endpoint: str) -> None:
