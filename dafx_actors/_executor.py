@@ -29,14 +29,16 @@ from dafx_actors.transcript import Json, Transcript
 
 _GRACE = 1.0
 """Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
+_START_TIMEOUT = 10.0
+"""Seconds that it has where the scheduler cannot tell, or where the agent was hosted before."""
 
 
 class ClientAgentExecutor:
     """Runs agents from outside: starts a turn's orchestration and waits for it to end."""
 
-    def __init__(self, backend: Backend, start_timeout: float) -> None:
+    def __init__(self, backend: Backend, start_timeout: float | None) -> None:
         self._backend = backend
-        self._start_timeout = start_timeout
+        self._looks = (_GRACE, _START_TIMEOUT) if start_timeout is None else (start_timeout,)
         self._seen: set[str] = set()
 
     async def transcript(self, thread: AgentThread) -> Transcript:
@@ -128,7 +130,7 @@ class ClientAgentExecutor:
     async def _end_of(self, agent: str, correlation_id: str, timeout: float | None) -> OrchestrationState | None:
         begun = time.monotonic()
         give_up = math.inf if timeout is None else begun + timeout
-        looks = [begun + wait for wait in (_GRACE, self._start_timeout) if wait <= self._start_timeout]
+        looks = [begun + wait for wait in self._looks]
         while (left := give_up - time.monotonic()) > 0:
             poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
             state = await self._backend.wait(correlation_id, poll, at_most=left)
