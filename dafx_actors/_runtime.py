@@ -29,6 +29,7 @@ from durabletask.entities import EntityContext
 
 from dafx_actors import _codec, _operations, _thread, _turn
 from dafx_actors._answers import answer_mismatch
+from dafx_actors._json import as_object, as_text
 from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
 from dafx_actors._turn_steps import TurnSteps, tell
@@ -160,8 +161,10 @@ class HostedAgent:
         name, by_turn = self.agent.name, self.agent.definition.durability == "turn"
 
         async def turn(context: OrchestrationContext, raw: Json) -> Json:
-            thread = AgentThread(name, raw["thread"])
-            steps = TurnSteps(context, thread, _codec.load_request(raw["request"]))
+            # Anybody can start one: what is wrong with its input is said in the words of a ValueError.
+            sent = as_object(raw)
+            thread = AgentThread(name, as_text(sent.get("thread")))
+            steps = TurnSteps(context, thread, _codec.load_request(sent.get("request")))
             response: Json = await (steps.in_one_operation() if by_turn else steps.step_by_step())
             _codec.load_response(response, thread)  # raises the error that the response holds, if it does
             return response
@@ -174,7 +177,9 @@ class HostedAgent:
         name = self.agent.name
 
         async def telling(context: OrchestrationContext, raw: Json) -> Json:
-            return await tell(context, AgentThread(name, raw["thread"]), raw["operation"], raw["input"])
+            sent = as_object(raw)
+            thread = AgentThread(name, as_text(sent.get("thread")))
+            return await tell(context, thread, as_text(sent.get("operation")), sent.get("input"))
 
         telling.__name__ = telling.__qualname__ = tell_name(name)
         return orchestrator(telling)

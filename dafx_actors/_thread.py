@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import attrs
 
@@ -595,11 +595,16 @@ def _decides(decision: Mapping[str, Json]) -> tuple[Json, ...]:
 def _ended(state: ThreadState, turn: str) -> Json | None:
     """The stored response of a turn, its own or that of the turn it became part of; sought from the end."""
     for raw in reversed(state.history):
-        if raw.get("$type") == "response" and (
-            raw.get("correlationId") == turn or turn in (raw.get("dafx") or {}).get(JOINED, ())
-        ):
+        if raw.get("$type") == "response" and (raw.get("correlationId") == turn or turn in _joined_in(raw)):
             return raw
     return None
+
+
+def _joined_in(response: Json) -> Iterable[str]:
+    """The requests that became part of a stored turn; others may have written something else in that place."""
+    ours: Json = response.get("dafx")
+    joined: Json = cast("Mapping[str, Json]", ours).get(JOINED) if isinstance(ours, Mapping) else None
+    return cast("list[str]", joined) if isinstance(joined, list) else ()
 
 
 def _find(state: ThreadState, kind: str, turn: str) -> Json | None:

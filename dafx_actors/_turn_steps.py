@@ -9,13 +9,16 @@
 
 What the steps gave stands in the orchestration's history, and what they were asked in it: so nothing here reads the
 agent's declaration, which may be another one when the history is replayed. `settings` come with the grant.
+
+Anybody who reaches the scheduler can raise an event for a turn, with any data. `granted` only makes the turn ask its
+thread again; `cancel` cancels it, whatever comes with it; what is no decision is left aside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
 from durabletask import task
@@ -26,7 +29,7 @@ from dafx_actors._agent_tasks import turn_input
 from dafx_actors._coroutines import DurableTask, when_all, when_any
 from dafx_actors._json import dump_time
 from dafx_actors._operations import error_in
-from dafx_actors.decisions import call_digest
+from dafx_actors.decisions import ACTIONS, DecisionKind, call_digest
 from dafx_actors.errors import (
     ApprovalExpired,
     DafxError,
@@ -162,11 +165,10 @@ class TurnSteps:
                     await self._unless_stopped(when_any([granted, self._context.sleep(pause)]))
                 except _Stopped as stopped:
                     return await self._leave(stopped.error)
-            begun = {"granted": None}
             if granted.is_complete:
-                begun, granted = await granted, self._context.wait_for_external_event(_GRANTED)
-            if begun["granted"] is None:
-                begun = self._checked(await self._call_thread("begin", asked))
+                # Only a reason to ask: the thread says who is active, and anybody can raise an event.
+                granted = self._context.wait_for_external_event(_GRANTED)
+            begun = self._checked(await self._call_thread("begin", asked))
             pause = min(pause * 2, _LONGEST_PAUSE)
         return begun
 
@@ -252,10 +254,8 @@ class TurnSteps:
 
     def _wake_others(self, outcome: Json) -> None:
         """Tell the turn that is active now, and those that have their answer by this one."""
-        for joined in outcome.get("joined") or ():
-            self._context.send_event(joined, _GRANTED, data={"granted": None})
-        if outcome.get("next"):
-            self._context.send_event(outcome["next"], _GRANTED, data={"granted": outcome["granted"]})
+        for each in (*(outcome.get("joined") or ()), *([outcome["next"]] if outcome.get("next") else [])):
+            self._context.send_event(each, _GRANTED)
 
     def _call_thread(self, operation: str, input: Json) -> DurableTask[Json]:
         return self._context.call_entity(self._thread.entity_id, operation, input)
@@ -379,7 +379,7 @@ class TurnSteps:
         ask = self._ask("outcome", call, arguments, key=f"{call.key}.outcome{number}")
         await self._record((), asks=[ask])
         self._show("waiting")
-        return await self._context.wait_for_external_event(decision_event(ask["key"]))
+        return await self._decided(ask["key"], "outcome")
 
     async def _ask_agent(self, call: _turn.Call) -> Json:
         """A turn of another agent, in a thread of its own: what that needs approved is approved there."""
@@ -436,7 +436,7 @@ class TurnSteps:
 
     async def _decision(self, call: _turn.Call) -> Json:
         """What a person decided about the call, or `expire`. Of both at a time the thread says which counts."""
-        decided = self._context.wait_for_external_event(decision_event(call.key))
+        decided = self._context.create_task(self._decided(call.key, "approval"))
         if (deadline := self._deadlines.get(call.key)) is None:
             return await decided
         await when_any([decided, self._context.create_timer(deadline)])
@@ -453,6 +453,16 @@ class TurnSteps:
             return outcome["decided"]
         return await decided  # refused: the turn was cancelled, and will hear of it
 
+    async def _decided(self, key: str, kind: DecisionKind) -> Json:
+        """The next event that is a decision of this kind."""
+        while True:
+            decision = await self._context.wait_for_external_event(decision_event(key))
+            try:
+                if _codec.check_decision(decision)["action"] in (*ACTIONS[kind], "expire"):
+                    return decision
+            except ValueError:
+                pass
+
     # --- Waiting --------------------------------------------------------------------------------------------------
 
     async def _unless_stopped(self, waited: DurableTask[T]) -> T:
@@ -465,8 +475,10 @@ class TurnSteps:
             await when_any([*self._stops, waited])
         cancelled, *deadline = self._stops
         if cancelled.is_complete:
-            mark: Json = await cancelled or {}
-            reason, by = str(mark.get("reason") or ""), str(mark.get("by") or "")
+            mark: Json = await cancelled
+            if not isinstance(mark, Mapping):
+                mark = {"reason": mark if isinstance(mark, str) else ""}
+            reason, by = (str(cast("Mapping[str, Json]", mark).get(said) or "") for said in ("reason", "by"))
             raise _Stopped(TurnCancelled(self._thread.agent, self._id, reason, by))
         if any(timer.is_complete for timer in deadline):
             raise _Stopped(TurnDeadlineExceeded(self._thread.agent, self._id, self._limits.seconds or 0.0))

@@ -32,18 +32,18 @@ AFTER_THE_LAST_FAULT = 120.0
 MORE = {"memory": 100_000, "threads": 32, "files": 16, "tasks": 8}
 """What a process may hold at the end beyond what it held at the beginning; kilobytes of memory."""
 DECK: Mapping[str, int] = {
-    "kill the scheduler": 4,
-    "kill a worker": 5,
-    "kill a client": 2,
-    "stop a worker": 1,
+    "kill the scheduler": 8,
+    "kill a worker": 10,
+    "kill a client": 4,
+    "stop a worker": 2,
     "stop the scheduler": 1,
     "stop a client": 1,
-    "cut connections": 2,
-    "hold connections": 1,
-    "full disk": 1,
+    "cut connections": 3,
+    "hold connections": 2,
+    "full disk": 2,
     "slow disk": 1,
-    "set the clock": 1,
-    "rolling restart": 1,
+    "set the clock": 2,
+    "rolling restart": 2,
     "poison": 1,
 }
 """Kinds of faults, and how many of each come before the deck is shuffled again."""
