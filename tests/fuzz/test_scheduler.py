@@ -64,7 +64,7 @@ def _message(draw: st.DrawFn, cls: type[Message], depth: int = 0) -> Any:
         map_entry = field.message_type is not None and field.message_type.GetOptions().map_entry
         target = getattr(made, field.name)
         if map_entry:
-            with contextlib.suppress(TypeError):
+            with contextlib.suppress(TypeError, ValueError):  # its values are messages
                 target[draw(_texts)] = draw(_texts)
         elif field.is_repeated:
             target.extend(_value(draw, field, depth) for _ in range(draw(st.integers(0, 3))))
@@ -155,6 +155,7 @@ def some_answers(draw: st.DrawFn) -> dict[str, tuple[str, Any]]:
         "orchestratorRequest": ("CompleteOrchestratorTask", pb.OrchestratorResponse),
         "activityRequest": ("CompleteActivityTask", pb.ActivityResponse),
         "entityRequest": ("CompleteEntityTask", pb.EntityBatchResult),
+        "entityRequestV2": ("CompleteEntityTask", pb.EntityBatchResult),
     }
     return {kind: (method, _message(draw, cls)) for kind, (method, cls) in kinds.items()}
 
@@ -168,7 +169,7 @@ def test_any_answer_of_a_worker_to_work_that_it_holds(
     channel, metadata = _channel(scheduler), (("taskhub", "worked"),)
     stub = stub_of(channel)
     if signals:
-        signal = pb.SignalEntityRequest(instanceId="@ledger@one", name="enter", requestId=uuid.uuid4().hex)
+        signal = pb.SignalEntityRequest(instanceId=f"@ledger@{uuid.uuid4()}", name="enter")
         stub.SignalEntity(signal, metadata=metadata, timeout=10)
     else:
         stub.StartInstance(pb.CreateInstanceRequest(name="turn"), metadata=metadata, timeout=10)
@@ -226,3 +227,13 @@ def test_bytes_that_are_no_message_are_refused_as_such(scheduler: EmbeddedSchedu
     failed: Any = caught.value
     assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "cannot be read" in failed.details()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\u0000b", "\ud83d", ".", "..", ""])
+def test_what_names_no_file_is_refused_as_a_backup(scheduler: EmbeddedScheduler, name: str) -> None:
+    """It was an UNKNOWN with the words of an OSError or a ValueError, and a traceback in the log."""
+    call: Any = _channel(scheduler).unary_unary(f"/{_admin.SERVICE}/Backup")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(json.dumps({"name": name}).encode(), timeout=10)
+    failed: Any = caught.value
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
