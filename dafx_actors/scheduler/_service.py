@@ -112,7 +112,8 @@ class Service:
             except (Refused, SchedulerError) as error:
                 await _abort(context, error)
 
-        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=serialize)
+        made: Any = grpc.unary_unary_rpc_method_handler
+        return made(answer, response_serializer=serialize)
 
     def _administer(self, handler: Callable[[Engine, TaskHub, bytes], Awaitable[bytes]]) -> Any:
         async def answer(request: bytes, context: Context) -> bytes:

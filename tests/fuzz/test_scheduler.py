@@ -46,7 +46,7 @@ _numbers = {
 _texts = st.sampled_from(IDS) | st.sampled_from(NAMES) | st.text(st.characters(codec="utf-8"), max_size=8)
 
 
-def _value(draw: st.DrawFn, field: FieldDescriptor, depth: int) -> Any:
+def _value(draw: st.DrawFn, field: Any, depth: int) -> Any:
     if field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE:
         return _message(draw, GetMessageClass(field.message_type), depth + 1)
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
@@ -59,7 +59,7 @@ def _value(draw: st.DrawFn, field: FieldDescriptor, depth: int) -> Any:
 def _message(draw: st.DrawFn, cls: type[Message], depth: int = 0) -> Any:
     """A message with some of its fields; enough depth for an action of an orchestration, or a signal of an entity."""
     made: Any = cls()
-    fields = list(cls.DESCRIPTOR.fields)
+    fields: list[Any] = list(cls.DESCRIPTOR.fields)
     for field in draw(st.lists(st.sampled_from(fields), max_size=4, unique=True)) if fields and depth < 5 else ():
         map_entry = field.message_type is not None and field.message_type.GetOptions().map_entry
         target = getattr(made, field.name)
@@ -121,7 +121,8 @@ def ask(channel: grpc.Channel, method: str, sent: bytes, hub: str = "fuzz") -> N
     metadata = (("taskhub", hub),)
     try:
         if method.rsplit("/", 1)[1] in STREAMS:
-            stream: Any = channel.unary_stream(method)(sent, metadata=metadata, timeout=0.05)
+            streaming: Any = channel.unary_stream(method)
+            stream = streaming(sent, metadata=metadata, timeout=0.05)
             with contextlib.closing(stream) if hasattr(stream, "close") else contextlib.nullcontext():
                 for _ in stream:
                     pass
@@ -222,8 +223,9 @@ def test_any_name_of_a_task_hub(scheduler: EmbeddedScheduler, hub: str) -> None:
 @pytest.mark.parametrize("method", ["GetInstance", "StreamInstanceHistory", "GetWorkItems"])
 def test_bytes_that_are_no_message_are_refused_as_such(scheduler: EmbeddedScheduler, method: str) -> None:
     """gRPC itself made an UNKNOWN of them, with the exception's name, and logged a traceback."""
+    call: Any = _channel(scheduler).unary_stream(f"/TaskHubSidecarService/{method}")
     with pytest.raises(grpc.RpcError) as caught:
-        list(_channel(scheduler).unary_stream(f"/TaskHubSidecarService/{method}")(b"\xd7", timeout=10))
+        list(call(b"\xd7", timeout=10))
     failed: Any = caught.value
     assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "cannot be read" in failed.details()
