@@ -162,6 +162,7 @@ class DurableAIAgentClient:
         Raises:
             ValueMismatch: JSON cannot hold `input`.
             SchedulerUnreachable: Nothing answers.
+            SchedulerRefused: It answers that it cannot.
         """
         name = orchestrator if isinstance(orchestrator, str) else orchestrator.__name__
         annotation = Any if isinstance(orchestrator, str) else returned_by(definition_of(orchestrator))
@@ -390,6 +391,7 @@ class DurableAIAgent:
             ModelError: The model's call failed.
             TurnError: Any other end of the turn without an answer.
             SchedulerUnreachable: Nothing answers at the endpoint.
+            SchedulerRefused: It answers that it cannot; its disk is full, for example.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
         deadline = timeout if cancel_on_timeout else None
@@ -425,6 +427,7 @@ class DurableAIAgent:
         Raises:
             CorrelationConflict: The correlation id names another request.
             SchedulerUnreachable: Nothing answers at the endpoint.
+            SchedulerRefused: It answers that it cannot; its disk is full, for example.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
         return await self._start(messages, response_format, None, how)

@@ -28,8 +28,8 @@ THREADS = 3
 AGENT = "Clerk"
 PLANS = ["", "look", "look;look", "pay", "ship", "sign", "look+pay", "pay;ship", "look+sign;pay"]
 """Tools for the model to call: those between semicolons together."""
-_BUSY = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
-"""A full disk, and calls whose answer got lost."""
+_LOST = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+"""Calls whose answer was cut in the middle."""
 
 
 class Receipt(TypedDict):
@@ -152,7 +152,7 @@ class Client:
 def _passes(error: Exception) -> bool:
     """Whether this comes of what is done to the scheduler, and a client tries again."""
     code: Any = getattr(error, "code", None)
-    return isinstance(error, SchedulerError) or (code is not None and code() in _BUSY)
+    return isinstance(error, SchedulerError) or (code is not None and code() in _LOST)
 
 
 @asynccontextmanager
