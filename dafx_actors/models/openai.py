@@ -38,6 +38,7 @@ TokenProvider: TypeAlias = Callable[[], Awaitable[str]]
 DEFAULT_API_VERSION = "2024-10-21"
 """The newest version of Azure OpenAI's data plane that is not a preview."""
 
+_LAST_PORT = 65_535
 _AZURE_SCOPE = "https://cognitiveservices.azure.com/.default"
 
 
@@ -141,6 +142,8 @@ class _ChatCompletionsModel(ABC):
                 http = DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=timeout, limits=limits)
                 try:
                     client = self._make_client(timeout=timeout, max_retries=0, http_client=http)
+                    if (client.base_url.port or 0) > _LAST_PORT:  # would be an OverflowError when it is connected
+                        raise ValueError(f"there is no port {client.base_url.port}")
                 except (OpenAIError, InvalidURL, ValueError) as error:
                     await http.aclose()
                     raise ConfigurationError((f"The model {self.model!r} cannot be used: {error}",)) from error

@@ -146,6 +146,7 @@ async def connect(endpoint: str, task_hub: str) -> None:
     [
         {"OPENAI_API_KEY": "k\u00e9y", "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"},
         {"OPENAI_API_KEY": "key", "OPENAI_BASE_URL": "http://127.0.0.1:x/v1"},
+        {"OPENAI_API_KEY": "key", "OPENAI_BASE_URL": "http://127.0.0.1:99999/v1"},
         {"AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:1", "AZURE_OPENAI_API_KEY": "\u0080"},
     ],
 )
