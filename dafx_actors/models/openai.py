@@ -142,8 +142,7 @@ class _ChatCompletionsModel(ABC):
                 http = DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=timeout, limits=limits)
                 try:
                     client = self._make_client(timeout=timeout, max_retries=0, http_client=http)
-                    if (client.base_url.port or 0) > _LAST_PORT:  # would be an OverflowError when it is connected
-                        raise ValueError(f"there is no port {client.base_url.port}")
+                    _check_port(client.base_url.port)
                 except (OpenAIError, InvalidURL, ValueError) as error:
                     await http.aclose()
                     raise ConfigurationError((f"The model {self.model!r} cannot be used: {error}",)) from error
@@ -263,6 +262,16 @@ class _AzureIdentity:
         if self._credential is not None:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(self._credential.close)
+
+
+def _check_port(port: int | None) -> None:
+    """An address may name any number; the connection would fail with an OverflowError.
+
+    Raises:
+        ValueError: There is no such port.
+    """
+    if port is not None and port > _LAST_PORT:
+        raise ValueError(f"there is no port {port}")
 
 
 def _as_arguments(body: dict[str, Json]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import socket
 from collections.abc import Generator
 from pathlib import Path
@@ -39,6 +40,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Generator[list[str]]:
     texts = {"token": b"secret\n", "empty": b"", "binary": b"\xff\xfe\x00", "text": b"not a database, nor PEM"}
     for name, content in texts.items():
         (folder / name).write_bytes(content)
+    before = Path.cwd()
+    os.chdir(folder)  # what is no path is the name of a file here
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -48,6 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Generator[list[str]]:
             "localhost", "127.0.0.1", "::1", "0.0.0.0", "no such host", "full", "normal", "json", "text", "debug",
             "error", "\ud83d",
         ]  # fmt: skip
+    os.chdir(before)
 
 
 def run(arguments: list[str]) -> tuple[int, str]:
