@@ -12,15 +12,15 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import attrs
 from durabletask.task import RetryPolicy
 
-from dafx_actors._json import as_list, as_object, dump_time, load_time
-from dafx_actors.decisions import Decision, PendingDecision
+from dafx_actors._json import as_list, as_object, as_text, as_whole_number, dump_time, load_time, shown
+from dafx_actors.decisions import ACTIONS, Decision, PendingDecision
 from dafx_actors.errors import (
     ConfigurationError,
     DafxError,
@@ -46,6 +46,7 @@ from dafx_actors.transcript import (
 if TYPE_CHECKING:
     from cattrs import Converter
 
+_ACTIONS = (*(action for actions in ACTIONS.values() for action in actions), "expire")
 SCHEMA_VERSION = "1.1.0"
 """The version of the stored form that is written, and the newest that is understood in full."""
 
@@ -168,15 +169,76 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
             draft=load_messages(_or(ours.get("draft"), [])),
             waiting=tuple(load_request(raw) for raw in as_list(_or(ours.get("waiting"), []))),
             steered=tuple(load_request(raw) for raw in as_list(_or(ours.get("steered"), []))),
-            joined=tuple(map(str, as_list(_or(ours.get("joined"), [])))),
-            cancelled=as_object(_or(ours.get("cancelled"), {})),
-            asks=as_object(_or(ours.get("asks"), {})),
-            attempts=as_object(_or(ours.get("attempts"), {})),
-            children=as_object(_or(ours.get("children"), {})),
+            joined=tuple(as_text(turn) for turn in as_list(_or(ours.get("joined"), []))),
+            cancelled=_each(ours, "cancelled", as_object),
+            asks=_each(ours, "asks", check_ask),
+            attempts=_each(ours, "attempts", _check_attempt),
+            children=_each(ours, "children", check_child),
             progress=as_object(_or(ours.get("progress"), {})),
         )
     except ValueError as error:
         raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error
+
+
+def _each(ours: Mapping[str, Json], field: str, check: Callable[[Json], Json]) -> Mapping[str, Json]:
+    return {key: check(raw) for key, raw in as_object(_or(ours.get(field), {})).items()}
+
+
+def check_ask(raw: Json) -> Mapping[str, Json]:
+    """What a person is to decide, as it is kept, if that is what it is.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    ask = as_object(raw)
+    _check_texts(ask, "key", "kind", "callId", "tool", "digest")
+    as_object(ask.get("arguments"))
+    for field in ("askedAt", *(["deadline"] if ask.get("deadline") is not None else [])):
+        load_time(ask.get(field))
+    if "decision" in ask:
+        check_decision(ask["decision"])
+    return ask
+
+
+def check_decision(raw: Json) -> Mapping[str, Json]:
+    """A decision about a call, or what stands for one when nobody made it in time, if that is what it is.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    decision = as_object(raw)
+    if (action := decision.get("action")) not in _ACTIONS:
+        raise ValueError(f"a decision is one of {', '.join(_ACTIONS)}, not {shown(action)}")
+    load_time(decision.get("at"))
+    for field in ("by", "reason", "digest"):
+        _text(decision, field)
+    if decision.get("arguments") is not None:
+        as_object(decision["arguments"])
+    return decision
+
+
+def check_child(raw: Json) -> Mapping[str, Json]:
+    """The turn of an agent that is used as a tool, as it is kept, if that is what it is.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    child = as_object(raw)
+    _check_texts(child, "key", "agent", "thread", "correlationId")
+    return child
+
+
+def _check_attempt(raw: Json) -> Mapping[str, Json]:
+    made = as_object(raw)
+    as_whole_number(made.get("number"))
+    _check_texts(made, "token")
+    return made
+
+
+def _check_texts(document: Mapping[str, Json], *fields: str) -> None:
+    for field in fields:
+        if not isinstance(value := document.get(field), str):
+            raise ValueError(f"`{field}` is a text, not {shown(value)}")  # noqa: TRY004 - bad data, not a bad program
 
 
 def load_transcript(document: Json) -> Transcript:

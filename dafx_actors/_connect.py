@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import anyio
 import anyio.to_thread
@@ -29,7 +29,7 @@ from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarSer
 from durabletask.internal.shared import get_grpc_channel
 from durabletask.worker import TaskHubGrpcWorker
 
-from dafx_actors.errors import ConfigurationError, SchedulerUnreachable
+from dafx_actors.errors import ConfigurationError, SchedulerRefused, SchedulerUnreachable
 from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
@@ -231,6 +231,14 @@ MARGIN = 0.25
 _LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED}
 """The transport's own failures: the call may or may not have arrived, and may be made again."""
 
+_REFUSED = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+}
+"""The scheduler's own state, or ours, and not what it was asked: a full disk, a token that is missing."""
+
 _FIRST_PATIENCE, _PATIENCE = 5.0, 60.0
 """Seconds that calls are made again when they get lost: at first, and once the scheduler has answered."""
 
@@ -379,6 +387,10 @@ class Backend:
         """Make a call, `again` and again at growing intervals while the transport loses it.
 
         A scheduler that never answered is given up soon: it may not be there at all. One that did is being restarted.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+            SchedulerRefused: It answers that it cannot.
         """
         give_up, pause = time.monotonic() + (_PATIENCE if self._answered else _FIRST_PATIENCE), 0.05
         while True:
@@ -388,11 +400,14 @@ class Backend:
                 self._answered = True
                 raise
             except grpc.RpcError as error:
-                if code_of(error) not in _LOST:
+                code, details = code_of(error), cast("Callable[[], str | None]", getattr(error, "details", str))
+                if code in _REFUSED:
+                    self._answered = True
+                    raise SchedulerRefused(self.where.endpoint, code.name, details() or "") from error
+                if code not in _LOST:
                     self._answered = True
                     raise
                 if not again or time.monotonic() + pause > give_up:
-                    details: Any = getattr(error, "details", str)
                     raise SchedulerUnreachable(self.where.endpoint, details() or "") from error
             else:
                 self._answered = True

@@ -33,6 +33,8 @@ from dafx_actors.transcript import Json, Transcript
 
 _GRACE = 1.0
 """Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
+_START_TIMEOUT = 10.0
+"""Seconds that it has where the scheduler cannot tell, or where the agent was hosted before."""
 
 
 class ClientAgentExecutor:
@@ -43,9 +45,10 @@ class ClientAgentExecutor:
     `start_timeout` although their threads answer.
     """
 
-    def __init__(self, backend: Backend, start_timeout: float, *, hosted_by_peer: bool = False) -> None:
+    def __init__(self, backend: Backend, start_timeout: float | None, *, hosted_by_peer: bool = False) -> None:
         self._backend = backend
-        self.start_timeout = start_timeout
+        self._looks = (_GRACE, _START_TIMEOUT) if start_timeout is None else (start_timeout,)
+        self.start_timeout = self._looks[-1]
         self._hosted_by_peer = hosted_by_peer
         self._peer = PeerThreads(backend)
         self._seen: set[str] = set()
@@ -177,7 +180,7 @@ class ClientAgentExecutor:
         """An orchestration when it has ended, or when its turn was handed over; None where neither came in time."""
         begun = time.monotonic()
         give_up = math.inf if timeout is None else begun + timeout
-        looks = [begun + wait for wait in (_GRACE, self.start_timeout) if wait <= self.start_timeout]
+        looks = [begun + wait for wait in self._looks]
         while (left := give_up - time.monotonic()) > 0:
             poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
             state = await self._backend.wait(correlation_id, poll, at_most=left)

@@ -64,6 +64,28 @@ def as_list(value: Json) -> list[Json]:
     return cast("list[Json]", value)
 
 
+def as_text(value: Json) -> str:
+    """A text, as it is.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, found {shown(value)}")  # noqa: TRY004 - likewise
+    return value
+
+
+def as_whole_number(value: Json) -> int:
+    """A whole number, as it is.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"expected a whole number, found {shown(value)}")  # noqa: TRY004 - likewise
+    return value
+
+
 def shown(value: Json) -> str:
     """A value for a sentence: its beginning, where it is long."""
     text = repr(value)

@@ -1,19 +1,25 @@
-"""The operations of a thread: from JSON to a decision of `_thread.py`, and from its outcome to JSON."""
+"""The operations of a thread: from JSON to a decision of `_thread.py`, and from its outcome to JSON.
+
+Anybody who reaches the scheduler can send a thread anything. What is not as it should be is refused here, as a
+ValueError that says what is wrong, before anything is stored that would break the thread later.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
 from dafx_actors import _codec, _thread
+from dafx_actors._json import as_list, as_object, as_text, as_whole_number
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import DafxError, TurnFailed
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
 
+T = TypeVar("T")
 State: TypeAlias = _thread.ThreadState
 Outcome: TypeAlias = _thread.Outcome
 
@@ -30,8 +36,22 @@ class Message:
     @property
     def turn(self) -> str:
         """The turn that it is about."""
-        turn: str = self.raw["correlationId"]
-        return turn
+        return self.get("correlationId", as_text)
+
+    def get(self, field: str, check: Callable[[Json], T]) -> T:
+        """A field that must be there.
+
+        Raises:
+            ValueError: It is missing, or `check` says that it is something else.
+        """
+        try:
+            return check(as_object(self.raw).get(field))
+        except ValueError as error:
+            raise ValueError(f"`{field}` of what the thread was told: {error}") from error
+
+    def find(self, field: str, check: Callable[[Json], T]) -> T | None:
+        """A field that may be there; likewise."""
+        return None if as_object(self.raw).get(field) is None else self.get(field, check)
 
 
 Decide: TypeAlias = Callable[[State, Message], "tuple[State, Outcome]"]
@@ -46,10 +66,10 @@ def _record(state: State, told: Message) -> tuple[State, Outcome]:
         state,
         told.thread,
         told.turn,
-        _codec.load_messages(told.raw["messages"]),
-        told.raw["length"],
-        asks=told.raw.get("asks") or (),
-        children=told.raw.get("children") or (),
+        told.get("messages", _codec.load_messages),
+        told.get("length", as_whole_number),
+        asks=[_codec.check_ask(ask) for ask in told.find("asks", as_list) or ()],
+        children=[_codec.check_child(child) for child in told.find("children", as_list) or ()],
     )
 
 
@@ -58,13 +78,13 @@ def _commit(state: State, told: Message) -> tuple[State, Outcome]:
         state,
         told.thread,
         told.turn,
-        _codec.load_messages(told.raw["messages"]),
-        _codec.load_usage(told.raw.get("usage")),
+        told.get("messages", _codec.load_messages),
+        told.find("usage", _codec.load_usage),
         told.now,
-        at=told.raw.get("length"),
-        last=bool(told.raw.get("last")),
-        whole=bool(told.raw.get("whole")),
-        about=told.raw.get("about"),
+        at=told.find("length", as_whole_number),
+        last=told.find("last", bool) or False,
+        whole=told.find("whole", bool) or False,
+        about=told.find("about", as_object),
     )
 
 
@@ -73,32 +93,34 @@ def _abort(state: State, told: Message) -> tuple[State, Outcome]:
         state,
         told.thread,
         told.turn,
-        error_in(told.raw, told.thread),
+        error_in({**as_object(told.raw), "error": told.get("error", as_object)}, told.thread),
         told.now,
-        messages=_codec.load_messages(told.raw.get("messages") or []),
-        usage=_codec.load_usage(told.raw["usage"]) if told.raw.get("usage") else None,
-        about=told.raw.get("about"),
+        messages=told.find("messages", _codec.load_messages) or (),
+        usage=told.find("usage", _codec.load_usage),
+        about=told.find("about", as_object),
     )
 
 
 def _cancel(state: State, told: Message) -> tuple[State, Outcome]:
-    return _thread.cancel(state, told.thread, told.turn, told.raw["mark"], told.now)
+    return _thread.cancel(state, told.thread, told.turn, told.get("mark", as_object), told.now)
 
 
 def _decide(state: State, told: Message) -> tuple[State, Outcome]:
-    return _thread.decide(state, told.turn, told.raw["key"], told.raw["digest"], told.raw["decision"])
+    decision = told.get("decision", _codec.check_decision)
+    return _thread.decide(state, told.turn, told.get("key", as_text), told.get("digest", as_text), decision)
 
 
 def _decision(state: State, told: Message) -> tuple[State, Outcome]:
-    return _thread.decision(state, told.turn, told.raw["key"])
+    return _thread.decision(state, told.turn, told.get("key", as_text))
 
 
 def _attempt(state: State, told: Message) -> tuple[State, Outcome]:
-    return _thread.attempt(state, told.turn, told.raw["key"], told.raw["number"], told.raw["token"], told.now)
+    number, token = told.get("number", as_whole_number), told.get("token", as_text)
+    return _thread.attempt(state, told.turn, told.get("key", as_text), number, token, told.now)
 
 
 def _note(state: State, told: Message) -> tuple[State, Outcome]:
-    return _thread.note(state, told.turn, told.raw["key"], told.raw["progress"])
+    return _thread.note(state, told.turn, told.get("key", as_text), as_object(told.raw).get("progress"))
 
 
 def _reset(state: State, _: Message) -> tuple[State, Outcome]:

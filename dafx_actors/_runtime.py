@@ -29,7 +29,7 @@ from durabletask.entities import EntityContext
 
 from dafx_actors import _codec, _operations, _peer_forms, _thread, _turn
 from dafx_actors._answers import answer_mismatch
-from dafx_actors._json import dump_time, load_time
+from dafx_actors._json import as_object, as_text, dump_time, load_time
 from dafx_actors._recent import RecentDocuments
 from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
@@ -189,9 +189,11 @@ class HostedAgent:
         name, by_turn = self.agent.name, self.agent.definition.durability == "turn"
 
         async def turn(context: OrchestrationContext, raw: Json) -> Json:
-            thread = AgentThread(name, raw["thread"])
-            begun = load_time(raw["begun"]) if raw.get("begun") else None
-            steps = TurnSteps(context, thread, _codec.load_request(raw["request"]), begun)
+            # Anybody can start one: what is wrong with its input is said in the words of a ValueError.
+            sent = as_object(raw)
+            thread = AgentThread(name, as_text(sent.get("thread")))
+            begun = load_time(sent["begun"]) if sent.get("begun") else None
+            steps = TurnSteps(context, thread, _codec.load_request(sent.get("request")), begun)
             response: Json = await (steps.in_one_operation() if by_turn else steps.step_by_step())
             if response is None:
                 context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
@@ -207,7 +209,9 @@ class HostedAgent:
         name = self.agent.name
 
         async def telling(context: OrchestrationContext, raw: Json) -> Json:
-            return await tell(context, AgentThread(name, raw["thread"]), raw["operation"], raw["input"])
+            sent = as_object(raw)
+            thread = AgentThread(name, as_text(sent.get("thread")))
+            return await tell(context, thread, as_text(sent.get("operation")), sent.get("input"))
 
         telling.__name__ = telling.__qualname__ = tell_name(name)
         return orchestrator(telling)

@@ -9,13 +9,16 @@
 
 What the steps gave stands in the orchestration's history, and what they were asked in it: so nothing here reads the
 agent's declaration, which may be another one when the history is replayed. `settings` come with the grant.
+
+Anybody who reaches the scheduler can raise an event for a turn, with any data. `granted` only makes the turn ask its
+thread again; `cancel` cancels it, whatever comes with it; what is no decision is left aside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
 from durabletask import task
@@ -197,11 +200,10 @@ class TurnSteps:
                     await self._unless_stopped(when_any([granted, self._context.sleep(pause)]))
                 except _Stopped as stopped:
                     return await self._leave(stopped.error)
-            begun = dict[str, Json](granted=None)
             if granted.is_complete:
-                begun, granted = await granted, self._context.wait_for_external_event(_GRANTED)
-            if begun["granted"] is None:
-                begun = self._checked(await self._call_thread("begin", asked))
+                # Only a reason to ask: the thread says who is active, and anybody can raise an event.
+                granted = self._context.wait_for_external_event(_GRANTED)
+            begun = self._checked(await self._call_thread("begin", asked))
             pause = min(pause * 2, _LONGEST_PAUSE)
         return begun
 
@@ -293,10 +295,8 @@ class TurnSteps:
 
     def _wake_others(self, outcome: Json) -> None:
         """Tell the turn that is active now, and those that have their answer by this one."""
-        for joined in outcome.get("joined") or ():
-            self._context.send_event(joined, _GRANTED, data={"granted": None})
-        if outcome.get("next"):
-            self._context.send_event(outcome["next"], _GRANTED, data={"granted": outcome["granted"]})
+        for each in (*(outcome.get("joined") or ()), *([outcome["next"]] if outcome.get("next") else [])):
+            self._context.send_event(each, _GRANTED)
 
     def _call_thread(self, operation: str, input: Json) -> DurableTask[Json]:
         return self._context.call_entity(self._thread.entity_id, operation, input)
@@ -554,8 +554,10 @@ class TurnSteps:
         """
         cancelled, *deadline = self._stops
         if cancelled.is_complete:
-            mark = object_in(await cancelled)
-            reason, by = str(mark.get("reason") or ""), str(mark.get("by") or "")
+            mark: Json = await cancelled
+            if not isinstance(mark, Mapping):
+                mark = {"reason": mark if isinstance(mark, str) else ""}
+            reason, by = (str(cast("Mapping[str, Json]", mark).get(said) or "") for said in ("reason", "by"))
             raise _Stopped(TurnCancelled(self._thread.agent, self._id, reason, by))
         if any(timer.is_complete for timer in deadline):
             raise _Stopped(TurnDeadlineExceeded(self._thread.agent, self._id, self._limits.seconds or 0.0))

@@ -60,14 +60,17 @@ class DurableAIAgentClient:
     call of a sync one holds a thread while it waits.
     """
 
-    def __init__(self, client: DurableTaskClient, *, where: Address | None = None, start_timeout: float = 10.0) -> None:
+    def __init__(
+        self, client: DurableTaskClient, *, where: Address | None = None, start_timeout: float | None = None
+    ) -> None:
         """Wrap `client`, which stays the caller's to close.
 
         Args:
             client: A `DurableTaskSchedulerClient`, a `TaskHubGrpcClient`, or the async form of one.
             where: The client's endpoint and task hub, for error messages; by default what the client tells.
-            start_timeout: Seconds that a turn waits for a worker that takes it, before it is withdrawn; where the
-                scheduler tells that a connected worker hosts the agent, as long as it takes.
+            start_timeout: Seconds that a turn waits for a worker that takes it, before it is withdrawn; by default 10,
+                or 1 where the scheduler tells that no worker has the agent. Where it tells that a connected worker
+                hosts the agent, a turn waits as long as it takes.
 
         Raises:
             ConfigurationError: It is no durabletask client.
@@ -85,7 +88,7 @@ class DurableAIAgentClient:
         taskhub: str | None = None,
         *,
         credential: Any = None,
-        start_timeout: float = 10.0,
+        start_timeout: float | None = None,
     ) -> DurableAIAgentClient:
         """Make a client of what is given, else of ENDPOINT and TASKHUB. Use it with `async with`, or `close()` it.
 
@@ -164,6 +167,7 @@ class DurableAIAgentClient:
         Raises:
             ValueMismatch: JSON cannot hold `input`.
             SchedulerUnreachable: Nothing answers.
+            SchedulerRefused: It answers that it cannot.
         """
         name = orchestrator if isinstance(orchestrator, str) else orchestrator.__name__
         annotation = Any if isinstance(orchestrator, str) else returned_by(definition_of(orchestrator))
@@ -394,6 +398,7 @@ class DurableAIAgent:
             TurnError: Any other end of the turn without an answer.
             UnsupportedByPeer: A worker of the peer hosts the agent, and cannot do this; nothing was sent.
             SchedulerUnreachable: Nothing answers at the endpoint.
+            SchedulerRefused: It answers that it cannot; its disk is full, for example.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
         deadline = timeout if cancel_on_timeout else None
@@ -429,6 +434,7 @@ class DurableAIAgent:
         Raises:
             CorrelationConflict: The correlation id names another request.
             SchedulerUnreachable: Nothing answers at the endpoint.
+            SchedulerRefused: It answers that it cannot; its disk is full, for example.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
         return await self._start(messages, response_format, None, how)

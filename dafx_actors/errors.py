@@ -17,6 +17,7 @@
     ├── NotDurableError             an orchestration awaited something that cannot be replayed
     ├── SchedulerError              between this process and the scheduler
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
+    │   ├── SchedulerRefused        it answers that it cannot: its disk is full, or a token is missing
     │   ├── SchedulerInUse          another process has the embedded scheduler's database open
     │   ├── SchedulerDatabaseError  its database file cannot be used as it is
     │   ├── SchedulerWriteFailed    its disk refused a write; nothing that was acknowledged is lost
@@ -241,6 +242,24 @@ class SchedulerUnreachable(SchedulerError, ConnectionError):
         return (
             f"No scheduler answers at {self.endpoint}{because}. Start one, with `dafx scheduler` or the Durable Task "
             "Scheduler emulator, or point ENDPOINT at the one that runs."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class SchedulerRefused(SchedulerError):
+    """The scheduler answers, but it did not do what it was asked: its disk is full, or it wants another token."""
+
+    endpoint: str
+    status: str
+    """gRPC's name of it, such as `RESOURCE_EXHAUSTED`."""
+    detail: str = ""
+    """The scheduler's own words."""
+
+    def __str__(self) -> str:
+        because = f": {self.detail}" if self.detail else "."
+        return (
+            f"The scheduler at {self.endpoint} refused a call ({self.status}){because} Nothing was changed by it; send "
+            "it again, under the same correlation id, when that is mended."
         )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker
 from dafx_actors._connect import Address, Backend, address, make_client
-from dafx_actors.errors import ConfigurationError, SchedulerUnreachable, TurnTimeout
+from dafx_actors.errors import ConfigurationError, SchedulerRefused, SchedulerUnreachable, TurnTimeout
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +77,16 @@ async def test_what_the_scheduler_refuses_is_not_sent_again() -> None:
         with pytest.raises(grpc.RpcError):
             await backend.start("name", "turn-1", None)
     assert servicer.started == ["turn-1"]
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAUTHENTICATED])
+async def test_a_full_disk_or_a_missing_token_is_an_error_of_ours(status: grpc.StatusCode) -> None:
+    """Found by the chaos run: a full disk came out of `run()` as an error of gRPC."""
+    servicer = Faulty(status)
+    async with backend_of(servicer) as backend:
+        with pytest.raises(SchedulerRefused, match="for the test") as caught:
+            await backend.start("name", "turn-1", None)
+    assert (caught.value.status, servicer.started) == (status.name, ["turn-1"])
 
 
 async def test_an_event_that_got_lost_is_not_sent_again_for_it_may_have_arrived() -> None:

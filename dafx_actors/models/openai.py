@@ -38,6 +38,7 @@ TokenProvider: TypeAlias = Callable[[], Awaitable[str]]
 DEFAULT_API_VERSION = "2024-10-21"
 """The newest version of Azure OpenAI's data plane that is not a preview."""
 
+_LAST_PORT = 65_535
 _AZURE_SCOPE = "https://cognitiveservices.azure.com/.default"
 
 
@@ -130,7 +131,7 @@ class _ChatCompletionsModel(ABC):
         """
         if self._client.get() is None:
             await to_thread.run_sync(importlib.import_module, "openai")
-            from httpx2 import Limits, Timeout
+            from httpx2 import InvalidURL, Limits, Timeout
             from openai import DefaultAsyncHttpxClient, OpenAIError
 
             # Another task may have been here during the import. From here to `set` nothing else runs on this loop.
@@ -141,7 +142,8 @@ class _ChatCompletionsModel(ABC):
                 http = DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=timeout, limits=limits)
                 try:
                     client = self._make_client(timeout=timeout, max_retries=0, http_client=http)
-                except (OpenAIError, ValueError) as error:
+                    _check_port(client.base_url.port)
+                except (OpenAIError, InvalidURL, ValueError) as error:
                     await http.aclose()
                     raise ConfigurationError((f"The model {self.model!r} cannot be used: {error}",)) from error
                 self._client.set(client)
@@ -262,6 +264,16 @@ class _AzureIdentity:
                 await to_thread.run_sync(self._credential.close)
 
 
+def _check_port(port: int | None) -> None:
+    """An address may name any number; the connection would fail with an OverflowError.
+
+    Raises:
+        ValueError: There is no such port.
+    """
+    if port is not None and port > _LAST_PORT:
+        raise ValueError(f"there is no port {port}")
+
+
 def _as_arguments(body: dict[str, Json]) -> dict[str, Any]:
     """`body` as arguments of the package's `create()`.
 
@@ -279,7 +291,7 @@ def _typed_failures(*, answering: bool = False) -> Generator[None]:
     Args:
         answering: Whether an answer has begun, so that a lost connection is an answer that was cut.
     """
-    from httpx2 import RequestError, TimeoutException
+    from httpx2 import InvalidURL, RequestError, TimeoutException
     from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 
     now = datetime.now(timezone.utc)
@@ -299,6 +311,8 @@ def _typed_failures(*, answering: bool = False) -> Generator[None]:
         raise ModelError(kind="connection", message=detail) from error
     except APIError as error:  # an error object inside a stream
         raise failure(None, error.body, message=error.message, headers={}, now=now) from error
+    except (InvalidURL, UnicodeEncodeError) as error:
+        raise ConfigurationError((f"The model's address or key cannot be used: {error}",)) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:  # the package reads a stream with `json.loads`
         raise ModelError(kind="bad_response", message=f"The model's server sent broken JSON: {error}") from error
 

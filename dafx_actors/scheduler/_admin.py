@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._hub import TaskHub
 
 SERVICE = "dafx.scheduler.v1.Admin"
+_LONGEST_NAME = 240
+"""Bytes of a file's name; most file systems take 255."""
 
 
 def hosted(hub: TaskHub) -> dict[str, Any]:
@@ -102,7 +104,7 @@ async def _backup(engine: Engine, _: TaskHub, request: bytes) -> bytes:
         name = json.loads(request)["name"]
     except (ValueError, KeyError, TypeError):
         name = None
-    if not isinstance(name, str) or Path(name).name != name or not name:
+    if not isinstance(name, str) or not _is_file_name(name):
         raise Refused("INVALID_ARGUMENT", 'Send a JSON object with the name of a new file: {"name": "new.db"}.')
     target = engine.backups.absolute() / name
     try:
@@ -110,6 +112,16 @@ async def _backup(engine: Engine, _: TaskHub, request: bytes) -> bytes:
     except SchedulerDatabaseError as error:
         raise Refused("FAILED_PRECONDITION", str(error)) from error
     return json.dumps({"path": str(target), "bytes": size}).encode()
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether this names a file in a folder, on every file system; `.partial` still fits behind it."""
+    return (
+        name not in {"", ".."}
+        and Path(name).name == name
+        and name.isprintable()
+        and len(name.encode()) <= _LONGEST_NAME
+    )
 
 
 METHODS: Mapping[str, Callable[[Engine, TaskHub, bytes], Awaitable[bytes]]] = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from dafx_actors.errors import SchedulerError, SchedulerWriteFailed
 from dafx_actors.scheduler import _admin, _pages, _requests
@@ -62,13 +63,9 @@ class Service:
         tasks: dict[str, Any] = {name: self._unary(cls, handler) for name, (cls, handler) in _requests.UNARY.items()}
         tasks.update({name: self._unary(cls, handler) for name, (cls, handler) in _pages.UNARY.items()})
         tasks["Hello"] = grpc.unary_unary_rpc_method_handler(self._hello)
-        tasks["GetWorkItems"] = grpc.unary_stream_rpc_method_handler(
-            self._get_work_items, request_deserializer=pb.GetWorkItemsRequest.FromString
-        )
+        tasks["GetWorkItems"] = grpc.unary_stream_rpc_method_handler(self._get_work_items)
         tasks["StreamInstanceHistory"] = grpc.unary_stream_rpc_method_handler(
-            self._stream_history,
-            request_deserializer=pb.StreamInstanceHistoryRequest.FromString,
-            response_serializer=serialize,
+            self._stream_history, response_serializer=serialize
         )
         admin: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(self._administer(handler))
@@ -108,16 +105,15 @@ class Service:
         return self._engine.hub(name)
 
     def _unary(self, cls: Any, handler: Callable[[TaskHub, Any], Awaitable[Any]]) -> Any:
-        async def answer(request: Any, context: Context) -> Any:
+        async def answer(sent: bytes, context: Context) -> Any:
             hub = await self._hub(context)
             try:
-                return await handler(hub, request)
+                return await handler(hub, _read(cls, sent))
             except (Refused, SchedulerError) as error:
                 await _abort(context, error)
 
-        return grpc.unary_unary_rpc_method_handler(
-            answer, request_deserializer=cls.FromString, response_serializer=serialize
-        )
+        made: Any = grpc.unary_unary_rpc_method_handler
+        return made(answer, response_serializer=serialize)
 
     def _administer(self, handler: Callable[[Engine, TaskHub, bytes], Awaitable[bytes]]) -> Any:
         async def answer(request: bytes, context: Context) -> bytes:
@@ -136,8 +132,13 @@ class Service:
 
     # --- streams ---------------------------------------------------------------------------------------------------
 
-    async def _get_work_items(self, request: pb.GetWorkItemsRequest, context: Context) -> None:
+    async def _get_work_items(self, sent: bytes, context: Context) -> None:
         hub = await self._hub(context)
+        try:
+            request: pb.GetWorkItemsRequest = _read(pb.GetWorkItemsRequest, sent)
+        except Refused as error:
+            await _abort(context, error)
+            raise
         stream = _WorkStream(hub, request, _worker_name(request, context), self._engine.clock.now())
         self._streams.add(stream)
         if self._pinger is None:
@@ -157,17 +158,27 @@ class Service:
             stream.ping()
         self._pinger = asyncio.get_running_loop().call_later(self._ping_every, self._ping)
 
-    async def _stream_history(
-        self, request: pb.StreamInstanceHistoryRequest, context: Context
-    ) -> AsyncIterator[pb.HistoryChunk]:
+    async def _stream_history(self, sent: bytes, context: Context) -> AsyncIterator[pb.HistoryChunk]:
         hub = await self._hub(context)
         try:
-            chunks = await _pages.history(hub, request)
+            chunks = await _pages.history(hub, _read(pb.StreamInstanceHistoryRequest, sent))
         except (Refused, SchedulerError) as error:
             await _abort(context, error)
             raise
         for chunk in chunks:
             yield chunk
+
+
+def _read(cls: Any, sent: bytes) -> Any:
+    """A request. Not left to gRPC, which makes a fault of the server out of bytes that are none, and logs it as such.
+
+    Raises:
+        Refused: The bytes are something else.
+    """
+    try:
+        return cls.FromString(sent)
+    except DecodeError as error:
+        raise Refused("INVALID_ARGUMENT", f"The request cannot be read: {error}") from error
 
 
 async def _abort(context: Context, error: Refused | SchedulerError) -> None:

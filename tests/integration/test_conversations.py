@@ -179,18 +179,28 @@ async def test_a_timeout_says_how_to_pick_the_answer_up(hosting: Hosting) -> Non
 async def test_an_agent_that_nobody_hosts_is_an_error_that_lists_what_is_hosted(
     hosting: Hosting, endpoint: str, request: pytest.FixtureRequest
 ) -> None:
+    # Only the embedded scheduler can tell, and then nobody has to wait for the whole of the usual `start_timeout`.
+    embedded = "embedded" in request.node.name
     async with (
         hosting(agent_with(ScriptedModel(echo))) as hosts,
-        DurableAIAgentClient.connect(endpoint, start_timeout=1.5) as client,
+        DurableAIAgentClient.connect(endpoint, start_timeout=None if embedded else 1.5) as client,
     ):
         await hosts.get_agent("Joker").run("Hello")
         with pytest.raises(AgentNotHosted) as caught:
             await client.get_agent("Nobody").run("Hello")
     assert (caught.value.agent, caught.value.task_hub) == ("Nobody", "default")
-    # Only the embedded scheduler can tell, and then nobody has to wait for the whole `start_timeout`.
-    embedded = "embedded" in request.node.name
     assert caught.value.hosted == (("Joker",) if embedded else None)
     assert caught.value.seconds == (1.0 if embedded else 1.5)
+
+
+@pytest.mark.parametrize("endpoint", ["embedded"], indirect=True)
+async def test_a_start_timeout_that_is_given_is_kept_where_no_worker_is_connected_yet(endpoint: str) -> None:
+    """So that a client which was started again takes up its turn while the workers are being started, too."""
+    async with DurableAIAgentClient.connect(endpoint, start_timeout=1.2) as client:
+        with pytest.raises(AgentNotHosted) as caught:
+            await client.get_agent("Joker").run("Hello")
+    assert caught.value.hosted == ()
+    assert caught.value.seconds == pytest.approx(1.2)
 
 
 async def test_no_scheduler_is_an_error_that_says_how_to_start_one() -> None:
