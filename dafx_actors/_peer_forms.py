@@ -67,7 +67,7 @@ def dump_for_peer(agent: str, request: RunRequest) -> dict[str, Json]:
     Raises:
         UnsupportedByPeer: It asks for what the peer cannot do.
     """
-    if request.limits is not None:
+    if request.limits is not None or request.deadline is not None:
         raise UnsupportedByPeer(agent, "hold a turn to limits or to a deadline of its own")
     contents = [content for message in request.messages for content in message.contents]
     if not all(isinstance(content, TextContent) for content in contents):

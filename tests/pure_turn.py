@@ -280,7 +280,7 @@ class Execution:
         if approval := call.plan.get("approval"):
             decision = yield Decided(call.key, approval["seconds"] is not None)
             if decision == "deadline":
-                expire = {"action": "expire", "by": "the deadline"}
+                expire = {"action": "expire", "by": "the deadline", "at": "2025-01-02T12:00:00+00:00"}
                 outcome = yield Tell("decide", self.deciding(call.key, call, expire))
                 decision = outcome.get("decided") or (yield Decided(call.key, False))
             if decision["action"] == "expire" and approval["onTimeout"] == "fail":

@@ -369,9 +369,9 @@ class Turns(RuleBasedStateMachine):
         action = data.draw(st.sampled_from(["approve", "approve", "edit", "deny", "retry", "retry", "result", "fail"]))
         stale = data.draw(RARELY)
         ask: Json = self.state.books.asks[key]
-        decision: dict[str, Json] = {"action": action, "by": "Ann"}
+        decision: dict[str, Json] = {"action": action, "by": "Ann", "at": "2025-01-02T12:00:00+00:00"}
         if action == "edit":
-            decision = {"action": "approve", "by": "Ann", "arguments": {"n": 7}}
+            decision = {"action": "approve", "by": "Ann", "at": "2025-01-02T12:00:00+00:00", "arguments": {"n": 7}}
         digest = "another" if stale else ask["digest"]
         told = {"correlationId": self.state.active or "?", "key": key, "digest": digest, "decision": decision}
         given = self.tell("decide", told)
@@ -380,7 +380,10 @@ class Turns(RuleBasedStateMachine):
             self.again[key.split(".outcome")[0]] += 1
 
     def cancel(self, turn: str) -> None:
-        given = self.tell("cancel", {"correlationId": turn, "mark": {"by": "Ann", "reason": "enough"}})
+        given = self.tell(
+            "cancel",
+            {"correlationId": turn, "mark": {"by": "Ann", "at": "2025-01-02T12:00:00+00:00", "reason": "enough"}},
+        )
         if "ended" in given:
             assert turn not in self.answers or given["ended"] == self.answers[turn]
         else:
@@ -507,7 +510,7 @@ class Turns(RuleBasedStateMachine):
         elif asked := [ask for ask in self.state.books.asks.values() if self.is_waited_for(ask)]:
             ask: Json = asked[0]
             action = "deny" if ask["kind"] == "approval" else "fail"
-            decision = ask.get("decision") or {"action": action, "by": "Ann"}
+            decision = ask.get("decision") or {"action": action, "by": "Ann", "at": "2025-01-02T12:00:00+00:00"}
             told_ = {"correlationId": self.state.active, "key": ask["key"], "digest": ask["digest"]}
             assert "decided" in self.tell("decide", {**told_, "decision": decision})
         elif queued := self.waiting(Wait):

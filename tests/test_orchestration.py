@@ -342,7 +342,7 @@ async def test_a_typed_error_crosses_activities(run: Run) -> None:
 
 
 async def test_an_agents_error_is_caught_and_another_agent_asked(run: Run) -> None:
-    @durable_agent(model=ScriptedModel(ModelError("server_error", "down")))
+    @durable_agent(model=ScriptedModel(ModelError("authentication", "who are you?")))
     class First:
         instructions = "x"
 

@@ -195,7 +195,7 @@ def test_the_latest_progress_of_each_call_is_kept_while_the_turn_runs() -> None:
 
 
 def test_the_books_are_closed_with_the_turn() -> None:
-    state, _ = decide(asked(), "approve")
+    state, _ = decide(asked(), "approve", at=NOW.isoformat())
     state, _ = _thread.attempt(state, "c1", KEY, 1, "A", NOW)
     state, _ = _thread.note(state, "c1", KEY, 1)
     assert _thread.load(json.loads(json.dumps(_thread.dump(state)))).books == state.books
