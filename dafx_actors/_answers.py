@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -26,13 +27,16 @@ def answer_mismatch(text: str, schema: Mapping[str, Json] | None) -> str | None:
     except json.JSONDecodeError as error:
         return f"it is not JSON ({error})"
     # Not at the top: programs that ask for no typed answers need not wait for it.
-    import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
-
-    validators: Any = jsonschema.validators
+    validators: Any = importlib.import_module("jsonschema.validators")  # its stubs are a package of their own
     try:
-        found = sorted(validators.validator_for(schema)(schema).iter_errors(value), key=lambda each: each.json_path)
+        mistakes: list[Any] = sorted(validators.validator_for(schema)(schema).iter_errors(value), key=_place)
     except Exception as error:  # noqa: BLE001 - a schema that refers to what is not there, or is none
         return f"the schema itself is broken ({error})"
-    if not found:
+    if not mistakes:
         return None
-    return "; ".join(f"{each.json_path}: {each.message}" for each in found[:_MOST])
+    return "; ".join(f"{each.json_path}: {each.message}" for each in mistakes[:_MOST])
+
+
+def _place(mistake: Any) -> str:
+    place: str = mistake.json_path
+    return place

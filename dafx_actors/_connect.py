@@ -25,8 +25,10 @@ from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, Orchestratio
 from durabletask.entities import EntityInstanceId
 from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
 from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest
-from durabletask.internal.orchestrator_service_pb2_grpc import TaskHubSidecarServiceStub
-from durabletask.internal.shared import get_grpc_channel
+from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
+    TaskHubSidecarServiceStub,
+)
+from durabletask.internal.shared import get_grpc_channel  # pyright: ignore[reportMissingTypeStubs]
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors.errors import ConfigurationError, SchedulerRefused, SchedulerUnreachable
