@@ -350,6 +350,8 @@ def _instructions_mistake(definition: AgentDefinition, agent: object) -> str | N
 def _tool_mistakes(definition: AgentDefinition, instance: object) -> list[str]:
     if mistakes := tool_mistakes(instance):
         return mistakes
+    if any(_waits_for_itself(entry, definition.name) for entry in tools_of(instance)):
+        return [f"{definition.name}: as a tool of its own in the same thread it would wait for itself for ever"]
     if definition.durability != "turn":
         return []
     return [
@@ -360,6 +362,10 @@ def _tool_mistakes(definition: AgentDefinition, instance: object) -> list[str]:
         or entry.approval is not None
         or (isinstance(entry, Tool) and entry.effect == "once")
     ]
+
+
+def _waits_for_itself(entry: Tool | AgentTool | ToolSource, agent: str) -> bool:
+    return isinstance(entry, AgentTool) and not entry.new_thread and entry.agent.lower() == agent.lower()
 
 
 def _is_model(given: object) -> bool:

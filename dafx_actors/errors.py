@@ -406,7 +406,8 @@ class ThreadBusy(TurnError):
     def __str__(self) -> str:
         return (
             f"Thread {self.thread_id} of agent {self.agent!r} is busy with turn {self.active}. Nothing was recorded. "
-            "Send the request again when that turn has ended, or through a client's `run()`, which queues it."
+            "Send the request again when that turn has ended. (A client's `run()` queues it, unless the agent was "
+            'declared with `overlap="reject"`.)'
         )
 
 

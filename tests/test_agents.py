@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dafx_actors import AgentThread, ChatMessage, ModelReply, ModelRequest, Transcript, Turn, durable_agent
+from dafx_actors import AgentThread, ChatMessage, ModelReply, ModelRequest, Transcript, Turn, as_tool, durable_agent
 from dafx_actors.agents import Agent, AgentRegistry, agent_name, definition_of
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.exchange import RunRequest
@@ -323,3 +323,12 @@ async def test_a_turn_asks_the_model_with_its_own_messages_schema_and_options() 
 
 def test_a_turns_text_is_that_of_its_request() -> None:
     assert turn().text == "Hello\nyou"
+
+
+def test_an_agent_cannot_be_its_own_tool_in_the_same_thread() -> None:
+    class Thinker:
+        instructions = "Think."
+        tools = (as_tool("thinker", new_thread=False), as_tool("Thinker", name="ask_another", new_thread=True))
+
+    with pytest.raises(ConfigurationError, match="would wait for itself for ever"):
+        AgentRegistry().add(durable_agent(Thinker))
