@@ -73,7 +73,7 @@ class ClientAgentExecutor:
         sent = turn_input(thread, request)
         if await self._backend.start(turn_name(thread.agent), request.correlation_id, sent):
             if by_peer:
-                await self._peer.hand_over(thread, request)
+                await self._peer.hand_over(thread, request, created=True)
             return
         state = await self._backend.state(request.correlation_id)
         if state is not None and (differs := _difference(state, thread, request)):

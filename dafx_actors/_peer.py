@@ -36,6 +36,12 @@ def handed_over(state: OrchestrationState) -> bool:
     return ended and _HANDED_OVER in (state.serialized_output or "")
 
 
+def _was_not_known(record: OrchestrationState) -> bool:
+    """Whether a worker without work-item filters took it, and failed it since it knows nothing of it."""
+    failure = record.failure_details
+    return failure is not None and failure.error_type.endswith("OrchestratorNotRegisteredError")
+
+
 def pause_after(pause: float, waited: float) -> float:
     """Seconds until a state is read again: a tenth of what was waited so far, within bounds."""
     return min(max(pause, waited / 10), _LONGEST_PAUSE)
@@ -79,8 +85,12 @@ class PeerThreads:
         await self._backend.signal(sign, "delete", None)
         return found is not None
 
-    async def hand_over(self, thread: AgentThread, request: RunRequest) -> OrchestrationState | None:
+    async def hand_over(
+        self, thread: AgentThread, request: RunRequest, *, created: bool = False
+    ) -> OrchestrationState | None:
         """Give a turn whose orchestration no worker has taken to the peer; once, whoever else is about to.
+
+        With `created`, the caller has just started that orchestration, and nobody else is about to.
 
         Gives the orchestration: that was handed over, or as it ended where our own worker took it at the last moment.
 
@@ -95,7 +105,8 @@ class PeerThreads:
         await self._backend.terminate(request.correlation_id, f"{_HANDED_OVER} ({token})")
         # A scheduler may show the end only once some worker takes it; the embedded one shows it at once.
         ended = await self._backend.wait(request.correlation_id, 0.5)
-        if ended is None or token in (ended.serialized_output or ""):
+        unknown = created and ended is not None and _was_not_known(ended)
+        if ended is None or unknown or token in (ended.serialized_output or ""):
             await self._backend.signal(thread.entity_id, "run", sent)
         return ended or await self._backend.state(request.correlation_id)
 

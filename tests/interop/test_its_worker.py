@@ -170,7 +170,7 @@ async def test_a_worker_without_filters_takes_what_it_does_not_know(peer: Peer, 
     await peer.host("Joker", filters=False)
     with pytest.raises(TurnFailed, match="OrchestratorNotRegistered"):
         await client.get_agent("Joker").run("Hello")
-    answer = await client.get_agent("Joker", hosted_by_peer=True).run("Hello")
+    answer = await client.get_agent("Joker", hosted_by_peer=True).run("Hello", timeout=60)
     assert answer.text == "Hello (2 messages)"
 
 
@@ -260,7 +260,7 @@ async def test_our_orchestration_calls_its_agent(hosting: Hosting, peer: Peer, c
 async def test_an_agent_of_ours_answers_as_the_peers_would(hosting: Hosting, client: DurableAIAgentClient) -> None:
     """Where `hosted_by_peer` has come to be wrong, since the agent has moved."""
     async with hosting(agent_named()):
-        answer = await client.get_agent("Joker", hosted_by_peer=True).run("Hello")
+        answer = await client.get_agent("Joker", hosted_by_peer=True).run("Hello", timeout=60)
     assert answer.text == "Hello (2 messages)"
 
 
