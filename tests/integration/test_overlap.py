@@ -13,7 +13,7 @@ from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
 from tests.integration.conftest import Hosting
 from tests.integration.test_robustness import Held
-from tests.integration.turns import agent, asked_of, asks, is_balanced, program, results, until
+from tests.integration.turns import agent, asked_of, asks, is_balanced, line_of, program, results, until
 
 pytestmark = pytest.mark.anyio
 
@@ -217,8 +217,8 @@ async def test_a_steered_request_survives_kill_9_of_the_worker(tmp_path: Any) ->
         async with DurableAIAgentClient.connect(scheduler.endpoint) as client:
             async with program(HANGS, scheduler.endpoint) as process:
                 first = await start(client, "first")
-                assert process.stdout is not None
-                await process.stdout.receive()
+                # Not before: until then the second could overtake the first, or the first have asked for no tool yet.
+                assert await line_of(process) == "begun"
                 second = await start(client, "second")
                 await told(client, "steered", "second")
                 process.kill()

@@ -135,9 +135,21 @@ async def program(source: str, *arguments: str, **how: Any) -> AsyncGenerator[Pr
     """A Python program in a process of its own, which has printed a line; killed at the end."""
     async with await anyio.open_process([sys.executable, "-c", source, *arguments], stderr=None, **how) as process:
         try:
-            assert process.stdout is not None
-            await process.stdout.receive()
+            await line_of(process)
             yield process
         finally:
             if process.returncode is None:
                 process.kill()
+
+
+async def line_of(process: Process) -> str:
+    """The next line that a program prints.
+
+    Byte by byte, so that none of the line after it is taken, and never less than a line: where Python does not buffer
+    (PYTHONUNBUFFERED), `print` writes a text and its line end one after the other, and they may come apart.
+    """
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await process.stdout.receive(1)
+    return line.decode().strip()
