@@ -123,7 +123,7 @@ class OrchestrationAgentExecutor:
 
 def turn_input(thread: AgentThread, request: RunRequest) -> dict[str, Json]:
     """The input of a turn's orchestration."""
-    return {"thread": thread.thread_id, "request": _codec.dump_request(request)}
+    return {"thread": thread.thread_id, "request": _codec.dump_request(request), "eager": True}
 
 
 class OrchestrationAgent:

@@ -170,6 +170,17 @@ def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
     )
 
 
+def channels_of(worker: TaskHubGrpcWorker) -> Callable[[], tuple[grpc.Channel, bool]]:
+    """Makes channels with the settings of `worker`, or gives the one that it was given; whether it is to be closed."""
+    private: Any = worker
+    if not private._owns_channel:  # noqa: SLF001 - see above
+        given: grpc.Channel = private._channel  # noqa: SLF001
+        return lambda: (given, False)
+    settings = (private._host_address, private._secure_channel, private._interceptors)  # noqa: SLF001
+    options = private._channel_options or _channel_options()  # noqa: SLF001
+    return lambda: (get_grpc_channel(*settings, options), True)
+
+
 class EndWatch:
     """Waits for orchestrations to end, without a thread for each: durabletask's own call blocks one.
 
@@ -178,16 +189,7 @@ class EndWatch:
     """
 
     def __init__(self, worker: TaskHubGrpcWorker) -> None:
-        private: Any = worker
-        self._owns_channel: bool = private._owns_channel  # noqa: SLF001 - see above
-        self._channel: grpc.Channel = private._channel  # noqa: SLF001
-        if self._owns_channel:
-            self._channel = get_grpc_channel(
-                private._host_address,  # noqa: SLF001
-                private._secure_channel,  # noqa: SLF001
-                private._interceptors,  # noqa: SLF001
-                private._channel_options or _channel_options(),  # noqa: SLF001
-            )
+        self._channel, self._owns_channel = channels_of(worker)()
         self._stub: Any = TaskHubSidecarServiceStub(self._channel)  # type: ignore[no-untyped-call]
         # Interceptors may block, for a token or until the answer is there: not where agents run.
         self._thread = ThreadPoolExecutor(1, "dafx-watch")

@@ -38,13 +38,17 @@ class RecentDocuments:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._held = 0
+        self._expected: dict[str, threading.Event] = {}
 
-    def keep(self, document: Json, entries: int) -> str:
-        """Keep a document of so many entries; its token."""
-        token, now = new_id(), self._clock()
+    def keep(self, document: Json, entries: int, token: str | None = None) -> str:
+        """Keep a document of so many entries, under `token` if one is given; its token."""
+        token, now = token or new_id(), self._clock()
         with self._lock:
+            self._held -= kept.entries if (kept := self._kept.pop(token, None)) else 0
             self._kept[token] = _Kept(document, entries, now)
             self._held += entries
+            if (expected := self._expected.get(token)) is not None:
+                expected.set()
             while self._kept and (self._held > self._entries or self._oldest.at < now - self._seconds):
                 self._held -= self._kept.popitem(last=False)[1].entries
         return token
@@ -57,6 +61,17 @@ class RecentDocuments:
                 return None
             self._held -= kept.entries
             return kept.document
+
+    def wait_for(self, token: str, seconds: float) -> bool:
+        """Wait until something is kept under a token, also None; whether it is."""
+        with self._lock:
+            if token in self._kept:
+                return True
+            expected = self._expected.setdefault(token, threading.Event())
+        expected.wait(seconds)
+        with self._lock:
+            self._expected.pop(token, None)
+            return token in self._kept
 
     @property
     def _oldest(self) -> _Kept:

@@ -28,6 +28,7 @@ from durabletask.client import OrchestrationState, OrchestrationStatus, TaskHubG
 from durabletask.entities import EntityContext
 
 from dafx_actors import _codec, _operations, _peer_forms, _thread, _turn
+from dafx_actors._agent_tasks import turn_input
 from dafx_actors._answers import answer_mismatch
 from dafx_actors._json import as_object, as_text, dump_time, load_time
 from dafx_actors._recent import RecentDocuments
@@ -58,6 +59,8 @@ _logger = logging.getLogger("dafx_actors.worker")
 _ENDED = {OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED}
 _MARGIN = 1.0
 """Seconds by which the clocks of two workers may differ, and a time limit be late."""
+_PAUSES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds between looks at a thread that is on its way to what a step has to see."""
 _ONLY_IN_STEPS = "it cannot be called here: the whole turn runs in one operation, which can wait for nobody"
 """For calls that wait for a person or another agent, or that must be recorded before they act."""
 
@@ -141,7 +144,10 @@ class HostedAgent:
             document = _thread.dump(changed)
             context.set_state(document)
             if isinstance(outcome, _thread.Granted):
-                dumped["state"] = self.recent.keep(document, changed.length)
+                token = _begin_token(thread, told.turn) if context.operation == "begin" else None
+                dumped["state"] = self.recent.keep(document, changed.length, token)
+        if context.operation == "begin" and not isinstance(outcome, _thread.Granted):
+            self.recent.keep(None, 0, _begin_token(thread, told.turn))
         return {**dumped, "settings": self._settings()} if context.operation == "begin" else dumped
 
     def _settings(self) -> Json:
@@ -159,7 +165,7 @@ class HostedAgent:
         """
         request, by_peer = _codec.load_request(raw), _peer_forms.sent_by_peer(raw)
         if not _peer_forms.waits_for_answer(raw):
-            sent = {"thread": thread.thread_id, "request": _codec.dump_request(request)}
+            sent = turn_input(thread, request)
             context.schedule_new_orchestration(turn_name(thread.agent), sent, request.correlation_id)
             return None
         before = _thread.load(context.get_state())
@@ -193,7 +199,8 @@ class HostedAgent:
             sent = as_object(raw)
             thread = AgentThread(name, as_text(sent.get("thread")))
             begun = load_time(sent["begun"]) if sent.get("begun") else None
-            steps = TurnSteps(context, thread, _codec.load_request(sent.get("request")), begun)
+            request, eager = _codec.load_request(sent.get("request")), bool(sent.get("eager")) and begun is None
+            steps = TurnSteps(context, thread, request, begun=begun, eager=eager)
             response: Json = await (steps.in_one_operation() if by_turn else steps.step_by_step())
             if response is None:
                 context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
@@ -221,6 +228,8 @@ class HostedAgent:
     def model_step(self, _: task.ActivityContext, raw: Json) -> Json:
         """A model call of a turn, as a value: the reply with a plan of its tool calls, or the error."""
         thread, turn = AgentThread(self.agent.name, raw["thread"]), raw["correlationId"]
+        if raw.get("begins"):
+            return self._first_model_step(thread, raw)
         try:
             if (document := self.recent.take(raw.get("state"))) is not None:
                 state = _thread.load(document)
@@ -228,6 +237,40 @@ class HostedAgent:
                 document, state = self._read(thread, turn, raw["length"])
         except DafxError as error:
             return {"error": _codec.dump_error(error)}
+        return self._model_step(thread, raw, document, state)
+
+    def _first_model_step(self, thread: AgentThread, raw: Json) -> Json:
+        """A model call that is made together with `begin`: with its result comes what that gave, as `begun`.
+
+        Without it, the turn was not granted its thread, or nobody knows yet. Without a result, the turn has to see to a
+        time limit first.
+        """
+        turn, limits = raw["correlationId"], self.agent.definition.limits
+        if (document := self._begun(thread, turn)) is None:
+            return {}
+        state = _thread.load(document)
+        begun = {"granted": state.length, "settings": self._settings()}
+        if limits.seconds is not None and not raw.get("limited"):
+            return {"begun": {**begun, "state": self.recent.keep(document, state.length)}}
+        return {**self._model_step(thread, raw, document, state), "begun": begun}
+
+    def _begun(self, thread: AgentThread, turn: str) -> Json:
+        """The thread as soon as this turn is active in it; None if it is not, or this takes long.
+
+        Another worker may see to its `begin`, which is then found by reading.
+        """
+        token = _begin_token(thread, turn)
+        for pause in _PAUSES:
+            if self.recent.wait_for(token, pause):
+                return self.recent.take(token)
+            entity = self.host.reader.get_entity(thread.entity_id)
+            document = entity.get_typed_state() if entity else None
+            if (granted := _thread.is_granted(_thread.load(document), turn)) is not None:
+                return document if granted else None
+        return None
+
+    def _model_step(self, thread: AgentThread, raw: Json, document: Json, state: _thread.ThreadState) -> Json:
+        turn = raw["correlationId"]
         if (mark := state.cancelled.get(turn)) is not None:
             cancelled = TurnCancelled(thread.agent, turn, str(mark.get("reason") or ""), str(mark.get("by") or ""))
             return {"error": _codec.dump_error(cancelled)}
@@ -289,7 +332,7 @@ class HostedAgent:
     def _read(self, thread: AgentThread, turn: str, length: int) -> tuple[Json, _thread.ThreadState]:
         """The thread with at least what the turn had recorded; a scheduler may answer with older state for a while."""
         found = 0
-        for pause in (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6):
+        for pause in (0.0, *_PAUSES[2:]):
             time.sleep(pause)
             entity = self.host.reader.get_entity(thread.entity_id)
             document = entity.get_typed_state() if entity else None
@@ -463,6 +506,11 @@ class HostedAgent:
                     group.start_soon(make, call)
         results = _turn.results_message(calls, outcomes)
         return [results] if results else []
+
+
+def _begin_token(thread: AgentThread, turn: str) -> str:
+    """Under which what a `begin` stored is kept: its turn's first step comes by itself, and knows no other."""
+    return f"{thread.thread_id}/{turn}"
 
 
 def _may_still_run(tool: Tool, since: datetime | None) -> float:

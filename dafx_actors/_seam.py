@@ -6,7 +6,6 @@ durabletask runs orchestrators, entities and activities as plain functions on on
 - `Gate` lets steps in and counts them. When the worker stops, steps that have not begun are given back, and those that
   do not end within the bound are ended by `HandedBack`: durabletask then sends no answer, so the scheduler hands
   them out again. (An ordinary exception, also a cancellation by the loop, would be recorded as their result.)
-- `Pool` replaces durabletask's pool of CPUs + 4 threads, and closes the coroutines of orchestrations after each.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -23,7 +22,7 @@ import anyio
 import anyio.from_thread
 import attrs
 
-from dafx_actors._coroutines import at_end_of_work_item, work_item
+from dafx_actors._coroutines import at_end_of_work_item
 
 T = TypeVar("T")
 
@@ -47,19 +46,6 @@ class Work:
 
 class HandedBack(asyncio.CancelledError):
     """Leaves a work item unanswered. A cancellation, for it passes durabletask's `except Exception` without noise."""
-
-
-class Pool(ThreadPoolExecutor):
-    """Threads for work items."""
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run `fn` as a work item; threads are made as they are needed."""
-
-        def run() -> T:
-            with work_item():
-                return fn(*args, **kwargs)
-
-        return super().submit(run)
 
 
 class Gate:

@@ -91,6 +91,7 @@ __all__ = [
     "decide",
     "dump",
     "is_approved",
+    "is_granted",
     "load",
     "may_act",
     "note",
@@ -127,7 +128,7 @@ def begin(
         return state, Granted(state.length)
     assert state.active is not None  # else this turn would have been granted above
     if turn in state.books.joined or _among((*state.steered, *state.waiting), turn):
-        return state, _queued(state)
+        return state, _queued(state, _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ())
     if overlap == "reject":
         return before, Refused(ThreadBusy(thread.agent, thread.thread_id, state.active))
     return _overlap(state, thread, request, overlap, now)
@@ -313,6 +314,13 @@ def reset(state: ThreadState) -> tuple[ThreadState, Outcome]:
     return empty, lost or Noted()
 
 
+def is_granted(state: ThreadState, turn: str) -> bool | None:
+    """Whether a turn is active, or its `begin` was refused, queued, or answered; None while that may be on its way."""
+    if state.active is not None:
+        return state.active == turn
+    return None if _ended(state, turn) is None else False
+
+
 def may_act(state: ThreadState, turn: str) -> bool:
     """Whether a tool of this turn may begin to act."""
     return state.active == turn and turn not in state.cancelled
@@ -362,6 +370,23 @@ def _schema_of(state: ThreadState, turn: str | None) -> Mapping[str, Json] | Non
 def _queued(state: ThreadState, told: tuple[str, ...] = ()) -> Queued:
     assert state.active is not None
     return Queued(state.active, (state.active, *told) if state.active in state.cancelled else told)
+
+
+def _cancelled_by(state: ThreadState, thread: AgentThread, turn: str) -> tuple[str, ...]:
+    """Turns that waited and were cancelled by this one since the active turn began."""
+    found: list[str] = []
+    for raw in reversed(state.history):
+        if state.active is not None and is_entry(raw, "request", state.active):
+            break
+        if raw.get("$type") == "response":
+            try:
+                _codec.load_response(raw, thread)
+            except TurnCancelled as error:
+                if error.by == turn:
+                    found.append(raw["correlationId"])
+            except (DafxError, ValueError):
+                pass  # it ended otherwise
+    return tuple(found)
 
 
 def _overlap(

@@ -2,10 +2,14 @@
 
 ::
 
-    begin ──> model step ──> record, tool steps together, record ──> model step ──> ... ──> commit
-       │           │  ^             │
-       │           └──┘ back-off    └── waits for a person, for days if need be, and holds no worker
+    begin, model step ──> record, tool steps together, record ──> model step ──> ... ──> commit
+       │      │  ^             │
+       │      └──┘ back-off    └── waits for a person, for days if need be, and holds no worker
        └── waits in line
+
+Most turns find their thread idle. So the first model step does not wait for the grant to come back here and go out
+again: it is asked for together with `begin`, and looks in the thread whether that is granted. Where it is not, it does
+nothing, and the turn asks its thread again.
 
 What the steps gave stands in the orchestration's history, and what they were asked in it: so nothing here reads the
 agent's declaration, which may be another one when the history is replayed. `settings` come with the grant.
@@ -96,17 +100,34 @@ class TurnSteps:
     """One turn inside its orchestration."""
 
     def __init__(
-        self, context: OrchestrationContext, thread: AgentThread, request: RunRequest, begun: datetime | None = None
+        self,
+        context: OrchestrationContext,
+        thread: AgentThread,
+        request: RunRequest,
+        *,
+        begun: datetime | None = None,
+        eager: bool = False,
     ) -> None:
-        """Take up a turn; `begun` is when it was, if it waited so long that its history was cut."""
+        """Take up a turn.
+
+        Args:
+            context: Of its orchestration.
+            thread: Its thread.
+            request: What it is to answer.
+            begun: When it was started, if it waited so long that its history was cut.
+            eager: Whether to ask for the thread and the model at once. Turns of versions that could not are replayed.
+        """
         self._context = context
         self._thread = thread
         self._request = request
         self._id = request.correlation_id
         self._begun = begun or context.current_utc_datetime
+        self._is_eager = eager
         self._progress = _turn.Progress()
         self._limits = Limits()
         self._retry = _turn.MODEL_RETRIES
+        self._seconds: float | None = None
+        """After which the turn ends, as there is a timer for."""
         self._length = 0
         """Of the thread, as the turn knows it."""
         self._state: str | None = None
@@ -139,23 +160,23 @@ class TurnSteps:
         """Each step recorded. None where it still waits in line after a long time, and should start again."""
         # One wait, made once: a new one each time round would lose the event to the old one.
         self._stops = [self._context.wait_for_external_event(_CANCEL)]
-        begun = await self._begin()
+        begun, reply = await self._begin_with_model() if self._is_eager else (await self._begin(), None)
         if "queued" in begun:
             return None
         if "ended" in begun:
             return begun["ended"]
         self._length, self._state = begun["granted"], begun.get("state")
         try:
-            while (ended := await self._round()) is None:
-                pass
+            while (ended := await self._round(reply)) is None:
+                reply = None
         except _Stopped as stopped:
             self._cancel_children(stopped.error)
             return await self._abort(stopped.error, self._unrecorded())
         return ended
 
-    async def _round(self) -> Json:
-        """A model call and what follows from it; the response, where it ended the turn."""
-        result = await self._model_step()
+    async def _round(self, reply: Json = None) -> Json:
+        """A model call, unless its `reply` is there, and what follows; the response, where that ended the turn."""
+        result = await self._model_step(reply)
         if "error" in result:
             return await self._abort(error_in(result, self._thread))
         self._progress, step = _turn.next_step(result, self._progress, self._limits, self._id, self._thread.agent)
@@ -173,6 +194,28 @@ class TurnSteps:
         return None
 
     # --- The thread -----------------------------------------------------------------------------------------------
+
+    async def _begin_with_model(self) -> tuple[Json, Json]:
+        """Ask for the thread and the model in one episode: what `_begin` gives, and the model's result if it has one.
+
+        What the thread answers is told by the model step, which has to know it anyway.
+        """
+        if self._request.limits is not None:
+            self._limits = self._request.limits
+        self._limit_time()
+        self._context.signal_entity(self._thread.entity_id, "begin", _codec.dump_request(self._request))
+        asked = {**self._asked(), "begins": True, **({"limited": True} if self._request.limits else {})}
+        self._show("running")
+        try:
+            step = self._context.call_activity(model_step_name(self._thread.agent), input=asked)
+            result = await self._as_value(self._unless_stopped(step))
+        except _Stopped as stopped:
+            return await self._leave(stopped.error), None
+        if "begun" not in result:
+            return await self._begin(), None
+        begun = result["begun"]
+        self._settle(begun)
+        return begun, result if len(result) > 1 else None
 
     async def _begin(self) -> Json:
         """Ask for the thread, and wait in line where it works on another turn."""
@@ -216,10 +259,15 @@ class TurnSteps:
             self._limits = _codec.load_limits(settings["limits"])
         if settings.get("retry"):
             self._retry = _codec.load_retry(settings["retry"])
+        self._limit_time()
+
+    def _limit_time(self) -> None:
+        """Have the turn end at its deadline; the earliest of several counts."""
         self._limits = seconds_at_most(self._limits, self._request.deadline)
-        if self._limits.seconds is not None:
-            due = self._begun + timedelta(seconds=self._limits.seconds)
-            self._stops.append(self._context.create_timer(due))
+        seconds = self._limits.seconds
+        if seconds is not None and (self._seconds is None or seconds < self._seconds):
+            self._seconds = seconds
+            self._stops.append(self._context.create_timer(self._begun + timedelta(seconds=seconds)))
 
     async def _leave(self, error: DafxError) -> Json:
         """Stop waiting in line. One whose request has joined the active turn cannot take it back."""
@@ -308,9 +356,9 @@ class TurnSteps:
 
     # --- Steps ----------------------------------------------------------------------------------------------------
 
-    async def _model_step(self) -> Json:
-        """The reply as a value, or the error. What may go better is tried again, by a durable timer."""
-        asked = {
+    def _asked(self) -> dict[str, Json]:
+        """What a model step is told."""
+        return {
             "thread": self._thread.thread_id,
             "correlationId": self._id,
             "length": self._length,
@@ -320,11 +368,19 @@ class TurnSteps:
             **({"toolChoice": self._request.tool_choice} if self._request.tool_choice else {}),
             **({} if self._request.enable_tool_calls else {"enableToolCalls": False}),
         }
+
+    async def _model_step(self, result: Json = None) -> Json:
+        """The reply as a value, or the error. What may go better is tried again, by a durable timer.
+
+        `result` is that of the first attempt, where it was made with `begin`.
+        """
+        asked = self._asked()
+        begun, attempt = self._begun if result else self._context.current_utc_datetime, 1
         self._show("running")
-        begun, attempt = self._context.current_utc_datetime, 1
         while True:
-            step = self._context.call_activity(model_step_name(self._thread.agent), input=asked)
-            result = await self._as_value(self._unless_stopped(step))
+            if result is None:
+                step = self._context.call_activity(model_step_name(self._thread.agent), input=asked)
+                result = await self._as_value(self._unless_stopped(step))
             error = _codec.load_error(result["error"]) if "error" in result else None
             if not isinstance(error, ModelError) or not error.retryable:
                 return result
@@ -335,7 +391,7 @@ class TurnSteps:
             self._progress = attrs.evolve(self._progress, retries=(*self._progress.retries, note))
             self._show("retrying", attempt=attempt, error=note["message"])
             await self._unless_stopped(self._context.sleep(pause))
-            attempt += 1
+            attempt, result = attempt + 1, None
 
     async def _call_tools(self, step: _turn.CallTools) -> None:
         """Record the calls, make them, record their results; unless one of them ends the turn."""

@@ -25,12 +25,13 @@ from durabletask.worker import TaskHubGrpcWorker
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import CrossingError
 from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make_worker, reader_of
+from dafx_actors._intake import Intake
 from dafx_actors._runtime import HostedAgent
-from dafx_actors._seam import AgentLoop, Gate, Pool, Work, WorkKind, until_turn_ends
+from dafx_actors._seam import AgentLoop, Gate, Work, WorkKind, until_turn_ends
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
 from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
-from dafx_actors.ids import AgentThread, entity_name, model_step_name, probe_name
+from dafx_actors.ids import AgentThread, entity_name, model_step_name, probe_name, tell_name, turn_name
 from dafx_actors.models import Model
 from dafx_actors.orchestration import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
@@ -42,8 +43,6 @@ _logger = logging.getLogger(__name__)
 _ORCHESTRATIONS = 16
 """How many orchestrations take a step at once: they only compute, so that more would only wait for each other, here in
 the order in which they came; in the scheduler they wait by name, in turns, and a crowd of one kind lets others pass."""
-_SPARE_THREADS = 64
-"""More threads than steps are admitted, so that an orchestration never waits for one (11 ms rather than 187)."""
 
 
 class DurableAIAgentWorker:
@@ -108,7 +107,7 @@ class DurableAIAgentWorker:
         if options.maximum_concurrent_orchestration_work_items == default:
             options.maximum_concurrent_orchestration_work_items = _ORCHESTRATIONS
         worker.use_work_item_filters()
-        self._size_pool()
+        self._intake = Intake(worker)
 
     @classmethod
     def connect(
@@ -165,7 +164,8 @@ class DurableAIAgentWorker:
             for name, function in hosted.functions.items():
                 step = self._announced(kinds.get(name, "tool"), agent.name, function)
                 self._worker.add_activity(_named(step, name))
-        self._size_pool()
+            self._intake.entities.add(entity_name(agent.name).lower())
+            self._intake.orchestrations |= {turn_name(agent.name), tell_name(agent.name)}
 
     def add_orchestrator(self, function: Callable[..., Any]) -> str:
         """Host an orchestration: decorated with `@orchestrator`, or what that could decorate. Gives its name.
@@ -211,7 +211,6 @@ class DurableAIAgentWorker:
             RuntimeError: The worker is running.
         """
         self._gate.open()
-        self._size_pool()
         self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
 
     def stop(self) -> None:
@@ -349,25 +348,13 @@ class DurableAIAgentWorker:
 
         return _named(announced, function.__name__)
 
-    def _size_pool(self) -> None:
-        """Give durabletask a pool that has a thread for every step; in `turn` mode an entity is a step, too.
-
-        The only private names of durabletask that are written; `tests/test_private_names.py` says so when they change.
-        """
-        options = self._worker.concurrency_options
-        by_turn = any(agent.definition.durability == "turn" for agent in self._registry)
-        entities = options.maximum_concurrent_entity_work_items if by_turn else 0
-        threads = options.maximum_concurrent_activity_work_items + entities + _SPARE_THREADS
-        manager: Any = self._worker._async_worker_manager  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        manager.thread_pool.shutdown(wait=False)
-        manager.thread_pool = Pool(threads, thread_name_prefix="dafx-work")
-
     def _drain(self) -> None:
         # With the stream still open: durabletask's own `stop` closes it first, and all that is in flight would be
         # handed out a second time.
         ended = self._gate.close(self.stop_timeout)
         if ended:
             _logger.warning("%d steps did not end within %g s; they are handed out again.", ended, self.stop_timeout)
+        self._intake.settle(self.stop_timeout)
         self._worker.stop()  # type: ignore[no-untyped-call]  # likewise
         with self._reporting:
             reporter, self._reporter = self._reporter, None

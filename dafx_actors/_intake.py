@@ -1,0 +1,267 @@
+"""How work comes from the scheduler to what does it, and its answer goes back.
+
+durabletask's own worker hands each item on through four threads and three queues, 0.9 ms of CPU; a turn is half a dozen
+of them. So items are taken off the stream by the thread that reads it::
+
+    the stream ── reader ──┬── of agents, what only computes: in place; its answer is sent, and not waited for
+                           └── all else: on a thread of the pool, in its turn and within the limit of its kind
+
+durabletask keeps the connection, for which it sees a sign of life now and then, and runs what is in an item. For that
+private names are needed: `_interceptors`, `_execute_*` and `_cancel_*` of a worker, and `_async_worker_manager`, whose
+pool durabletask waits for when it stops. `tests/test_private_names.py` says so when they change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import attrs
+import grpc
+from durabletask.internal.orchestrator_service_pb2 import HealthPing, WorkItem
+from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
+    TaskHubSidecarServiceStub,
+)
+from durabletask.worker import TaskHubGrpcWorker
+
+from dafx_actors._connect import channels_of
+from dafx_actors._coroutines import work_item
+
+_HANDLERS = {
+    "orchestratorRequest": ("_execute_orchestrator", "_cancel_orchestrator"),
+    "activityRequest": ("_execute_activity", "_cancel_activity"),
+    "entityRequest": ("_execute_entity_batch", "_cancel_entity_batch"),
+    "entityRequestV2": ("_execute_entity_batch", "_cancel_entity_batch"),
+}
+"""What durabletask does with a kind of work, and how it gives it back."""
+
+_logger = logging.getLogger("dafx_actors.worker")
+
+_WHOLE_TURN = "run"
+"""The one operation of a thread that waits for models and tools, and so does not run in place."""
+_SIGN_OF_LIFE = 0.5
+"""Seconds; durabletask drops a stream on which it sees nothing for its `silent_disconnect_timeout_seconds`."""
+_DELIVERY = 30.0
+"""Seconds that an answer may take to reach the scheduler, which may be restarting. One that comes too late is refused,
+and the work is handed out again."""
+
+
+def _operation(event: Any) -> str:
+    """What an entity is asked to do."""
+    called: str = getattr(event, event.WhichOneof("eventType")).operation
+    return called
+
+
+@attrs.frozen(eq=False)
+class _Stream:
+    """The scheduler's stream of work, off which `take` takes what it can."""
+
+    call: Any
+    take: Callable[[WorkItem], None]
+    shown: list[float] = attrs.field(factory=lambda: [float("-inf")])
+
+    def __iter__(self) -> Iterator[WorkItem]:
+        return self
+
+    def __next__(self) -> WorkItem:
+        while True:
+            item: WorkItem = next(self.call)
+            if item.HasField("healthPing"):
+                return item
+            self.take(item)
+            if (now := time.monotonic()) - self.shown[0] > _SIGN_OF_LIFE:
+                self.shown[0] = now
+                return WorkItem(healthPing=HealthPing())
+
+    def cancel(self) -> None:
+        """End it."""
+        self.call.cancel()
+
+
+class Lane:
+    """Work of one kind: so much of it at once, in the order in which it came."""
+
+    def __init__(self, pool: ThreadPoolExecutor, limit: int) -> None:
+        self._pool = pool
+        self._free = limit
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, job: Callable[[], None]) -> None:
+        """Run `job`, which raises nothing, as soon as one of so many has ended."""
+        with self._lock:
+            if not self._free:
+                self._waiting.append(job)
+                return
+            self._free -= 1
+        self._pool.submit(self._run, job)
+
+    def _run(self, job: Callable[[], None]) -> None:
+        while True:
+            job()
+            with self._lock:
+                if not self._waiting:
+                    self._free += 1
+                    return
+                job = self._waiting.popleft()
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads for work items, one for each that may run at once. durabletask shuts it down when it has stopped."""
+
+    def __init__(self, threads: int, when_shut: Callable[[], None]) -> None:
+        super().__init__(threads, thread_name_prefix="dafx-work")
+        self._when_shut = when_shut
+        self.is_shut = False
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait until all that was taken is done."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if not self.is_shut:
+            self.is_shut = True
+            self._when_shut()
+
+
+class _Line:
+    """A connection to the scheduler: the stream of work, and the answers.
+
+    On one channel, so that gRPC keeps the thread that hears of arrived answers: without a stream it makes a new one for
+    each. It is closed when the next one is made, or the worker stops, and the last answer has arrived.
+    """
+
+    def __init__(self, channel: grpc.Channel, is_ours: bool) -> None:
+        self.stub: Any = TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._channel = channel
+        self._is_ours = is_ours
+        self._changed = threading.Condition()
+        self._under_way: set[grpc.Future[Any]] = set()
+
+    def __getattr__(self, name: str) -> Callable[[Any], None]:
+        """A call of the scheduler, for work that runs in place: it is made, and not waited for."""
+        return functools.partial(self._send, getattr(self.stub, name))
+
+    def _send(self, method: Any, answer: Any) -> None:
+        call: grpc.Future[Any] = method.future(answer, timeout=_DELIVERY, wait_for_ready=True)
+        with self._changed:
+            self._under_way.add(call)
+        call.add_done_callback(self._sent)
+
+    def _sent(self, call: grpc.Future[Any]) -> None:
+        with self._changed:
+            self._under_way.discard(call)
+            self._changed.notify_all()
+        if not call.cancelled() and (error := call.exception()) is not None:
+            _logger.warning("An answer did not reach the scheduler, which will hand out its work again: %s", error)
+
+    def settle(self, seconds: float) -> None:
+        """Wait, at most so long, until all answers have arrived."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way, seconds)
+
+    def close(self) -> None:
+        """Give it back; answers that are under way are lost."""
+        if self._is_ours:
+            self._channel.close()
+
+
+class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio's stubs leave its bases without types
+    """Takes the work of one worker."""
+
+    def __init__(self, worker: TaskHubGrpcWorker) -> None:
+        self._worker: Any = worker
+        self._connect = channels_of(worker)
+        self._pool: Pool | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._line: _Line | None = None
+        self.orchestrations: set[str] = set()
+        """Names of those that run in place."""
+        self.entities: set[str] = set()
+        """Likewise, in lower case, as they come."""
+        if self._worker._channel is not None:  # noqa: SLF001 - see the module
+            self._worker._channel = grpc.intercept_channel(self._worker._channel, self)  # noqa: SLF001
+        self._worker._interceptors = [self, *(self._worker._interceptors or ())]  # noqa: SLF001
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Open the stream of work, on a channel of its own."""
+        if not client_call_details.method.endswith("/GetWorkItems"):
+            return continuation(client_call_details, request)
+        if self._pool is None or self._pool.is_shut:
+            self._open_pool()
+        before, self._line = self._line, _Line(*self._connect())
+        if before is not None:
+            before.close()
+        return _Stream(self._line.stub.GetWorkItems(request), self.take)
+
+    def _open_pool(self) -> None:
+        options = self._worker.concurrency_options
+        limits = {
+            "orchestratorRequest": options.maximum_concurrent_orchestration_work_items,
+            "activityRequest": options.maximum_concurrent_activity_work_items,
+            "entityRequest": options.maximum_concurrent_entity_work_items,
+        }
+        self._pool = Pool(sum(limits.values()), self._close)
+        self._lanes = {kind: Lane(self._pool, limit) for kind, limit in limits.items()}
+        self._lanes["entityRequestV2"] = self._lanes["entityRequest"]
+        manager = self._worker._async_worker_manager  # noqa: SLF001
+        manager.thread_pool.shutdown(wait=False)
+        manager.thread_pool = self._pool
+
+    def _close(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.settle(_DELIVERY)
+            line.close()
+
+    def settle(self, seconds: float) -> None:
+        """Wait, at most so long, until what was done in place has reached the scheduler."""
+        if self._line is not None:
+            self._line.settle(seconds)
+
+    def take(self, item: WorkItem) -> None:
+        """Have one item of work done."""
+        line, kind = self._line, item.WhichOneof("request")
+        assert line is not None  # items come of its stream
+        if kind not in self._lanes:
+            _logger.warning("The scheduler sent work of a kind that is not known here: %s.", kind)
+            return
+        request = getattr(item, kind)
+        if self._runs_in_place(kind, request):
+            self._run(kind, request, line, item.completionToken)
+        else:
+            self._lanes[kind].add(functools.partial(self._run, kind, request, line.stub, item.completionToken))
+
+    def _runs_in_place(self, kind: str, request: Any) -> bool:
+        if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time
+            return False
+        if kind == "orchestratorRequest":
+            events = itertools.chain(request.pastEvents, request.newEvents)
+            name = next((each.executionStarted.name for each in events if each.HasField("executionStarted")), None)
+            return name in self.orchestrations
+        if kind == "entityRequestV2":
+            if request.instanceId[1:].partition("@")[0] not in self.entities:
+                return False
+            operations = (_operation(event) for event in request.operationRequests)
+            return not any(operation == _WHOLE_TURN for operation in operations)
+        return False
+
+    def _run(self, kind: str, request: Any, stub: Any, token: str) -> None:
+        execute, abandon = _HANDLERS[kind]
+        try:
+            with work_item():
+                getattr(self._worker, execute)(request, stub, token)
+        except asyncio.CancelledError:
+            pass  # `HandedBack`: no answer, so that the scheduler hands it out again
+        except BaseException:
+            # As durabletask does; its own code answers for what users' code raises.
+            _logger.exception("Work could not be done, and is given back.")
+            with suppress(grpc.RpcError):
+                getattr(self._worker, abandon)(request, stub, token)
