@@ -181,6 +181,16 @@ def channels_of(worker: TaskHubGrpcWorker) -> Callable[[], tuple[grpc.Channel, b
     return lambda: (get_grpc_channel(*settings, options), True)
 
 
+def is_plain(worker: TaskHubGrpcWorker) -> bool:
+    """Whether `worker` makes its own channels, without TLS, and all that intercepts its calls is durabletask's."""
+    private: Any = worker
+    host = (private._host_address or "").lower()  # noqa: SLF001 - see above
+    is_secure = private._secure_channel or host.startswith(("https://", "grpcs://"))  # noqa: SLF001
+    interceptors = private._interceptors or ()  # noqa: SLF001
+    known = all(type(each).__module__.startswith("durabletask.") for each in interceptors)
+    return bool(private._owns_channel and known and not is_secure)  # noqa: SLF001
+
+
 class EndWatch:
     """Waits for orchestrations to end, without a thread for each: durabletask's own call blocks one.
 

@@ -25,16 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-import attrs
 import grpc
 from durabletask.internal.orchestrator_service_pb2 import HealthPing, WorkItem
-from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
-    TaskHubSidecarServiceStub,
-)
 from durabletask.worker import TaskHubGrpcWorker
 
-from dafx_actors._connect import channels_of
 from dafx_actors._coroutines import work_item
+from dafx_actors._lines import Line, line_maker
 
 _HANDLERS = {
     "orchestratorRequest": ("_execute_orchestrator", "_cancel_orchestrator"),
@@ -50,9 +46,8 @@ _WHOLE_TURN = "run"
 """The one operation of a thread that waits for models and tools, and so does not run in place."""
 _SIGN_OF_LIFE = 0.5
 """Seconds; durabletask drops a stream on which it sees nothing for its `silent_disconnect_timeout_seconds`."""
-_DELIVERY = 30.0
-"""Seconds that an answer may take to reach the scheduler, which may be restarting. One that comes too late is refused,
-and the work is handed out again."""
+_SETTLED_WITHIN = 30.0
+"""Seconds that are waited for the last answers of a worker that has stopped."""
 
 
 def _operation(event: Any) -> str:
@@ -61,30 +56,31 @@ def _operation(event: Any) -> str:
     return called
 
 
-@attrs.frozen(eq=False)
 class _Stream:
     """The scheduler's stream of work, off which `take` takes what it can."""
 
-    call: Any
-    take: Callable[[WorkItem], None]
-    shown: list[float] = attrs.field(factory=lambda: [float("-inf")])
+    def __init__(self, line: Line, items: Iterator[WorkItem], take: Callable[[Line, WorkItem], None]) -> None:
+        self._line = line
+        self._items = items
+        self._take = take
+        self._shown = float("-inf")
 
     def __iter__(self) -> Iterator[WorkItem]:
         return self
 
     def __next__(self) -> WorkItem:
         while True:
-            item: WorkItem = next(self.call)
+            item = next(self._items)
             if item.HasField("healthPing"):
                 return item
-            self.take(item)
-            if (now := time.monotonic()) - self.shown[0] > _SIGN_OF_LIFE:
-                self.shown[0] = now
+            self._take(self._line, item)
+            if (now := time.monotonic()) - self._shown > _SIGN_OF_LIFE:
+                self._shown = now
                 return WorkItem(healthPing=HealthPing())
 
     def cancel(self) -> None:
         """End it."""
-        self.call.cancel()
+        self._line.hang_up()
 
 
 class Lane:
@@ -131,57 +127,15 @@ class Pool(ThreadPoolExecutor):
             self._when_shut()
 
 
-class _Line:
-    """A connection to the scheduler: the stream of work, and the answers.
-
-    On one channel, so that gRPC keeps the thread that hears of arrived answers: without a stream it makes a new one for
-    each. It is closed when the next one is made, or the worker stops, and the last answer has arrived.
-    """
-
-    def __init__(self, channel: grpc.Channel, is_ours: bool) -> None:
-        self.stub: Any = TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
-        self._channel = channel
-        self._is_ours = is_ours
-        self._changed = threading.Condition()
-        self._under_way: set[grpc.Future[Any]] = set()
-
-    def __getattr__(self, name: str) -> Callable[[Any], None]:
-        """A call of the scheduler, for work that runs in place: it is made, and not waited for."""
-        return functools.partial(self._send, getattr(self.stub, name))
-
-    def _send(self, method: Any, answer: Any) -> None:
-        call: grpc.Future[Any] = method.future(answer, timeout=_DELIVERY, wait_for_ready=True)
-        with self._changed:
-            self._under_way.add(call)
-        call.add_done_callback(self._sent)
-
-    def _sent(self, call: grpc.Future[Any]) -> None:
-        with self._changed:
-            self._under_way.discard(call)
-            self._changed.notify_all()
-        if not call.cancelled() and (error := call.exception()) is not None:
-            _logger.warning("An answer did not reach the scheduler, which will hand out its work again: %s", error)
-
-    def settle(self, seconds: float) -> None:
-        """Wait, at most so long, until all answers have arrived."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._under_way, seconds)
-
-    def close(self) -> None:
-        """Give it back; answers that are under way are lost."""
-        if self._is_ours:
-            self._channel.close()
-
-
 class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio's stubs leave its bases without types
     """Takes the work of one worker."""
 
     def __init__(self, worker: TaskHubGrpcWorker) -> None:
         self._worker: Any = worker
-        self._connect = channels_of(worker)
+        self._connect = line_maker(worker)
         self._pool: Pool | None = None
         self._lanes: dict[str, Lane] = {}
-        self._line: _Line | None = None
+        self._line: Line | None = None
         self.orchestrations: set[str] = set()
         """Names of those that run in place."""
         self.entities: set[str] = set()
@@ -196,10 +150,11 @@ class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio
             return continuation(client_call_details, request)
         if self._pool is None or self._pool.is_shut:
             self._open_pool()
-        before, self._line = self._line, _Line(*self._connect())
+        before, self._line = self._line, None
         if before is not None:
             before.close()
-        return _Stream(self._line.stub.GetWorkItems(request), self.take)
+        self._line = self._connect()
+        return _Stream(self._line, self._line.items(request), self._take)
 
     def _open_pool(self) -> None:
         options = self._worker.concurrency_options
@@ -218,7 +173,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio
     def _close(self) -> None:
         line, self._line = self._line, None
         if line is not None:
-            line.settle(_DELIVERY)
+            line.settle(_SETTLED_WITHIN)
             line.close()
 
     def settle(self, seconds: float) -> None:
@@ -226,18 +181,16 @@ class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio
         if self._line is not None:
             self._line.settle(seconds)
 
-    def take(self, item: WorkItem) -> None:
-        """Have one item of work done."""
-        line, kind = self._line, item.WhichOneof("request")
-        assert line is not None  # items come of its stream
+    def _take(self, line: Line, item: WorkItem) -> None:
+        kind = item.WhichOneof("request")
         if kind not in self._lanes:
             _logger.warning("The scheduler sent work of a kind that is not known here: %s.", kind)
             return
         request = getattr(item, kind)
         if self._runs_in_place(kind, request):
-            self._run(kind, request, line, item.completionToken)
+            self._run(kind, request, line.at_once, item.completionToken)
         else:
-            self._lanes[kind].add(functools.partial(self._run, kind, request, line.stub, item.completionToken))
+            self._lanes[kind].add(functools.partial(self._run, kind, request, line.waiting, item.completionToken))
 
     def _runs_in_place(self, kind: str, request: Any) -> bool:
         if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time

@@ -1,4 +1,4 @@
-"""The gRPC server: the only module of the scheduler that speaks gRPC (its small clients are in `hosted.py`).
+"""The gRPC server: with `_streams.py` all of the scheduler that speaks gRPC (its small clients are in `hosted.py`).
 
 Calls are looked up by name in tables, and answered by functions that know nothing of gRPC. Two things are done
 here and nowhere else: finding the task hub and checking the token in the metadata of a call, and turning errors
@@ -16,12 +16,13 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from dafx_actors._bundles import CONNECT, unpack
+from dafx_actors._bundles import SERVICE as WORK_SERVICE
 from dafx_actors.errors import SchedulerError, SchedulerWriteFailed
 from dafx_actors.scheduler import _admin, _pages, _requests
-from dafx_actors.scheduler._dispatch import Worker
-from dafx_actors.scheduler._filters import read_filters
 from dafx_actors.scheduler._hub import Refused
-from dafx_actors.scheduler._proto import HEALTH_PING, pb, serialize
+from dafx_actors.scheduler._proto import pb, serialize
+from dafx_actors.scheduler._streams import BundleStream, Context, WorkStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,9 +36,6 @@ SERVICE = "TaskHubSidecarService"
 DEFAULT_HUB = "default"
 PING_EVERY = 30.0
 """Seconds; workers give up a stream that was silent for 120."""
-
-Context = Any
-"""`grpc.aio.ServicerContext`, whose stubs ask for the types of every request and reply."""
 
 
 class Service:
@@ -54,7 +52,7 @@ class Service:
         self._engine = engine
         self._authorization = None if token is None else f"Bearer {token}".encode()
         self._ping_every = ping_every
-        self._streams: set[_WorkStream] = set()
+        self._streams: set[WorkStream] = set()
         self._stopping = False
         self._pinger: asyncio.TimerHandle | None = None
 
@@ -71,8 +69,13 @@ class Service:
             name: grpc.unary_unary_rpc_method_handler(self._administer(handler))
             for name, handler in _admin.METHODS.items()
         }
+        work: dict[str, Any] = {
+            "Hello": grpc.unary_unary_rpc_method_handler(self._hello),
+            "Connect": grpc.stream_stream_rpc_method_handler(self._connect),
+        }
         return (
             grpc.method_handlers_generic_handler(SERVICE, tasks),
+            grpc.method_handlers_generic_handler(WORK_SERVICE, work),
             grpc.method_handlers_generic_handler(_admin.SERVICE, admin),
         )
 
@@ -139,7 +142,23 @@ class Service:
         except Refused as error:
             await _abort(context, error)
             raise
-        stream = _WorkStream(hub, request, _worker_name(request, context), self._engine.clock.now())
+        await self._serve(hub, WorkStream(hub, request, *self._about(request, context)), context)
+
+    async def _connect(self, _: object, context: Context) -> None:
+        hub = await self._hub(context)
+        try:
+            sent = await context.read()
+            request: pb.GetWorkItemsRequest = _read(pb.GetWorkItemsRequest, _first_piece(sent))
+            stream = BundleStream(hub, request, *self._about(request, context), _answered)
+            await self._serve(hub, stream, context)
+        except Refused as error:
+            await _abort(context, error)
+            raise
+
+    def _about(self, request: pb.GetWorkItemsRequest, context: Context) -> tuple[str, int]:
+        return _worker_name(request, context), self._engine.clock.now()
+
+    async def _serve(self, hub: TaskHub, stream: WorkStream, context: Context) -> None:
         self._streams.add(stream)
         if self._pinger is None:
             self._ping()
@@ -191,59 +210,23 @@ async def _abort(context: Context, error: Refused | SchedulerError) -> None:
         await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
 
 
+async def _answered(hub: TaskHub, answer: str, sent: bytes) -> None:
+    """A worker's answer that came in a bundle; over when what it changes is on disk."""
+    cls, handler = _requests.UNARY[answer]
+    await handler(hub, _read(cls, sent))
+
+
+def _first_piece(sent: object) -> bytes:
+    """The `GetWorkItemsRequest` that a bundle of one begins with."""
+    try:
+        [(kind, _, payload)] = unpack(sent) if isinstance(sent, bytes) else []
+    except ValueError as error:
+        raise Refused("INVALID_ARGUMENT", f"The stream does not begin with one piece: {error}.") from error
+    if kind != CONNECT:
+        raise Refused("INVALID_ARGUMENT", f"The stream begins with a piece of kind {kind}, not {CONNECT}.")
+    return payload
+
+
 def _worker_name(request: pb.GetWorkItemsRequest, context: Context) -> str:
     metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
     return request.worker_instance_id or str(metadata.get("workerid", "")) or str(context.peer())
-
-
-class _WorkStream:
-    """One worker's stream of work items."""
-
-    def __init__(self, hub: TaskHub, request: pb.GetWorkItemsRequest, name: str, since: int) -> None:
-        self._hub = hub
-        self._awake = asyncio.Event()
-        self._pings = False
-        self._ended = False
-        self.worker = Worker(
-            name=name,
-            since=since,
-            filters=read_filters(request),
-            limits={
-                "orchestration": request.maxConcurrentOrchestrationWorkItems,
-                "activity": request.maxConcurrentActivityWorkItems,
-                "entity": request.maxConcurrentEntityWorkItems,
-            },
-            wake=self._awake.set,
-        )
-
-    def ping(self) -> None:
-        """Say that the stream is alive."""
-        self._pings = True
-        self._awake.set()
-
-    def end(self) -> None:
-        """Close the stream in an orderly way."""
-        self._ended = True
-        self._awake.set()
-
-    async def run(self, context: Context) -> None:
-        """Send work until the stream ends.
-
-        An item is made from what is known at the moment when it is sent, and counts as held from then on; whatever
-        ends this coroutine, the caller has it handed out again.
-        """
-        about = {"task_hub": self._hub.name, "worker": self.worker.name}
-        logger.info("Worker %s has connected to task hub %s", self.worker.name, self._hub.name, extra=about)
-        self._hub.delivery.queue.connect(self.worker)
-        try:
-            while not self._ended:
-                self._awake.clear()
-                if self._pings:
-                    self._pings = False
-                    await context.write(HEALTH_PING)
-                while not self._ended and (item := self._hub.delivery.take(self.worker)) is not None:
-                    await context.write(item)
-                if not self.worker.outbox and not self._pings and not self._ended:
-                    await self._awake.wait()
-        finally:
-            logger.info("Worker %s has left task hub %s", self.worker.name, self._hub.name, extra=about)

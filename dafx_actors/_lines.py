@@ -1,0 +1,231 @@
+"""How a worker is connected to a scheduler: two lines, which look the same to whoever takes the work.
+
+`Calls` is Durable Task's protocol, which every backend speaks: a stream of work, and a call for each answer. `Bundles`
+is what the embedded scheduler offers besides (`_bundles` says why): answers go back on a stream as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import grpc
+from durabletask.internal.orchestrator_service_pb2 import GetWorkItemsRequest, WorkItem
+from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
+    TaskHubSidecarServiceStub,
+)
+from durabletask.worker import TaskHubGrpcWorker
+
+from dafx_actors import _bundles
+from dafx_actors._bundles import Piece
+from dafx_actors._connect import channels_of, is_plain
+
+_logger = logging.getLogger("dafx_actors.worker")
+
+_DELIVERY = 30.0
+"""Seconds that an answer may take to reach the scheduler, which may be restarting. One that comes too late is refused,
+and the work is handed out again."""
+
+
+class Line(Protocol):
+    """A connection: the stream of work, and the way back for answers."""
+
+    @property
+    def at_once(self) -> Any:
+        """The stub that durabletask answers by, whose calls are made and not waited for."""
+        ...
+
+    @property
+    def waiting(self) -> Any:
+        """Likewise; its calls may wait until the answer has arrived."""
+        ...
+
+    def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
+        """Ask for work; the iterator blocks while there is none.
+
+        Raises:
+            grpc.RpcError: From the iterator: the stream has ended.
+        """
+        ...
+
+    def hang_up(self) -> None:
+        """End the stream; answers that are under way may still arrive, by `Calls`."""
+        ...
+
+    def settle(self, seconds: float) -> None:
+        """Wait, at most so long, until all answers have arrived."""
+        ...
+
+    def close(self) -> None:
+        """Give the connection back; answers that are under way are lost."""
+        ...
+
+
+def line_maker(worker: TaskHubGrpcWorker) -> Callable[[], Line]:
+    """Makes lines with the settings of `worker`; each asks the scheduler what it knows, since that may change.
+
+    Interceptors of users' own want to see each call, so that theirs is the protocol that has some.
+    """
+    connect, plain = channels_of(worker), is_plain(worker)
+
+    def make() -> Line:
+        channel, is_ours = connect()
+        if plain and _bundles.offers_bundles(channel):
+            return Bundles(channel)
+        return Calls(channel, is_ours=is_ours)
+
+    return make
+
+
+def _lost(what: object) -> None:
+    _logger.warning("An answer did not reach the scheduler, which will hand out its work again: %s", what)
+
+
+class _Stub:
+    """What durabletask calls to send answers."""
+
+    def __init__(self, send: Callable[[str, Any], None]) -> None:
+        self._send = send
+
+    def __getattr__(self, name: str) -> Callable[[Any], None]:
+        return functools.partial(self._send, name)
+
+
+class Calls:
+    """The line that every Durable Task backend offers.
+
+    Stream and answers share a channel, so that gRPC keeps the thread that hears of arrived answers: without a stream
+    it makes a new one for each.
+    """
+
+    def __init__(self, channel: grpc.Channel, *, is_ours: bool) -> None:
+        self.waiting: Any = TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
+        self.at_once = _Stub(self._send)
+        self._channel = channel
+        self._is_ours = is_ours
+        self._stream: Any = None
+        self._changed = threading.Condition()
+        self._under_way: set[grpc.Future[Any]] = set()
+
+    def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
+        """See `Line`."""
+        self._stream = self.waiting.GetWorkItems(request)
+        stream: Iterator[WorkItem] = self._stream
+        return stream
+
+    def hang_up(self) -> None:
+        """See `Line`."""
+        self._stream.cancel()
+
+    def _send(self, name: str, answer: Any) -> None:
+        method = getattr(self.waiting, name)
+        call: grpc.Future[Any] = method.future(answer, timeout=_DELIVERY, wait_for_ready=True)
+        with self._changed:
+            self._under_way.add(call)
+        call.add_done_callback(self._sent)
+
+    def _sent(self, call: grpc.Future[Any]) -> None:
+        with self._changed:
+            self._under_way.discard(call)
+            self._changed.notify_all()
+        if not call.cancelled() and (error := call.exception()) is not None:
+            _lost(error)
+
+    def settle(self, seconds: float) -> None:
+        """See `Line`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way, seconds)
+
+    def close(self) -> None:
+        """See `Line`."""
+        if self._is_ours:
+            self._channel.close()
+
+
+class Bundles:
+    """The line that the embedded scheduler offers besides. Its answers are never waited for, except by `settle`."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._stream: Any = None
+        self.at_once = self.waiting = _Stub(self._send)
+        self._changed = threading.Condition()
+        self._unsent: list[Piece] = []
+        self._under_way: set[int] = set()
+        """Numbers of answers that are not on disk yet, as far as is known."""
+        self._number = 0
+        self._is_over = False
+        self._received: deque[WorkItem] = deque()
+
+    def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
+        """See `Line`."""
+        self._unsent.append(Piece(_bundles.CONNECT, payload=request.SerializeToString()))
+        self._stream = self._channel.stream_stream(f"/{_bundles.SERVICE}/Connect")(self._messages())
+        return self._items()
+
+    def _items(self) -> Iterator[WorkItem]:
+        try:
+            for message in self._stream:
+                for kind, number, payload in _bundles.unpack(message):
+                    if kind == _bundles.ITEM:
+                        yield WorkItem.FromString(payload)
+                    else:
+                        self._arrived(kind, number, payload)
+        finally:
+            self._hung_up()
+
+    def _messages(self) -> Iterator[bytes]:
+        """What gRPC sends, on a thread of its own: all that there is each time that it can send more."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._unsent or self._is_over)
+                if self._is_over:
+                    return
+                pieces, self._unsent = self._unsent, []
+            yield _bundles.pack(pieces)
+
+    def _send(self, name: str, answer: Any) -> None:
+        payload, kind = answer.SerializeToString(), _bundles.kind_of(name)
+        with self._changed:
+            if self._is_over:
+                _lost("the stream has ended")
+                return
+            self._number = number = (self._number + 1) % 2**32
+            self._under_way.add(number)
+            self._unsent.append(Piece(kind, number, payload))
+            self._changed.notify_all()
+
+    def _arrived(self, kind: int, number: int, said: bytes) -> None:
+        if kind == _bundles.REFUSED:
+            _lost(said.decode())
+        with self._changed:
+            self._under_way.discard(number)
+            if not self._under_way:
+                self._changed.notify_all()
+
+    def _hung_up(self) -> None:
+        with self._changed:
+            self._is_over = True
+            lost = len(self._under_way)
+            self._under_way.clear()
+            self._changed.notify_all()
+        if lost:
+            _lost(f"the stream ended before the scheduler had confirmed {lost}")
+
+    def hang_up(self) -> None:
+        """See `Line`."""
+        self._stream.cancel()
+
+    def settle(self, seconds: float) -> None:
+        """See `Line`."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._under_way, seconds)
+
+    def close(self) -> None:
+        """See `Line`."""
+        self._hung_up()
+        self._channel.close()

@@ -1,0 +1,169 @@
+"""The streams on which workers get their work, and some give their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from dafx_actors._bundles import ITEM, KEPT, REFUSED, Piece, answer_of, pack, unpack
+from dafx_actors.errors import SchedulerError
+from dafx_actors.scheduler._dispatch import Worker
+from dafx_actors.scheduler._filters import read_filters
+from dafx_actors.scheduler._hub import Refused
+from dafx_actors.scheduler._proto import HEALTH_PING, pb
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from dafx_actors.scheduler._hub import TaskHub
+
+logger = logging.getLogger(__name__)
+
+Context = Any
+"""`grpc.aio.ServicerContext`, whose stubs ask for the types of every request and reply."""
+
+_BUNDLE = 2**20
+"""Bytes after which a bundle is sent; one piece of work may be larger. By default gRPC receives four times as much."""
+_KEPT_WITHIN = 0.02
+"""Seconds that the word of an answer may wait for work to travel with: only a worker that stops waits for it."""
+
+
+class WorkStream:
+    """One worker's stream of work items."""
+
+    def __init__(self, hub: TaskHub, request: pb.GetWorkItemsRequest, name: str, since: int) -> None:
+        self._hub = hub
+        self._awake = asyncio.Event()
+        self._pings = False
+        self._ended = False
+        self.worker = Worker(
+            name=name,
+            since=since,
+            filters=read_filters(request),
+            limits={
+                "orchestration": request.maxConcurrentOrchestrationWorkItems,
+                "activity": request.maxConcurrentActivityWorkItems,
+                "entity": request.maxConcurrentEntityWorkItems,
+            },
+            wake=self._awake.set,
+        )
+
+    def ping(self) -> None:
+        """Say that the stream is alive."""
+        self._pings = True
+        self._awake.set()
+
+    def end(self) -> None:
+        """Close the stream in an orderly way."""
+        self._ended = True
+        self._awake.set()
+
+    async def run(self, context: Context) -> None:
+        """Send work until the stream ends.
+
+        An item is made from what is known at the moment when it is sent, and counts as held from then on; whatever
+        ends this coroutine, the caller has it handed out again.
+        """
+        about = {"task_hub": self._hub.name, "worker": self.worker.name}
+        logger.info("Worker %s has connected to task hub %s", self.worker.name, self._hub.name, extra=about)
+        self._hub.delivery.queue.connect(self.worker)
+        try:
+            while not self._ended:
+                self._awake.clear()
+                await self._send(context)
+                if not self.worker.outbox and not self._pings and not self._ended:
+                    await self._awake.wait()
+        finally:
+            logger.info("Worker %s has left task hub %s", self.worker.name, self._hub.name, extra=about)
+
+    async def _send(self, context: Context) -> None:
+        if self._pings:
+            self._pings = False
+            await context.write(HEALTH_PING)
+        while not self._ended and (item := self._hub.delivery.take(self.worker)) is not None:
+            await context.write(item)
+
+
+class BundleStream(WorkStream):
+    """One worker's work and answers; see `_bundles`."""
+
+    def __init__(
+        self,
+        hub: TaskHub,
+        request: pb.GetWorkItemsRequest,
+        name: str,
+        since: int,
+        answered: Callable[[TaskHub, str, bytes], Awaitable[None]],
+    ) -> None:
+        super().__init__(hub, request, name, since)
+        self._answered = answered
+        self._told: list[Piece] = []
+        """What becomes of answers, to be sent."""
+        self._telling: asyncio.TimerHandle | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._refused: Refused | None = None
+
+    async def run(self, context: Context) -> None:
+        """Send work and take answers until the stream ends.
+
+        Raises:
+            Refused: What the worker sends is no bundle.
+        """
+        reading = asyncio.create_task(self._read(context))
+        try:
+            await super().run(context)
+            if self._under_way:  # an orderly end: what has arrived counts
+                await asyncio.wait(self._under_way)
+            await self._send(context)
+        finally:
+            if self._telling is not None:
+                self._telling.cancel()
+            reading.cancel()
+        if self._refused is not None:
+            raise self._refused
+
+    async def _send(self, context: Context) -> None:
+        pieces, self._told = self._told, []
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        if self._pings:
+            self._pings = False
+            pieces.append(Piece(ITEM, payload=HEALTH_PING))
+        size = 0
+        while size < _BUNDLE and not self._ended and (item := self._hub.delivery.take(self.worker)) is not None:
+            pieces.append(Piece(ITEM, payload=item))
+            size += len(item)
+        if pieces:
+            await context.write(pack(pieces))
+
+    async def _read(self, context: Context) -> None:
+        try:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                for kind, number, payload in unpack(message):
+                    # Each is decided before the next is looked at, and may wait for the disk after that.
+                    task = asyncio.create_task(self._take(answer_of(kind), number, payload))
+                    self._under_way.add(task)
+                    task.add_done_callback(self._under_way.discard)
+        except ValueError as error:
+            self._refused = Refused("INVALID_ARGUMENT", f"What the worker sent cannot be read: {error}.")
+        except grpc.aio.UsageError:
+            logger.debug("The stream of worker %s broke off", self.worker.name)
+        finally:
+            self.end()
+
+    async def _take(self, answer: str, number: int, payload: bytes) -> None:
+        try:
+            await self._answered(self._hub, answer, payload)
+        except (Refused, SchedulerError) as error:
+            self._told.append(Piece(REFUSED, number, str(error).encode()))
+        except Exception:
+            logger.exception("An answer could not be taken")
+            self._told.append(Piece(REFUSED, number, b"The scheduler failed; its log says why."))
+        else:
+            self._told.append(Piece(KEPT, number))
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_KEPT_WITHIN, self._awake.set)
