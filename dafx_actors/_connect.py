@@ -8,6 +8,7 @@ one, and what gRPC's status codes mean to us. Only `reader_of` and `EndWatch` re
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import math
 import os
@@ -181,14 +182,25 @@ def channels_of(worker: TaskHubGrpcWorker) -> Callable[[], tuple[grpc.Channel, b
     return lambda: (get_grpc_channel(*settings, options), True)
 
 
+def _intercepts(worker: TaskHubGrpcWorker) -> bool:
+    """Whether users' own code looks at each call of `worker`."""
+    private: Any = worker
+    interceptors = private._interceptors or ()  # noqa: SLF001 - see above
+    return not all(type(each).__module__.startswith("durabletask.") for each in interceptors)
+
+
 def is_plain(worker: TaskHubGrpcWorker) -> bool:
-    """Whether `worker` makes its own channels, without TLS, and all that intercepts its calls is durabletask's."""
+    """Whether `worker` makes its own channels, without TLS, and nobody looks at its calls."""
     private: Any = worker
     host = (private._host_address or "").lower()  # noqa: SLF001 - see above
     is_secure = private._secure_channel or host.startswith(("https://", "grpcs://"))  # noqa: SLF001
-    interceptors = private._interceptors or ()  # noqa: SLF001
-    known = all(type(each).__module__.startswith("durabletask.") for each in interceptors)
-    return bool(private._owns_channel and known and not is_secure)  # noqa: SLF001
+    return bool(private._owns_channel and not is_secure and not _intercepts(worker))  # noqa: SLF001
+
+
+def takes_notice(worker: TaskHubGrpcWorker) -> bool:
+    """Whether somebody follows an activity on the thread that it runs on: an interceptor, or OpenTelemetry's spans."""
+    traces = worker.emit_trace_spans and importlib.util.find_spec("opentelemetry") is not None
+    return traces or _intercepts(worker)
 
 
 class EndWatch:

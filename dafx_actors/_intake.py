@@ -3,8 +3,9 @@
 durabletask's own worker hands each item on through four threads and three queues, 0.9 ms of CPU; a turn is half a dozen
 of them. So items are taken off the stream by the thread that reads it::
 
-    the stream ── reader ──┬── of agents, what only computes: in place; its answer is sent, and not waited for
-                           └── all else: on a thread of the pool, in its turn and within the limit of its kind
+    the stream ── reader ──┬── of agents, what only computes: in place
+                           ├── steps: coroutines on the agents' loop, as many as their kind may
+                           └── all else: on a thread of the pool, likewise
 
 durabletask keeps the connection, for which it sees a sign of life now and then, and runs what is in an item. For that
 private names are needed: `_interceptors`, `_execute_*` and `_cancel_*` of a worker, and `_async_worker_manager`, whose
@@ -16,21 +17,28 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import json
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
+from durabletask import task
 from durabletask.internal.orchestrator_service_pb2 import HealthPing, WorkItem
 from durabletask.worker import TaskHubGrpcWorker
 
+from dafx_actors._connect import takes_notice
 from dafx_actors._coroutines import work_item
 from dafx_actors._lines import Line, line_maker
+from dafx_actors._seam import AgentLoop, Gate, HandedBack
+from dafx_actors.transcript import Json
+
+Step: TypeAlias = Callable[[task.ActivityContext, Json], Awaitable[Json]]
 
 _HANDLERS = {
     "orchestratorRequest": ("_execute_orchestrator", "_cancel_orchestrator"),
@@ -48,6 +56,22 @@ _SIGN_OF_LIFE = 0.5
 """Seconds; durabletask drops a stream on which it sees nothing for its `silent_disconnect_timeout_seconds`."""
 _SETTLED_WITHIN = 30.0
 """Seconds that are waited for the last answers of a worker that has stopped."""
+
+
+class _Said(threading.local):
+    outcome: Callable[[], Json] | None = None
+
+
+said = _Said()
+"""What a step gave that has run already, for the activity that durabletask calls on this thread."""
+
+
+def _give(result: Json) -> Json:
+    return result
+
+
+def _fail(error: Exception) -> Json:
+    raise error
 
 
 def _operation(event: Any) -> str:
@@ -86,29 +110,28 @@ class _Stream:
 class Lane:
     """Work of one kind: so much of it at once, in the order in which it came."""
 
-    def __init__(self, pool: ThreadPoolExecutor, limit: int) -> None:
-        self._pool = pool
+    def __init__(self, limit: int) -> None:
         self._free = limit
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
         self._lock = threading.Lock()
 
-    def add(self, job: Callable[[], None]) -> None:
-        """Run `job`, which raises nothing, as soon as one of so many has ended."""
+    def add(self, start: Callable[[], object]) -> None:
+        """Call `start` as soon as there is room; `done` has to follow."""
         with self._lock:
             if not self._free:
-                self._waiting.append(job)
+                self._waiting.append(start)
                 return
             self._free -= 1
-        self._pool.submit(self._run, job)
+        start()
 
-    def _run(self, job: Callable[[], None]) -> None:
-        while True:
-            job()
-            with self._lock:
-                if not self._waiting:
-                    self._free += 1
-                    return
-                job = self._waiting.popleft()
+    def done(self) -> None:
+        """One that was started has ended: the next in line is started."""
+        with self._lock:
+            if not self._waiting:
+                self._free += 1
+                return
+            start = self._waiting.popleft()
+        start()
 
 
 class Pool(ThreadPoolExecutor):
@@ -127,10 +150,10 @@ class Pool(ThreadPoolExecutor):
             self._when_shut()
 
 
-class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio's stubs leave its bases without types
+class Intake(grpc.UnaryStreamClientInterceptor):
     """Takes the work of one worker."""
 
-    def __init__(self, worker: TaskHubGrpcWorker) -> None:
+    def __init__(self, worker: TaskHubGrpcWorker, gate: Gate, loop: AgentLoop) -> None:
         self._worker: Any = worker
         self._connect = line_maker(worker)
         self._pool: Pool | None = None
@@ -140,6 +163,12 @@ class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio
         """Names of those that run in place."""
         self.entities: set[str] = set()
         """Likewise, in lower case, as they come."""
+        self.steps: dict[str, Step] = {}
+        """Activities that are coroutine functions, by their names."""
+        self._gate = gate
+        self._loop = loop
+        self._steps_have_threads = takes_notice(worker)
+        """Somebody looks at each call of a step, on the thread that it is made on."""
         if self._worker._channel is not None:  # noqa: SLF001 - see the module
             self._worker._channel = grpc.intercept_channel(self._worker._channel, self)  # noqa: SLF001
         self._worker._interceptors = [self, *(self._worker._interceptors or ())]  # noqa: SLF001
@@ -163,8 +192,10 @@ class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio
             "activityRequest": options.maximum_concurrent_activity_work_items,
             "entityRequest": options.maximum_concurrent_entity_work_items,
         }
+        # Also where durabletask's own `start` was called, after a stop that had closed it.
+        self._gate.open()
         self._pool = Pool(sum(limits.values()), self._close)
-        self._lanes = {kind: Lane(self._pool, limit) for kind, limit in limits.items()}
+        self._lanes = {kind: Lane(limit) for kind, limit in limits.items()}
         self._lanes["entityRequestV2"] = self._lanes["entityRequest"]
         manager = self._worker._async_worker_manager  # noqa: SLF001
         manager.thread_pool.shutdown(wait=False)
@@ -189,8 +220,84 @@ class Intake(grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]  # grpcio
         request = getattr(item, kind)
         if self._runs_in_place(kind, request):
             self._run(kind, request, line.at_once, item.completionToken)
+            return
+        lane = self._lanes[kind]
+        if kind == "activityRequest" and (step := self._step(request)) is not None:
+            start: Callable[[], object] = functools.partial(
+                self._begin, lane, step, request, line, item.completionToken
+            )
         else:
-            self._lanes[kind].add(functools.partial(self._run, kind, request, line.waiting, item.completionToken))
+            start = functools.partial(self._submit, lane, kind, request, line.waiting, item.completionToken)
+        lane.add(start)
+
+    # --- On a thread ----------------------------------------------------------------------------------------------
+
+    def _submit(self, lane: Lane, kind: str, request: Any, stub: Any, token: str) -> None:
+        def work() -> None:
+            try:
+                self._run(kind, request, stub, token)
+            finally:
+                lane.done()
+
+        assert self._pool is not None  # it was opened before the stream
+        with suppress(RuntimeError):  # shut down: the stream has ended, and all that waited is handed out again
+            self._pool.submit(work)
+
+    # --- On the agents' loop --------------------------------------------------------------------------------------
+
+    def _step(self, request: Any) -> Step | None:
+        """The step that an activity is, if it can run without a thread of its own."""
+        slow = self._steps_have_threads or self._worker._payload_store is not None  # noqa: SLF001 - it may take its time
+        return None if slow else self.steps.get(request.name)
+
+    def _begin(self, lane: Lane, step: Step, request: Any, line: Line, token: str) -> None:
+        try:
+            inside = self._gate.enter()
+        except HandedBack:
+            lane.done()
+            return
+
+        def over() -> None:
+            self._gate.leave(inside)
+            lane.done()
+
+        async def run() -> None:
+            context = task.ActivityContext(request.orchestrationInstance.instanceId, request.taskId)
+            outcome: Callable[[], Json]
+            try:
+                result = await step(context, json.loads(request.input.value) if request.input.value else None)
+                outcome = functools.partial(_give, result)
+            except Exception as error:  # noqa: BLE001 - it is the step's result
+                outcome = functools.partial(_fail, error)
+            except BaseException as error:
+                over()
+                if isinstance(error, asyncio.CancelledError):
+                    return  # handed back: no answer
+                raise
+            answer = functools.partial(self._answer, outcome, request, line, token, over)
+            if not line.blocks:
+                answer()
+                return
+            assert self._pool is not None
+            try:
+                self._pool.submit(answer)
+            except RuntimeError:  # shut down
+                over()
+
+        self._loop.begin(run, functools.partial(self._gate.may_end, inside))
+
+    def _answer(
+        self, outcome: Callable[[], Json], request: Any, line: Line, token: str, over: Callable[[], None]
+    ) -> None:
+        """Have durabletask make the answer out of what its activity is about to say."""
+        try:
+            said.outcome = outcome
+            self._run("activityRequest", request, line.waiting, token)
+        finally:
+            said.outcome = None
+            over()
+
+    # --- In place -------------------------------------------------------------------------------------------------
 
     def _runs_in_place(self, kind: str, request: Any) -> bool:
         if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time

@@ -34,6 +34,9 @@ and the work is handed out again."""
 class Line(Protocol):
     """A connection: the stream of work, and the way back for answers."""
 
+    blocks: bool
+    """Whether even to begin with an answer may take its time, as users' interceptors may."""
+
     @property
     def at_once(self) -> Any:
         """The stub that durabletask answers by, whose calls are made and not waited for."""
@@ -102,6 +105,8 @@ class Calls:
     it makes a new one for each.
     """
 
+    blocks = True
+
     def __init__(self, channel: grpc.Channel, *, is_ours: bool) -> None:
         self.waiting: Any = TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
         self.at_once = _Stub(self._send)
@@ -149,6 +154,8 @@ class Calls:
 class Bundles:
     """The line that the embedded scheduler offers besides. Its answers are never waited for, except by `settle`."""
 
+    blocks = False
+
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._stream: Any = None
@@ -164,7 +171,8 @@ class Bundles:
     def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
         """See `Line`."""
         self._unsent.append(Piece(_bundles.CONNECT, payload=request.SerializeToString()))
-        self._stream = self._channel.stream_stream(f"/{_bundles.SERVICE}/Connect")(self._messages())
+        channel: Any = self._channel
+        self._stream = channel.stream_stream(f"/{_bundles.SERVICE}/Connect")(self._messages())
         return self._items()
 
     def _items(self) -> Iterator[WorkItem]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 
+import anyio
 import attrs
 
 from dafx_actors.ids import new_id
@@ -38,7 +41,7 @@ class RecentDocuments:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._held = 0
-        self._expected: dict[str, threading.Event] = {}
+        self._expected: dict[str, Callable[[], None]] = {}
 
     def keep(self, document: Json, entries: int, token: str | None = None) -> str:
         """Keep a document of so many entries, under `token` if one is given; its token."""
@@ -48,7 +51,7 @@ class RecentDocuments:
             self._kept[token] = _Kept(document, entries, now)
             self._held += entries
             if (expected := self._expected.get(token)) is not None:
-                expected.set()
+                expected()
             while self._kept and (self._held > self._entries or self._oldest.at < now - self._seconds):
                 self._held -= self._kept.popitem(last=False)[1].entries
         return token
@@ -62,13 +65,20 @@ class RecentDocuments:
             self._held -= kept.entries
             return kept.document
 
-    def wait_for(self, token: str, seconds: float) -> bool:
+    async def wait_for(self, token: str, seconds: float) -> bool:
         """Wait until something is kept under a token, also None; whether it is."""
+        loop, kept = asyncio.get_running_loop(), anyio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(kept.set)
+
         with self._lock:
             if token in self._kept:
                 return True
-            expected = self._expected.setdefault(token, threading.Event())
-        expected.wait(seconds)
+            self._expected[token] = tell
+        with anyio.move_on_after(seconds):
+            await kept.wait()
         with self._lock:
             self._expected.pop(token, None)
             return token in self._kept

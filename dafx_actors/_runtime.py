@@ -8,8 +8,8 @@
                                 call_entity(thread, commit)    -> response; wakes the next turn in line
 
 The rules are in `_thread.py` and `_turn.py`; the turn's orchestration is in `_turn_steps.py`; here they are carried
-out. Activities and entities of durabletask are plain functions on threads of its pool; `Host` is how they reach the
-loop where agents run, and the scheduler.
+out. Steps are coroutines on the loop where agents run; operations of threads are plain functions. `Host` is how they
+reach each other, and the scheduler.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta, timezone
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import anyio
 import attrs
@@ -54,6 +54,8 @@ from dafx_actors.orchestration import OrchestrationContext, orchestrator
 from dafx_actors.tools import Tool, ToolContext
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, Json, Request, Transcript
 
+T = TypeVar("T")
+
 _logger = logging.getLogger("dafx_actors.worker")
 
 _ENDED = {OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED}
@@ -73,11 +75,19 @@ class Host(Protocol):
         """A client to read threads and turns with, from any thread."""
         ...
 
-    def run_step(self, step: Callable[[], Any], *, turn: str | None = None) -> Any:
-        """Run a coroutine function on the agents' loop, and wait for it on this thread.
+    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Run a coroutine function on the agents' loop, and wait for it on this thread."""
+        ...
+
+    async def blocking(self, call: Callable[[], T]) -> T:
+        """Make a call that blocks, such as one of `reader`, on a thread, and wait for it on the loop."""
+        ...
+
+    async def until_ended(self, turn: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Await a step of a turn, unless the turn ends before it.
 
         Raises:
-            TurnEnded: `turn` has ended before it did; it was cancelled.
+            TurnEnded: It has; the step was cancelled.
         """
         ...
 
@@ -108,7 +118,7 @@ class HostedAgent:
     recent: RecentDocuments = attrs.field(init=False, factory=RecentDocuments)
 
     @property
-    def functions(self) -> Mapping[str, Callable[..., Any]]:
+    def steps(self) -> Mapping[str, Callable[..., Awaitable[Json]]]:
         """The activities, by their names."""
         tools = {tool_step_name(self.agent.name, name): self.tool_step for name in self.toolbox.activities}
         return {model_step_name(self.agent.name): self.model_step, probe_name(self.agent.name): self.probe, **tools}
@@ -225,51 +235,50 @@ class HostedAgent:
 
     # --- Activities -----------------------------------------------------------------------------------------------
 
-    def model_step(self, _: task.ActivityContext, raw: Json) -> Json:
+    async def model_step(self, _: task.ActivityContext, raw: Json) -> Json:
         """A model call of a turn, as a value: the reply with a plan of its tool calls, or the error."""
         thread, turn = AgentThread(self.agent.name, raw["thread"]), raw["correlationId"]
         if raw.get("begins"):
-            return self._first_model_step(thread, raw)
+            return await self._first_model_step(thread, raw)
         try:
             if (document := self.recent.take(raw.get("state"))) is not None:
                 state = _thread.load(document)
             else:
-                document, state = self._read(thread, turn, raw["length"])
+                document, state = await self._read(thread, turn, raw["length"])
         except DafxError as error:
             return {"error": _codec.dump_error(error)}
-        return self._model_step(thread, raw, document, state)
+        return await self._model_step(thread, raw, document, state)
 
-    def _first_model_step(self, thread: AgentThread, raw: Json) -> Json:
+    async def _first_model_step(self, thread: AgentThread, raw: Json) -> Json:
         """A model call that is made together with `begin`: with its result comes what that gave, as `begun`.
 
         Without it, the turn was not granted its thread, or nobody knows yet. Without a result, the turn has to see to a
         time limit first.
         """
         turn, limits = raw["correlationId"], self.agent.definition.limits
-        if (document := self._begun(thread, turn)) is None:
+        if (document := await self._begun(thread, turn)) is None:
             return {}
         state = _thread.load(document)
         begun = {"granted": state.length, "settings": self._settings()}
         if limits.seconds is not None and not raw.get("limited"):
             return {"begun": {**begun, "state": self.recent.keep(document, state.length)}}
-        return {**self._model_step(thread, raw, document, state), "begun": begun}
+        return {**await self._model_step(thread, raw, document, state), "begun": begun}
 
-    def _begun(self, thread: AgentThread, turn: str) -> Json:
+    async def _begun(self, thread: AgentThread, turn: str) -> Json:
         """The thread as soon as this turn is active in it; None if it is not, or this takes long.
 
         Another worker may see to its `begin`, which is then found by reading.
         """
         token = _begin_token(thread, turn)
         for pause in _PAUSES:
-            if self.recent.wait_for(token, pause):
+            if await self.recent.wait_for(token, pause):
                 return self.recent.take(token)
-            entity = self.host.reader.get_entity(thread.entity_id)
-            document = entity.get_typed_state() if entity else None
+            document = await self._document(thread)
             if (granted := _thread.is_granted(_thread.load(document), turn)) is not None:
                 return document if granted else None
         return None
 
-    def _model_step(self, thread: AgentThread, raw: Json, document: Json, state: _thread.ThreadState) -> Json:
+    async def _model_step(self, thread: AgentThread, raw: Json, document: Json, state: _thread.ThreadState) -> Json:
         turn = raw["correlationId"]
         if (mark := state.cancelled.get(turn)) is not None:
             cancelled = TurnCancelled(thread.agent, turn, str(mark.get("reason") or ""), str(mark.get("by") or ""))
@@ -279,12 +288,12 @@ class HostedAgent:
         first = raw.get("reply", 1) == 1
         reply = functools.partial(self._reply, thread, request, transcript, first=first)
         try:
-            return self.host.run_step(reply, turn=turn)
+            return await self.host.until_ended(turn, reply)
         except TurnEnded:
             _logger.info("The model call of turn %s was aborted: the turn has ended.", turn)
             return {"error": _codec.dump_error(TurnCancelled(self.agent.name, turn))}
 
-    def tool_step(self, _: task.ActivityContext, raw: Json) -> Json:
+    async def tool_step(self, _: task.ActivityContext, raw: Json) -> Json:
         """A tool call of a turn, as a value: see `Toolbox.call`; `unknown`, `notDone`, or `stopped`.
 
         It acts only after it has read in the thread that the turn goes on, and that what needs approval has it; one
@@ -292,10 +301,10 @@ class HostedAgent:
         """
         thread, turn, key = AgentThread(self.agent.name, raw["thread"]), raw["correlationId"], raw["key"]
         name, arguments = raw["name"], raw["arguments"]
-        needs_approval = self.host.run_step(lambda: self.toolbox.needs_approval(name, arguments))
+        needs_approval = await self.toolbox.needs_approval(name, arguments)
         # As late as can be: what is cancelled after this does not reach the tool any more.
         try:
-            document, state = self._read(thread, turn, raw["length"])
+            document, state = await self._read(thread, turn, raw["length"])
         except DafxError as error:
             return {"error": str(error)}
         if not _thread.may_act(state, turn):
@@ -306,36 +315,36 @@ class HostedAgent:
         tool = self.toolbox.tool(name)
         # What the turn was told of the tool counts as well: a newer declaration must not let it act twice.
         if tool is None or not (tool.effect == "once" or raw.get("once")):
-            return self.host.run_step(lambda: self.toolbox.call(name, arguments, context))
-        go, since = self._attempt(thread, raw)
+            return await self.toolbox.call(name, arguments, context)
+        go, since = await self._attempt(thread, raw)
         if go == "unknown":
             if (seconds := _may_still_run(tool, since)) > 0:
                 return {"wait": seconds}
-            return self.host.run_step(lambda: self.toolbox.reconcile(tool, arguments, context))
+            return await self.toolbox.reconcile(tool, arguments, context)
         if go != "go":
             return {"error": "the turn was cancelled", "stopped": True} if go == "stop" else {"notDone": True}
-        outcome = self.host.run_step(lambda: self.toolbox.call(name, arguments, context))
+        outcome = await self.toolbox.call(name, arguments, context)
         if not outcome.get("timedOut"):
             return outcome
-        found = self.host.run_step(lambda: self.toolbox.reconcile(tool, arguments, context))
+        found = await self.toolbox.reconcile(tool, arguments, context)
         # What has not happened yet may still be on its way: that it has happened is believed, that it has not is not.
         return found if "result" in found else {"unknown": True}
 
-    def probe(self, _: task.ActivityContext, raw: Json) -> Json:
+    async def probe(self, _: task.ActivityContext, raw: Json) -> Json:
         """What became of another turn: `alive`, or ended, with what it gave."""
-        state = self.host.reader.get_orchestration_state(raw["correlationId"])
+        asking = functools.partial(self.host.reader.get_orchestration_state, raw["correlationId"])
+        state = await self.host.blocking(asking)
         if state is not None and state.runtime_status not in _ENDED:
             return {"alive": True}
         completed = state is not None and state.runtime_status is OrchestrationStatus.COMPLETED
         return {"alive": False, "response": cast("OrchestrationState", state).get_output() if completed else None}
 
-    def _read(self, thread: AgentThread, turn: str, length: int) -> tuple[Json, _thread.ThreadState]:
+    async def _read(self, thread: AgentThread, turn: str, length: int) -> tuple[Json, _thread.ThreadState]:
         """The thread with at least what the turn had recorded; a scheduler may answer with older state for a while."""
         found = 0
         for pause in (0.0, *_PAUSES[2:]):
-            time.sleep(pause)
-            entity = self.host.reader.get_entity(thread.entity_id)
-            document = entity.get_typed_state() if entity else None
+            await anyio.sleep(pause)
+            document = await self._document(thread)
             state = _thread.load(document)
             if (found := state.length) >= length and state.active == turn:
                 return document, state
@@ -343,7 +352,16 @@ class HostedAgent:
                 raise TurnSuperseded(thread.thread_id, turn)
         raise StaleTranscript(thread.thread_id, length, found)
 
-    def _attempt(self, thread: AgentThread, raw: Json) -> tuple[str, datetime | None]:
+    async def _document(self, thread: AgentThread) -> Json:
+        """A thread as it is stored now."""
+
+        def read() -> Json:
+            entity = self.host.reader.get_entity(thread.entity_id)
+            return entity.get_typed_state() if entity else None
+
+        return await self.host.blocking(read)
+
+    async def _attempt(self, thread: AgentThread, raw: Json) -> tuple[str, datetime | None]:
         """Record the attempt of a call that may act only once, by an orchestration; `lost` where that did not end.
 
         With `unknown`, since when somebody else has made it.
@@ -355,9 +373,13 @@ class HostedAgent:
             "token": new_id(),
         }
         sent = {"thread": thread.thread_id, "operation": "attempt", "input": told}
-        reader = self.host.reader
-        telling = reader.schedule_new_orchestration(tell_name(thread.agent), input=sent)
-        state = reader.wait_for_orchestration_completion(telling, timeout=600)
+
+        def tell_it() -> OrchestrationState | None:
+            reader = self.host.reader
+            telling = reader.schedule_new_orchestration(tell_name(thread.agent), input=sent)
+            return reader.wait_for_orchestration_completion(telling, timeout=600)
+
+        state = await self.host.blocking(tell_it)
         if state is None or state.runtime_status is not OrchestrationStatus.COMPLETED:
             return "lost", None
         outcome: Json = state.get_output()

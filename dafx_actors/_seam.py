@@ -1,6 +1,6 @@
 """The one seam between durabletask's threads and the event loop where agents run.
 
-durabletask runs orchestrators, entities and activities as plain functions on one pool of threads; agents are async.
+durabletask runs orchestrators, entities and activities as plain functions on threads; agents are async.
 
 - `AgentLoop` is the event loop, on the caller's or on a thread of its own.
 - `Gate` lets steps in and counts them. When the worker stops, steps that have not begun are given back, and those that
@@ -11,9 +11,8 @@ durabletask runs orchestrators, entities and activities as plain functions on on
 from __future__ import annotations
 
 import asyncio
-import functools
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -53,8 +52,8 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside: set[object] = set()
-        self._futures: set[Future[Any]] = set()
+        self._inside: dict[object, Callable[[], object]] = {}
+        """What has begun, with what ends it."""
         self._closed = False
         self._is_over = False
         self._mine = threading.local()
@@ -68,23 +67,44 @@ class Gate:
         Raises:
             HandedBack: The gate is closed.
         """
-        token = object()
-        with self._changed:
-            if self._is_over or (self._closed and not getattr(self._mine, "inside", 0)):
-                raise HandedBack
-            self._inside.add(token)
-            self._mine.inside = getattr(self._mine, "inside", 0) + 1
+        token = self.enter(again=bool(getattr(self._mine, "inside", 0)))
+        self._mine.inside = getattr(self._mine, "inside", 0) + 1
+
+        def leave() -> None:
+            self._mine.inside -= 1
+            self.leave(token)
+
         try:
             yield
         finally:
-            leave = functools.partial(self._leave, token)
             if not at_end_of_work_item(leave):
                 leave()
 
-    def _leave(self, token: object) -> None:
+    def enter(self, *, again: bool = False) -> object:
+        """Count a step from here to `leave`; what it is called in between. `again`: as part of one that is inside.
+
+        Raises:
+            HandedBack: The gate is closed.
+        """
+        token = object()
         with self._changed:
-            self._inside.discard(token)
-            self._mine.inside -= 1
+            if self._is_over or (self._closed and not again):
+                raise HandedBack
+            self._inside[token] = _not_at_all
+        return token
+
+    def may_end(self, token: object, cancel: Callable[[], object]) -> None:
+        """A step can be ended by `cancel`, from any thread: when the bound is over."""
+        with self._changed:
+            self._inside[token] = cancel
+            is_over = self._is_over
+        if is_over:
+            cancel()
+
+    def leave(self, token: object) -> None:
+        """A step is over, and answered."""
+        with self._changed:
+            del self._inside[token]
             self._changed.notify_all()
 
     def wait_for(self, started: Future[T]) -> T:
@@ -93,15 +113,14 @@ class Gate:
         Raises:
             HandedBack: It was ended, whoever did it: a cancellation is never a step's result.
         """
-        with self._changed:
-            self._futures.add(started)
+        token = self.enter(again=True)
         try:
+            self.may_end(token, started.cancel)
             return started.result()
         except (CancelledError, asyncio.CancelledError):
             raise HandedBack from None
         finally:
-            with self._changed:
-                self._futures.discard(started)
+            self.leave(token)
 
     def open(self) -> None:
         """Let steps in, again."""
@@ -117,8 +136,19 @@ class Gate:
             self._closed = True
             self._changed.wait_for(lambda: not self._inside, seconds)
             self._is_over = True
-            left = list(self._futures)
-        return sum(future.cancel() for future in left)
+            left = [cancel for cancel in self._inside.values() if cancel is not _not_at_all]
+        for cancel in left:
+            cancel()
+        return len(left)
+
+    def emptied(self, seconds: float) -> None:
+        """Wait, at most so long, until those that were ended are over."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._inside, seconds)
+
+
+def _not_at_all() -> None:
+    """What ends a plain function that blocks."""
 
 
 _WATCH_AFTER = 1.0
@@ -179,39 +209,72 @@ class AgentLoop:
     """An event loop that other threads run coroutines on."""
 
     def __init__(self) -> None:
-        self._portal: anyio.from_thread.BlockingPortal | None = None
+        self._home: _Home | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def use(self, portal: anyio.from_thread.BlockingPortal | None) -> None:
-        """Run on the loop of `portal` from now on; None: on no loop until one is needed."""
-        self._portal = portal
+        """Run on this loop, that of `portal`, from now on; None: on no loop until one is needed."""
+        self._home = None if portal is None else _Home(portal, asyncio.get_running_loop())
 
     def call(self, function: Callable[[], Awaitable[T]]) -> Future[T]:
         """Start a coroutine function on the loop, which is started on a thread of its own if there is none yet."""
-        with self._starting:
-            portal = self._portal or self._start()
-        return portal.start_task_soon(function)
+        return self._at_home().portal.start_task_soon(function)
+
+    def begin(self, step: Callable[[], Coroutine[Any, Any, None]], begun: Callable[[Callable[[], None]], None]) -> None:
+        """Start a coroutine function, which raises nothing, on the loop, and do not even wait until it is there.
+
+        A portal does wait for that on the calling thread, which costs more than a short step.
+
+        Args:
+            step: The coroutine function.
+            begun: Told on the loop how to cancel it: by a function for any thread.
+        """
+        loop = self._at_home().loop
+
+        def start() -> None:
+            task = loop.create_task(step())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+            def cancel() -> None:
+                with suppress(RuntimeError):  # the loop was closed meanwhile
+                    loop.call_soon_threadsafe(task.cancel)
+
+            begun(cancel)
+
+        loop.call_soon_threadsafe(start)
 
     def stop(self) -> None:
         """End the loop, if it has a thread of its own; what runs on it is cancelled."""
         with self._starting:
-            thread, portal = self._thread, self._portal
-            if thread is not None and portal is not None:
-                portal.call(portal.stop, True)
+            thread, home = self._thread, self._home
+            if thread is not None and home is not None:
+                home.portal.call(home.portal.stop, True)
                 thread.join()
-                self._thread = self._portal = None
+                self._thread = self._home = None
 
-    def _start(self) -> anyio.from_thread.BlockingPortal:
-        ready: Future[anyio.from_thread.BlockingPortal] = Future()
+    def _at_home(self) -> _Home:
+        with self._starting:
+            return self._home or self._start()
+
+    def _start(self) -> _Home:
+        ready: Future[_Home] = Future()
 
         async def serve() -> None:
             async with anyio.from_thread.BlockingPortal() as portal:
-                ready.set_result(portal)
+                ready.set_result(_Home(portal, asyncio.get_running_loop()))
                 await portal.sleep_until_stopped()
 
         # A daemon: where a program stops only the durabletask worker that it wrapped, it must still be able to end.
         self._thread = threading.Thread(target=anyio.run, args=(serve,), name="dafx-agents", daemon=True)
         self._thread.start()
-        self._portal = ready.result()
-        return self._portal
+        self._home = home = ready.result()
+        return home
+
+
+@attrs.frozen
+class _Home:
+    portal: anyio.from_thread.BlockingPortal
+    loop: asyncio.AbstractEventLoop

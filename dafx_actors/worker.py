@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from durabletask.worker import TaskHubGrpcWorker
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import CrossingError
 from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make_worker, reader_of
-from dafx_actors._intake import Intake
+from dafx_actors._intake import Intake, Step, said
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Work, WorkKind, until_turn_ends
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
@@ -43,6 +44,11 @@ _logger = logging.getLogger(__name__)
 _ORCHESTRATIONS = 16
 """How many orchestrations take a step at once: they only compute, so that more would only wait for each other, here in
 the order in which they came; in the scheduler they wait by name, in turns, and a crowd of one kind lets others pass."""
+
+_CALLS = 64
+"""How many reads of threads are made at once; a few records of attempts wait here too, for as long as they take."""
+_ENDED_WITHIN = 5.0
+"""Seconds that steps get which were cancelled since their worker stops."""
 
 
 class DurableAIAgentWorker:
@@ -95,6 +101,7 @@ class DurableAIAgentWorker:
         self._reader: TaskHubGrpcClient | None = None
         self._end_watch: EndWatch | None = None
         self._making_reader = threading.Lock()
+        self._calls: ThreadPoolExecutor | None = None
         self._reports: dict[str, tuple[AgentThread, Json]] = {}
         self._reporting = threading.Lock()
         # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
@@ -107,7 +114,7 @@ class DurableAIAgentWorker:
         if options.maximum_concurrent_orchestration_work_items == default:
             options.maximum_concurrent_orchestration_work_items = _ORCHESTRATIONS
         worker.use_work_item_filters()
-        self._intake = Intake(worker)
+        self._intake = Intake(worker, self._gate, self._loop)
 
     @classmethod
     def connect(
@@ -161,9 +168,8 @@ class DurableAIAgentWorker:
             self._worker.add_orchestrator(self._announced("turn", agent.name, hosted.turn()))
             self._worker.add_orchestrator(self._announced("tell", agent.name, hosted.tell()))
             kinds: dict[str, WorkKind] = {model_step_name(agent.name): "model", probe_name(agent.name): "probe"}
-            for name, function in hosted.functions.items():
-                step = self._announced(kinds.get(name, "tool"), agent.name, function)
-                self._worker.add_activity(_named(step, name))
+            for name, step in hosted.steps.items():
+                self._add_step(kinds.get(name, "tool"), agent.name, name, step)
             self._intake.entities.add(entity_name(agent.name).lower())
             self._intake.orchestrations |= {turn_name(agent.name), tell_name(agent.name)}
 
@@ -189,17 +195,21 @@ class DurableAIAgentWorker:
         if takes > 2:
             raise ConfigurationError(f"activity {function.__qualname__} takes an input, or a context and an input")
 
-        def run(context: task.ActivityContext, raw: Json) -> Json:
+        def bind(context: task.ActivityContext, raw: Json) -> Callable[[], Any]:
             arguments = [load_value(raw, annotation) for _, annotation in parameters_of(function)[-1:]]
-            call = functools.partial(function, *([context] if takes == 2 else []), *arguments)
-            try:
-                return dump_as(self._call(call), returned_by(function))
-            except DafxError as error:
-                if _codec.crosses(error):
-                    raise CrossingError(error) from error
-                raise
+            return functools.partial(function, *([context] if takes == 2 else []), *arguments)
+
+        async def step(context: task.ActivityContext, raw: Json) -> Json:
+            with _crossing():
+                return dump_as(await bind(context, raw)(), returned_by(function))
+
+        def run(context: task.ActivityContext, raw: Json) -> Json:
+            with _crossing(), self._gate.pass_through():
+                return dump_as(bind(context, raw)(), returned_by(function))
 
         name = function.__name__
+        if inspect.iscoroutinefunction(function):
+            return self._add_step("activity", name, name, step)
         return self._worker.add_activity(_named(self._announced("activity", name, run), name))
 
     # --- Lifecycle ------------------------------------------------------------------------------------------------
@@ -210,7 +220,6 @@ class DurableAIAgentWorker:
         Raises:
             RuntimeError: The worker is running.
         """
-        self._gate.open()
         self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
 
     def stop(self) -> None:
@@ -266,17 +275,28 @@ class DurableAIAgentWorker:
                 self._reader = reader_of(self._worker)
             return self._reader
 
-    def run_step(self, step: Callable[[], Awaitable[T]], *, turn: str | None = None) -> T:
+    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine function on the agents' loop, and wait for it on this thread.
 
         Raises:
-            TurnEnded: `turn` ended before it did.
             HandedBack: The worker is stopping.
         """
-        if turn is not None:
-            step = functools.partial(until_turn_ends, step, functools.partial(self._watch_end, turn))
         with self._gate.pass_through():
             return self._gate.wait_for(self._loop.call(step))
+
+    async def blocking(self, call: Callable[[], T]) -> T:
+        """Make a call that blocks, on a thread, and wait for it on the loop."""
+        with self._making_reader:
+            self._calls = calls = self._calls or ThreadPoolExecutor(_CALLS, "dafx-calls")
+        return await asyncio.wrap_future(calls.submit(call))
+
+    async def until_ended(self, turn: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Await a step of a turn, unless the turn ends before it.
+
+        Raises:
+            TurnEnded: It has; the step was cancelled.
+        """
+        return await until_turn_ends(step, functools.partial(self._watch_end, turn))
 
     def _watch_end(self, turn: str, heard: Callable[[bool], None]) -> Callable[[], None]:
         with self._making_reader:
@@ -329,12 +349,23 @@ class DurableAIAgentWorker:
 
     # --- Inside ---------------------------------------------------------------------------------------------------
 
-    def _call(self, call: Callable[[], Any]) -> Any:
-        function: Any = call
-        if inspect.iscoroutinefunction(function.func):
-            return self.run_step(call)
-        with self._gate.pass_through():
-            return call()
+    def _add_step(self, kind: WorkKind, about: str, name: str, step: Step) -> str:
+        """Host an activity that is a coroutine function.
+
+        Where the intake cannot run it by itself, durabletask does, on a thread that waits for it.
+        """
+
+        def wait(context: task.ActivityContext, raw: Json) -> Json:
+            return self.run_step(lambda: step(context, raw))
+
+        wait = self._announced(kind, about, wait)
+
+        def run(context: task.ActivityContext, raw: Json) -> Json:
+            return wait(context, raw) if said.outcome is None else said.outcome()
+
+        if self._on_work is None:
+            self._intake.steps[name] = step
+        return self._worker.add_activity(_named(run, name))
 
     def _announced(self, kind: WorkKind, name: str, function: Callable[..., T]) -> Callable[..., T]:
         """`function`, of which `on_work` is told before it runs: the one place that all work passes. Itself, untold."""
@@ -354,12 +385,16 @@ class DurableAIAgentWorker:
         ended = self._gate.close(self.stop_timeout)
         if ended:
             _logger.warning("%d steps did not end within %g s; they are handed out again.", ended, self.stop_timeout)
+        self._gate.emptied(_ENDED_WITHIN)
         self._intake.settle(self.stop_timeout)
         self._worker.stop()  # type: ignore[no-untyped-call]  # likewise
         with self._reporting:
             reporter, self._reporter = self._reporter, None
         if reporter is not None:
             reporter.shutdown()  # what was reported is sent
+        if self._calls is not None:
+            self._calls.shutdown()
+            self._calls = None
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -380,6 +415,17 @@ class DurableAIAgentWorker:
         while self._made:
             await self._made.pop().aclose()
         self._models.clear()
+
+
+@contextmanager
+def _crossing() -> Generator[None]:
+    """Errors of this package that an activity raises are rebuilt where it was called."""
+    try:
+        yield
+    except DafxError as error:
+        if _codec.crosses(error):
+            raise CrossingError(error) from error
+        raise
 
 
 def _work_of(kind: WorkKind, name: str, context: Any, raw: Json) -> Work:

@@ -1,7 +1,7 @@
 """The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
 
-`dafx_actors._connect.reader_of` and `EndWatch` read a worker's settings, and `address_of` a client's;
-`DurableAIAgentWorker._size_pool` replaces its threads; `dafx_actors.testing.replay` has a worker run an episode.
+`dafx_actors._connect` reads a worker's settings, and `address_of` a client's; `dafx_actors._intake` takes a worker's
+stream of work, and has it run what is in an item; `dafx_actors.testing.replay` has it run an episode.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.serialization import JsonDataConverter
 from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 
-from dafx_actors import DurableAIAgentWorker, durable_agent
+from dafx_actors import DurableAIAgentWorker
 from dafx_actors._connect import Address, address_of, reader_of
-from dafx_actors._seam import Pool
+from dafx_actors._intake import Intake, Pool
 
 READ = ["host_address", "secure_channel", "interceptors", "channel", "channel_options", "payload_store"]
 READER = "reader_of() reads threads with a client made from these: agents would read no thread without it"
 WATCH = "EndWatch tells a worker that the turn of a step has ended: without it model calls run on after a cancel"
-POOL = "_size_pool() replaces this pool: without it a worker has CPUs + 4 threads, and runs as many turns at once"
+POOL = "the intake has durabletask wait for its work by this pool: without it `worker.stop()` leaves work behind"
+INTAKE = "the intake takes the work of a worker: without it each item costs three times as much, or nothing is done"
 
 
 class Marking(grpc.UnaryUnaryClientInterceptor):
@@ -117,33 +118,50 @@ def manager_of(worker: TaskHubGrpcWorker) -> Any:
     return private(worker, "async_worker_manager")
 
 
-def test_a_worker_runs_its_work_items_on_this_pool() -> None:
+def test_a_worker_shuts_this_pool_down_when_it_has_stopped() -> None:
     manager = manager_of(TaskHubGrpcWorker())
     assert isinstance(manager.thread_pool, ThreadPoolExecutor), POOL
     manager.thread_pool.shutdown()
-    manager.thread_pool = Pool(1, thread_name_prefix="ours")
-    name: str = asyncio.run(manager._run_func(lambda: threading.current_thread().name))
-    manager.thread_pool.shutdown()
-    assert name.startswith("ours"), f"work items run on another pool now. {POOL}."
-
-
-def test_starting_keeps_the_pool() -> None:
-    manager = manager_of(TaskHubGrpcWorker())
-    manager.thread_pool.shutdown()
-    manager.thread_pool = pool = Pool(1)
+    shut = threading.Event()
     manager.prepare_for_run()
-    assert manager.thread_pool is pool, f"the pool is made anew at each start now. {POOL}."
-    pool.shutdown()
+    manager.thread_pool = Pool(1, shut.set)
+    manager.shutdown()
+    asyncio.run(manager.run())
+    assert shut.is_set(), POOL
 
 
-def test_the_limits_of_activities_that_durabletask_sets_are_those_that_we_take_for_unset() -> None:
-    default = ConcurrencyOptions().maximum_concurrent_activity_work_items
-    assert default == 100 * (os.cpu_count() or 1), "then a worker keeps this limit instead of `max_concurrent_steps`"
+@pytest.mark.parametrize(
+    ("does", "takes"),
+    [
+        ("execute_orchestrator", ["req", "stub", "completionToken"]),
+        ("execute_activity", ["req", "stub", "completionToken"]),
+        ("execute_entity_batch", ["req", "stub", "completionToken"]),
+        ("cancel_orchestrator", ["req", "stub", "completionToken"]),
+        ("cancel_activity", ["req", "stub", "completionToken"]),
+        ("cancel_entity_batch", ["req", "stub", "completionToken"]),
+    ],
+)
+def test_a_worker_does_what_is_in_an_item(does: str, takes: list[str]) -> None:
+    worker = TaskHubGrpcWorker()
+    assert hasattr(worker, f"_{does}"), f"there is no `_{does}` any more. {INTAKE}."
+    assert list(inspect.signature(private(worker, does)).parameters) == takes, INTAKE
 
 
-def threads_of(worker: TaskHubGrpcWorker) -> int:
-    limit: int = manager_of(worker).thread_pool._max_workers
-    return limit
+def test_a_worker_passes_its_stream_through_the_interceptors_that_it_has_when_it_starts() -> None:
+    """Also where it was given a channel: then through that."""
+    worker = TaskHubGrpcWorker()
+    DurableAIAgentWorker(worker)
+    assert isinstance(private(worker, "interceptors")[0], Intake), INTAKE
+    with grpc.insecure_channel("localhost:1") as channel:
+        given = TaskHubGrpcWorker(channel=channel)
+        DurableAIAgentWorker(given)
+        assert private(given, "channel") is not channel, INTAKE
+
+
+@pytest.mark.parametrize("kind", ["activity", "orchestration"])
+def test_the_limits_that_durabletask_sets_are_those_that_we_take_for_unset(kind: str) -> None:
+    default = getattr(ConcurrencyOptions(), f"maximum_concurrent_{kind}_work_items")
+    assert default == 100 * (os.cpu_count() or 1), "then a worker keeps this limit instead of its own default"
 
 
 def test_only_as_many_orchestrations_step_at_once_as_is_of_use() -> None:
@@ -160,26 +178,14 @@ def test_only_as_many_orchestrations_step_at_once_as_is_of_use() -> None:
     assert worker.concurrency_options.maximum_concurrent_orchestration_work_items == 7
 
 
-def test_the_pool_has_a_thread_for_every_step_and_64_for_orchestrations() -> None:
-    @durable_agent(durability="turn")
-    class ByTurn:
-        instructions = "x"
-
-    worker = TaskHubGrpcWorker()
-    agent_worker = DurableAIAgentWorker(worker, max_concurrent_steps=1500)
-    options = worker.concurrency_options
-    assert options.maximum_concurrent_activity_work_items == 1500
-    assert threads_of(worker) == 1500 + 64
-    agent_worker.add_agent(ByTurn)
-    assert threads_of(worker) == 1500 + options.maximum_concurrent_entity_work_items + 64
-
-
 def test_a_limit_that_the_user_set_is_kept() -> None:
     given = ConcurrencyOptions(maximum_concurrent_activity_work_items=7)
     worker = TaskHubGrpcWorker(concurrency_options=given)
     DurableAIAgentWorker(worker)
     assert worker.concurrency_options.maximum_concurrent_activity_work_items == 7
-    assert threads_of(worker) == 7 + 64
+    worker = TaskHubGrpcWorker()
+    DurableAIAgentWorker(worker, max_concurrent_steps=1500)
+    assert worker.concurrency_options.maximum_concurrent_activity_work_items == 1500
 
 
 def test_a_worker_runs_an_episode_and_gives_its_answer_to_a_stub() -> None:

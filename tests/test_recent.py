@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
+import anyio
 import pytest
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent
@@ -61,3 +63,39 @@ async def test_a_turn_on_one_worker_reads_nothing(tmp_path: Path) -> None:
             await agent.run("Go on", thread=thread)
             assert worker._reader is None
     assert [message.text for message in model.requests[1].messages] == ["Count.", "Begin", "One", "Go on"]
+
+
+@pytest.mark.anyio
+async def test_what_is_on_its_way_can_be_waited_for() -> None:
+    """An operation runs on another thread than the step that waits for it."""
+    recent = RecentDocuments()
+    keeping = threading.Thread(target=recent.keep, args=({"n": 1}, 1, "t1/c1"))
+    async with anyio.create_task_group() as group:
+
+        async def wait() -> None:
+            assert await recent.wait_for("t1/c1", 30)
+            assert recent.take("t1/c1") == {"n": 1}
+
+        group.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        keeping.start()
+    keeping.join()
+    recent.keep(None, 0, "t1/c2")
+    assert await recent.wait_for("t1/c2", 0)
+    assert recent.take("t1/c2") is None
+
+
+@pytest.mark.anyio
+async def test_what_does_not_come_is_not_waited_for_any_longer() -> None:
+    recent = RecentDocuments()
+    assert not await recent.wait_for("t1/c1", 0.001)
+    recent.keep({"n": 1}, 1, "t1/c1")  # nobody waits any more
+    assert recent.take("t1/c1") == {"n": 1}
+
+
+def test_what_is_kept_again_under_a_token_takes_its_place() -> None:
+    recent = RecentDocuments(entries=10)
+    recent.keep({"n": 1}, 6, "t1/c1")
+    recent.keep({"n": 2}, 6, "t1/c1")
+    assert recent.take("t1/c1") == {"n": 2}
+    assert recent.take(recent.keep({"n": 3}, 10)) == {"n": 3}

@@ -112,6 +112,34 @@ def test_who_waits_for_a_cancelled_turn_hears_of_it_each_time() -> None:
     """Else a turn whose cancellation got lost on the way could wait for a person for ever."""
     state, _ = begin(begun("c1"), "c2", "cancel_previous")
     assert begin(state, "c2", "cancel_previous") == (state, Queued("c1", ("c1",)))
+
+
+def test_asked_again_it_names_all_that_it_cancelled() -> None:
+    """Whoever heard the first answer may have died before it told them; or nobody heard it, as it was a signal."""
+    state, outcome = begin(begun("c1", "c2", "c3"), "c4", "cancel_previous")
+    assert isinstance(outcome, Queued)
+    again, repeated = begin(state, "c4", "cancel_previous")
+    assert again == state
+    assert isinstance(repeated, Queued)
+    assert set(repeated.cancelled) == set(outcome.cancelled) == {"c1", "c2", "c3"}
+
+
+def test_it_does_not_name_those_that_ended_otherwise() -> None:
+    state = begun("c1", "c2", "c3")
+    state, _ = cancel(state, "c2")  # by somebody else
+    state, _ = begin(state, "c4", "cancel_previous")
+    _, repeated = begin(state, "c4", "cancel_previous")
+    assert isinstance(repeated, Queued)
+    assert set(repeated.cancelled) == {"c1", "c3"}
+
+
+def test_whether_a_begin_was_granted_shows_in_the_thread() -> None:
+    """None while it may still be on its way; a thread that works on another turn has not granted it, whatever comes."""
+    assert _thread.is_granted(ThreadState(), "c1") is None
+    state = begun("c1", "c2")
+    assert [_thread.is_granted(state, turn) for turn in ("c1", "c2", "c3")] == [True, False, False]
+    ended, _ = commit(begun("c1"), "c1")
+    assert [_thread.is_granted(ended, turn) for turn in ("c1", "c2")] == [False, None]
     assert begin(cancel(begun("c1"), "c1")[0], "c2")[1] == Queued("c1", ("c1",))
 
 

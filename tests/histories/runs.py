@@ -196,6 +196,13 @@ RUNS: dict[str, Run] = {
     "queued": queued,
     "unknown_outcome": unknown_outcome,
     "orchestration": orchestration,
+    # Since turns ask for their thread and their first model call at once:
+    "at_once": answered("Hello", "at_once"),
+    "at_once_tools": answered("Weather", "at_once_tools"),
+    "at_once_retried": answered("Busy", "at_once_retried"),
+    "at_once_approved": approved,
+    "at_once_cancelled": cancelled,
+    "at_once_queued": queued,
 }
 
 
