@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -241,15 +241,24 @@ def _check_texts(document: Mapping[str, Json], *fields: str) -> None:
             raise ValueError(f"`{field}` is a text, not {shown(value)}")  # noqa: TRY004 - bad data, not a bad program
 
 
-def load_transcript(document: Json) -> Transcript:
+def load_entries(stored: Iterable[Json]) -> tuple[Entry, ...]:
+    """Read what a thread remembers."""
+    return tuple(load_entry(raw) for raw in stored)
+
+
+def load_transcript(document: Json, load: Callable[[Sequence[Json]], tuple[Entry, ...]] = load_entries) -> Transcript:
     """Read a stored thread; None is an empty one.
+
+    Args:
+        document: As it is stored.
+        load: Reads its entries, for who has read most of them before.
 
     Raises:
         UnsupportedTranscript: A newer major version, or not a thread at all.
     """
     data = check_document(document)
     return Transcript(
-        entries=tuple(load_entry(raw) for raw in data.get("conversationHistory", [])),
+        entries=load(data.get("conversationHistory", [])),
         draft=load_unfinished(data).draft,
         schema_version=document["schemaVersion"] if document else SCHEMA_VERSION,
     )

@@ -29,7 +29,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from durabletask import task
-from durabletask.internal.orchestrator_service_pb2 import HealthPing, WorkItem
+from durabletask.internal.orchestrator_service_pb2 import GetWorkItemsRequest, HealthPing, WorkItem
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors._connect import takes_notice
@@ -52,6 +52,8 @@ _logger = logging.getLogger("dafx_actors.worker")
 
 _WHOLE_TURN = "run"
 """The one operation of a thread that waits for models and tools, and so does not run in place."""
+_IN_PLACE = 32
+"""How many operations of threads are on their way at once; more would only wait for each other."""
 _SIGN_OF_LIFE = 0.5
 """Seconds; durabletask drops a stream on which it sees nothing for its `silent_disconnect_timeout_seconds`."""
 _SETTLED_WITHIN = 30.0
@@ -112,26 +114,29 @@ class Lane:
 
     def __init__(self, limit: int) -> None:
         self._free = limit
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[Callable[[], bool]] = deque()
         self._lock = threading.Lock()
 
-    def add(self, start: Callable[[], object]) -> None:
-        """Call `start` as soon as there is room; `done` has to follow."""
+    def add(self, start: Callable[[], bool]) -> None:
+        """Call `start` as soon as there is room; it says whether it has, and whether `done` will follow."""
         with self._lock:
             if not self._free:
                 self._waiting.append(start)
                 return
             self._free -= 1
-        start()
+        self._start(start)
 
     def done(self) -> None:
         """One that was started has ended: the next in line is started."""
-        with self._lock:
-            if not self._waiting:
-                self._free += 1
-                return
-            start = self._waiting.popleft()
-        start()
+        self._start(lambda: False)
+
+    def _start(self, start: Callable[[], bool]) -> None:
+        while not start():
+            with self._lock:
+                if not self._waiting:
+                    self._free += 1
+                    return
+                start = self._waiting.popleft()
 
 
 class Pool(ThreadPoolExecutor):
@@ -163,6 +168,8 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         """Names of those that run in place."""
         self.entities: set[str] = set()
         """Likewise, in lower case, as they come."""
+        self.whole_turns: set[str] = set()
+        """Those of them whose operations are mostly whole turns, which do not."""
         self.steps: dict[str, Step] = {}
         """Activities that are coroutine functions, by their names."""
         self._gate = gate
@@ -179,10 +186,10 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             return continuation(client_call_details, request)
         if self._pool is None or self._pool.is_shut:
             self._open_pool()
-        before, self._line = self._line, None
+        request.maxConcurrentEntityWorkItems = self._entities_at_once(request)
+        before, self._line = self._line, self._connect()
         if before is not None:
-            before.close()
-        self._line = self._connect()
+            before.retire()
         return _Stream(self._line, self._line.items(request), self._take)
 
     def _open_pool(self) -> None:
@@ -201,6 +208,16 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         manager.thread_pool.shutdown(wait=False)
         manager.thread_pool = self._pool
 
+    def _entities_at_once(self, request: GetWorkItemsRequest) -> int:
+        """How many operations of entities to ask for, which durabletask does not say.
+
+        Those that run in place wait in the scheduler, by name and in turns, and not here, where all else would wait
+        behind them. Users' own entities may wait for something, and are limited as durabletask is told.
+        """
+        limit: int = self._worker.concurrency_options.maximum_concurrent_entity_work_items
+        hosted = {entity.name.lower() for entity in request.workItemFilters.entities}
+        return min(limit, _IN_PLACE) if hosted and hosted <= self.entities - self.whole_turns else limit
+
     def _close(self) -> None:
         line, self._line = self._line, None
         if line is not None:
@@ -218,30 +235,38 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             _logger.warning("The scheduler sent work of a kind that is not known here: %s.", kind)
             return
         request = getattr(item, kind)
+        line.hold()
         if self._runs_in_place(kind, request):
             self._run(kind, request, line.at_once, item.completionToken)
+            line.release()
             return
         lane = self._lanes[kind]
+
+        def over() -> None:
+            line.release()
+            lane.done()
+
         if kind == "activityRequest" and (step := self._step(request)) is not None:
-            start: Callable[[], object] = functools.partial(
-                self._begin, lane, step, request, line, item.completionToken
-            )
+            lane.add(functools.partial(self._begin, step, request, line, item.completionToken, over))
         else:
-            start = functools.partial(self._submit, lane, kind, request, line.waiting, item.completionToken)
-        lane.add(start)
+            lane.add(functools.partial(self._submit, kind, request, line, item.completionToken, over))
 
     # --- On a thread ----------------------------------------------------------------------------------------------
 
-    def _submit(self, lane: Lane, kind: str, request: Any, stub: Any, token: str) -> None:
+    def _submit(self, kind: str, request: Any, line: Line, token: str, over: Callable[[], None]) -> bool:
         def work() -> None:
             try:
-                self._run(kind, request, stub, token)
+                self._run(kind, request, line.waiting, token)
             finally:
-                lane.done()
+                over()
 
         assert self._pool is not None  # it was opened before the stream
-        with suppress(RuntimeError):  # shut down: the stream has ended, and all that waited is handed out again
+        try:
             self._pool.submit(work)
+        except RuntimeError:  # shut down: the stream has ended, and all that waited is handed out again
+            line.release()
+            return False
+        return True
 
     # --- On the agents' loop --------------------------------------------------------------------------------------
 
@@ -250,16 +275,16 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         slow = self._steps_have_threads or self._worker._payload_store is not None  # noqa: SLF001 - it may take its time
         return None if slow else self.steps.get(request.name)
 
-    def _begin(self, lane: Lane, step: Step, request: Any, line: Line, token: str) -> None:
+    def _begin(self, step: Step, request: Any, line: Line, token: str, done: Callable[[], None]) -> bool:
         try:
             inside = self._gate.enter()
         except HandedBack:
-            lane.done()
-            return
+            line.release()
+            return False
 
         def over() -> None:
             self._gate.leave(inside)
-            lane.done()
+            done()
 
         async def run() -> None:
             context = task.ActivityContext(request.orchestrationInstance.instanceId, request.taskId)
@@ -285,6 +310,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
                 over()
 
         self._loop.begin(run, functools.partial(self._gate.may_end, inside))
+        return True
 
     def _answer(
         self, outcome: Callable[[], Json], request: Any, line: Line, token: str, over: Callable[[], None]

@@ -59,8 +59,20 @@ class Line(Protocol):
         """End the stream; answers that are under way may still arrive, by `Calls`."""
         ...
 
+    def hold(self) -> None:
+        """Somebody has taken an item, and will answer on this line; `release` follows when that is made."""
+        ...
+
+    def release(self) -> None:
+        """Likewise: it is."""
+        ...
+
     def settle(self, seconds: float) -> None:
         """Wait, at most so long, until all answers have arrived."""
+        ...
+
+    def retire(self) -> None:
+        """There is a newer line: give this one back as soon as nobody needs it to answer."""
         ...
 
     def close(self) -> None:
@@ -101,6 +113,9 @@ class _Stub:
 class Calls:
     """The line that every Durable Task backend offers.
 
+    A backend may take an answer after the stream on which its work came has ended, as streams do from time to time: so
+    that what was done is not done again, a line is kept for those who have not answered.
+
     Stream and answers share a channel, so that gRPC keeps the thread that hears of arrived answers: without a stream
     it makes a new one for each.
     """
@@ -115,6 +130,7 @@ class Calls:
         self._stream: Any = None
         self._changed = threading.Condition()
         self._under_way: set[grpc.Future[Any]] = set()
+        self._held = 0
 
     def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
         """See `Line`."""
@@ -140,10 +156,31 @@ class Calls:
         if not call.cancelled() and (error := call.exception()) is not None:
             _lost(error)
 
+    def hold(self) -> None:
+        """See `Line`."""
+        with self._changed:
+            self._held += 1
+
+    def release(self) -> None:
+        """See `Line`."""
+        with self._changed:
+            self._held -= 1
+            self._changed.notify_all()
+
     def settle(self, seconds: float) -> None:
         """See `Line`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._under_way, seconds)
+
+    def retire(self) -> None:
+        """See `Line`."""
+        # Not by whoever is the last: that may be gRPC's own thread, which a channel waits for when it is closed.
+        threading.Thread(target=self._close_when_idle, name="dafx-retired-line", daemon=True).start()
+
+    def _close_when_idle(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held and not self._under_way)
+        self.close()
 
     def close(self) -> None:
         """See `Line`."""
@@ -228,10 +265,20 @@ class Bundles:
         """See `Line`."""
         self._stream.cancel()
 
+    def hold(self) -> None:
+        """See `Line`; nothing: the embedded scheduler takes no answers but on the stream of their work."""
+
+    def release(self) -> None:
+        """Likewise."""
+
     def settle(self, seconds: float) -> None:
         """See `Line`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._under_way, seconds)
+
+    def retire(self) -> None:
+        """See `Line`."""
+        self.close()
 
     def close(self) -> None:
         """See `Line`."""

@@ -1,4 +1,4 @@
-"""What a worker has just written of its threads, so that the step that follows need not read it again."""
+"""What a worker has just written and read of its threads, so that the next step need not do it again."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import anyio
 import attrs
 
+from dafx_actors import _codec
 from dafx_actors.ids import new_id
-from dafx_actors.transcript import Json
+from dafx_actors.transcript import Entry, Json
 
 
 @attrs.frozen
@@ -86,3 +87,41 @@ class RecentDocuments:
     @property
     def _oldest(self) -> _Kept:
         return next(iter(self._kept.values()))
+
+
+class RecentEntries:
+    """The entries of long threads as they were read last: a thread only grows, and to read it takes most of a turn.
+
+    What is kept counts only where it was read from what is stored now, entry by entry.
+    """
+
+    def __init__(self, *, entries: int = 10_000, at_least: int = 50) -> None:
+        """Keep nothing yet.
+
+        Args:
+            entries: How many are kept in all; threads that were not read for longest go first.
+            at_least: How many a thread has that is worth it.
+        """
+        self._entries = entries
+        self._at_least = at_least
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, tuple[Sequence[Json], tuple[Entry, ...]]] = OrderedDict()
+        self._held = 0
+
+    def load(self, thread_id: str, stored: Sequence[Json]) -> tuple[Entry, ...]:
+        """Read the entries of a thread."""
+        if len(stored) < self._at_least:
+            return _codec.load_entries(stored)
+        with self._lock:
+            before, known = self._kept.get(thread_id, ((), ()))
+        pairs = enumerate(zip(before, stored, strict=False))
+        same = next((n for n, (old, new) in pairs if old != new), min(len(before), len(stored)))
+        read = known[:same] + _codec.load_entries(stored[same:])
+        with self._lock:
+            if (old := self._kept.pop(thread_id, None)) is not None:
+                self._held -= len(old[1])
+            self._kept[thread_id] = (stored, read)
+            self._held += len(read)
+            while self._held > self._entries:
+                self._held -= len(self._kept.popitem(last=False)[1][1])
+        return read

@@ -31,7 +31,7 @@ from dafx_actors import _codec, _operations, _peer_forms, _thread, _turn
 from dafx_actors._agent_tasks import turn_input
 from dafx_actors._answers import answer_mismatch
 from dafx_actors._json import as_object, as_text, dump_time, load_time
-from dafx_actors._recent import RecentDocuments
+from dafx_actors._recent import RecentDocuments, RecentEntries
 from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
 from dafx_actors._turn_steps import TurnSteps, seconds_at_most, tell
@@ -116,6 +116,7 @@ class HostedAgent:
     host: Host
     toolbox: Toolbox = attrs.field(init=False, default=attrs.Factory(_toolbox_of, takes_self=True))
     recent: RecentDocuments = attrs.field(init=False, factory=RecentDocuments)
+    read: RecentEntries = attrs.field(init=False, factory=RecentEntries)
 
     @property
     def steps(self) -> Mapping[str, Callable[..., Awaitable[Json]]]:
@@ -283,7 +284,7 @@ class HostedAgent:
         if (mark := state.cancelled.get(turn)) is not None:
             cancelled = TurnCancelled(thread.agent, turn, str(mark.get("reason") or ""), str(mark.get("by") or ""))
             return {"error": _codec.dump_error(cancelled)}
-        transcript = _codec.load_transcript(document)
+        transcript = _codec.load_transcript(document, functools.partial(self.read.load, thread.thread_id))
         request = _request_of(transcript, turn, raw)
         first = raw.get("reply", 1) == 1
         reply = functools.partial(self._reply, thread, request, transcript, first=first)

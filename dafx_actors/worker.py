@@ -171,6 +171,8 @@ class DurableAIAgentWorker:
             for name, step in hosted.steps.items():
                 self._add_step(kinds.get(name, "tool"), agent.name, name, step)
             self._intake.entities.add(entity_name(agent.name).lower())
+            if agent.definition.durability == "turn":
+                self._intake.whole_turns.add(entity_name(agent.name).lower())
             self._intake.orchestrations |= {turn_name(agent.name), tell_name(agent.name)}
 
     def add_orchestrator(self, function: Callable[..., Any]) -> str:

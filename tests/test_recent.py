@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent
-from dafx_actors._recent import RecentDocuments
+from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, _codec, durable_agent
+from dafx_actors._recent import RecentDocuments, RecentEntries
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
 
@@ -99,3 +100,39 @@ def test_what_is_kept_again_under_a_token_takes_its_place() -> None:
     recent.keep({"n": 2}, 6, "t1/c1")
     assert recent.take("t1/c1") == {"n": 2}
     assert recent.take(recent.keep({"n": 3}, 10)) == {"n": 3}
+
+
+def stored(*texts: str) -> list[Any]:
+    def request(text: str) -> dict[str, Any]:
+        message = {"role": "user", "contents": [{"$type": "text", "text": text}]}
+        return {"$type": "request", "correlationId": text, "messages": [message]}
+
+    return [request(text) for text in texts]
+
+
+def test_entries_that_were_read_before_are_not_read_again() -> None:
+    recent = RecentEntries(at_least=1)
+    first = recent.load("t1", stored("a", "b"))
+    again = recent.load("t1", stored("a", "b", "c"))
+    assert [entry is known for entry, known in zip(again, first, strict=False)] == [True, True]
+    assert again == _codec.load_entries(stored("a", "b", "c"))
+
+
+@pytest.mark.parametrize("now", [("x", "b", "c"), ("a", "x", "c"), ("a",), (), ("a", "b")])
+def test_entries_of_a_thread_that_was_changed_are_read_as_they_are_now(now: tuple[str, ...]) -> None:
+    """It was reset, or somebody wrote it anew."""
+    recent = RecentEntries(at_least=0)
+    recent.load("t1", stored("a", "b"))
+    assert recent.load("t1", stored(*now)) == _codec.load_entries(stored(*now))
+    assert recent.load("t2", stored(*now)) == _codec.load_entries(stored(*now))
+
+
+def test_entries_of_threads_that_were_not_read_for_longest_go_first() -> None:
+    recent = RecentEntries(entries=4, at_least=1)
+    first = recent.load("t1", stored("a", "b"))
+    recent.load("t2", stored("c", "d"))
+    assert recent.load("t1", stored("a", "b"))[0] is first[0]
+    recent.load("t3", stored("e", "f"))
+    assert recent.load("t1", stored("a", "b"))[0] is first[0]
+    assert recent.load("t4", stored("g", "h", "i", "j", "k")) == _codec.load_entries(stored("g", "h", "i", "j", "k"))
+    assert recent.load("t1", stored("a", "b"))[0] is not first[0]

@@ -3,7 +3,7 @@
 `count` runs real turns over a scheduler in this process and counts its calls, the work items that it hands out, and
 its commits, with their sizes. `server`, `worker` and `client` then exchange as many messages of those sizes in the
 same pattern: the client starts and waits; the server commits and hands the worker an item; the worker reads as often
-as it does in a turn, answers, and gets the next one; the last answer wakes the client.
+as it does in a turn, answers on the same stream, and gets the next one; the last answer wakes the client.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import anyio
@@ -25,6 +26,7 @@ import attrs
 import grpc
 import grpc.aio
 
+from dafx_actors._bundles import CONNECT, answer_of, unpack
 from tests.benchmarks import control
 from tests.benchmarks.processes import OURS, PATIENCE, Machine
 
@@ -38,17 +40,12 @@ class Turn:
     """What a turn needs, on average."""
 
     items: int
-    """Work items: each one message to the worker, and one call with its result."""
+    """Work items: each one message to the worker, and one back with its result."""
     reads: int
-    """Other calls."""
+    """Calls besides, but for the client's start and its wait."""
     commits: int
     item_bytes: int
     """Of a work item, of a result, and of what a commit stores."""
-
-    @property
-    def calls(self) -> int:
-        """All calls: a start and a wait, too."""
-        return self.items + self.reads + 2
 
 
 # --- Counting ------------------------------------------------------------------------------------------------------
@@ -66,6 +63,12 @@ class Counting(grpc.aio.ServerInterceptor):
         name = handler_call_details.method.rpartition("/")[2]
         if handler is None:
             return handler
+        if handler.request_streaming:
+
+            async def counted_stream(requests: Any, context: Any) -> Any:
+                return await handler.stream_stream(requests, _CountingContext(context, self))
+
+            return grpc.stream_stream_rpc_method_handler(counted_stream)
         if handler.response_streaming:
             return handler
 
@@ -75,6 +78,25 @@ class Counting(grpc.aio.ServerInterceptor):
             return await handler.unary_unary(request, context)
 
         return grpc.unary_unary_rpc_method_handler(counted, handler.request_deserializer, handler.response_serializer)
+
+
+class _CountingContext:
+    """A bundle stream's, whose answers are counted as the calls that they stand for."""
+
+    def __init__(self, context: Any, counting: Counting) -> None:
+        self._context = context
+        self._counting = counting
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def read(self) -> Any:
+        message = await self._context.read()
+        for kind, _, payload in unpack(message) if isinstance(message, bytes) else ():
+            if kind != CONNECT:
+                self._counting.calls[answer_of(kind)] += 1
+                self._counting.bytes[answer_of(kind)] += len(payload)
+        return message
 
 
 async def count(turns: int) -> dict[str, float]:
@@ -157,20 +179,17 @@ class Server:
         """Something is looked up."""
         return self._item
 
-    async def items(self, _: bytes, __: Any) -> AsyncIterator[bytes]:
-        """The worker's stream."""
+    async def work(self, _: object, context: Any) -> None:
+        """The worker's stream: an item, and when its result has come, the next."""
         while True:
-            yield await self._todo.get()
-
-    async def complete(self, _: bytes, __: Any) -> bytes:
-        """The result of an item; the next one follows."""
-        self._commit()
-        self._left -= 1
-        if self._left:
-            self._todo.put_nowait(self._item)
-        else:
-            self._ended.set()
-        return b""
+            await context.write(await self._todo.get())
+            await context.read()
+            self._commit()
+            self._left -= 1
+            if self._left:
+                self._todo.put_nowait(self._item)
+            else:
+                self._ended.set()
 
 
 async def _serve(turn: Turn) -> None:
@@ -182,8 +201,8 @@ async def _serve(turn: Turn) -> None:
         served = Server(turn, connection)
         server = grpc.aio.server()
         unary = grpc.unary_unary_rpc_method_handler
-        methods: dict[str, Any] = {name: unary(getattr(served, name)) for name in ("start", "wait", "read", "complete")}
-        methods["items"] = grpc.unary_stream_rpc_method_handler(served.items)
+        methods: dict[str, Any] = {name: unary(getattr(served, name)) for name in ("start", "wait", "read")}
+        methods["work"] = grpc.stream_stream_rpc_method_handler(served.work)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("floor", methods),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -195,14 +214,15 @@ def work(endpoint: str, turn: Turn) -> None:
     """Answer items, one after another, on one thread."""
     channel: Any
     with grpc.insecure_channel(endpoint) as channel:
-        calls = {name: channel.unary_unary(f"/floor/{name}") for name in ("read", "complete")}
+        read = channel.unary_unary("/floor/read")
         result, number = b"." * turn.item_bytes, 0
+        results: SimpleQueue[bytes] = SimpleQueue()
         print(json.dumps("ready"), flush=True)
-        for _ in channel.unary_stream("/floor/items")(b"", timeout=PATIENCE):
+        for _ in channel.stream_stream("/floor/work")(iter(results.get, None), timeout=PATIENCE):
             # Spread over the items of a turn.
             for _ in range((number + 1) * turn.reads // turn.items - number * turn.reads // turn.items):
-                calls["read"](b"")
-            calls["complete"](result)
+                read(b"")
+            results.put(result)
             number = (number + 1) % turn.items
 
 

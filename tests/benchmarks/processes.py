@@ -17,8 +17,9 @@ from typing import Any
 
 import attrs
 
+from tests.interop import environment
+
 ROOT = Path(__file__).resolve().parents[2]
-PEER = "agent-framework-durabletask==1.0.0b260922"
 PATIENCE = 600.0
 """Seconds after which a process that gives no answer is ended, so that nothing waits for ever."""
 
@@ -232,27 +233,17 @@ class Machine:
 
 
 def peer_python(given: str | None) -> str:
-    """The Python of the peer's environment; it is made in the user's cache folder, once, unless one is given.
+    """The Python of the peer's environment; it is made, once, unless one is given: see `tests.interop.environment`.
 
     Raises:
         SystemExit: It cannot be made.
     """
-    if found := given or os.environ.get("DAFX_PEER_PYTHON"):
-        return found
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "dafx-benchmarks" / PEER.replace("==", "-")
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    installed = folder / "installed"
-    if not installed.exists():
-        print(f"The peer's environment is being made in {folder}.", flush=True)
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PEER],
-        ):
-            if subprocess.run(command, check=False).returncode:
-                raise SystemExit(f"{PEER} could not be installed; name a Python that has it with --peer-python")
-        installed.touch()
-    return str(python)
+    if given:
+        return given
+    try:
+        return str(environment.make())
+    except environment.NoPeer as error:
+        raise SystemExit(f"{error}; name a Python that has it with --peer-python") from error
 
 
 def seconds_to_run(python: str, statement: str) -> float:

@@ -3,7 +3,7 @@
 Both systems have the same stub model, which takes the time it is told to and gives a fixed text or asks for tools;
 backend, worker and client are processes of their own, all start before the first measurement, and are measured in
 turns. `memory` is durabletask's in-memory backend with threads enough, `disk` is the embedded scheduler, which waits
-for the disk. The peer's environment is made in the user's cache folder, the first time.
+for the disk. The peer's environment is made the first time: see `tests.interop.environment`.
 """
 
 from __future__ import annotations

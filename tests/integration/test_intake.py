@@ -12,6 +12,7 @@ import anyio.to_thread
 import grpc
 import pytest
 from durabletask import task
+from durabletask.testing import create_test_backend
 from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 
 from dafx_actors import (
@@ -25,6 +26,7 @@ from dafx_actors import (
 from dafx_actors._lines import Bundles, Calls
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
+from tests.conftest import free_port
 from tests.scheduler.bench import QUIET
 
 pytestmark = pytest.mark.anyio
@@ -241,3 +243,47 @@ async def test_an_activity_that_fails_says_how(scheduler: EmbeddedScheduler, int
     async with worker, DurableAIAgentClient.connect(scheduler.endpoint) as client:
         said = await (await client.schedule_new_orchestration(asks))
     assert said == "builtins.LookupError: there is none"
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+async def test_what_was_done_counts_when_the_stream_it_came_on_has_ended(is_async: bool) -> None:
+    """Backends end streams now and then; one that takes the answer all the same does not have it done again."""
+    port, begun, go_on, runs = free_port(), threading.Event(), threading.Event(), Counter[str]()
+
+    async def asynchronous(_: str) -> str:
+        runs["all"] += 1
+        begun.set()
+        await anyio.to_thread.run_sync(go_on.wait, 60)
+        return "done"
+
+    def synchronous(_: str) -> str:
+        runs["all"] += 1
+        begun.set()
+        go_on.wait(60)
+        return "done"
+
+    activity: Callable[..., Any] = asynchronous if is_async else synchronous
+
+    @orchestrator
+    async def asks(context: OrchestrationContext) -> str:
+        return await context.call_activity(activity, input="x")
+
+    backend = create_test_backend(port=port)
+    try:
+        worker = DurableAIAgentWorker.connect(f"http://127.0.0.1:{port}")
+        worker.add_activity(activity)
+        worker.add_orchestrator(asks)
+        async with worker, DurableAIAgentClient.connect(f"http://127.0.0.1:{port}") as client:
+            handle = await client.schedule_new_orchestration(asks)
+            assert await anyio.to_thread.run_sync(begun.wait, 30)
+            line = worker._intake._line
+            assert isinstance(line, Calls)
+            line.hang_up()
+            with anyio.fail_after(30):
+                while worker._intake._line is line:
+                    await anyio.sleep(0.01)
+            go_on.set()
+            assert await handle == "done"
+    finally:
+        backend.stop()
+    assert runs["all"] == 1
