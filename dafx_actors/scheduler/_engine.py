@@ -125,6 +125,7 @@ class Engine:
         """What goes on by itself, in words; nothing, where all waits for clients, the clock or workers."""
         works = [work for hub in self.hubs.values() for work in hub.delivery.under_way()]
         found = [f"{work.kind} {work.lane.name}, {'held' if work.token else 'handed out'}" for work in works]
+        found += [f"orchestration {name}, resting" for hub in self.hubs.values() for name in hub.orchestrations.resting]
         return found if self.store.committer.is_idle else [*found, "a write to the database"]
 
     # --- timers --------------------------------------------------------------------------------------------------

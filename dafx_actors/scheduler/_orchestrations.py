@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -9,6 +11,7 @@ import attrs
 from dafx_actors.scheduler import _events, _turns
 from dafx_actors.scheduler._filters import Lane
 from dafx_actors.scheduler._idle import IdleCache
+from dafx_actors.scheduler._pacing import Pace
 from dafx_actors.scheduler._proto import Status, frame_past, orchestrator_item, pb, serialize, stamp
 from dafx_actors.scheduler._records import Activity, Message, Orchestration, Parent
 from dafx_actors.scheduler.storage import tables
@@ -33,6 +36,7 @@ class Orchestrations:
         self._by_name: dict[str, Orchestration] = {}
         self._by_id: dict[int, Orchestration] = {}
         self._idle: IdleCache[int] = IdleCache(self._evict, most=_MOST_IDLE, heaviest=_HEAVIEST_IDLE)
+        self._resting: dict[int, tuple[Orchestration, asyncio.TimerHandle]] = {}
         # Each function takes its own kind of effect, which the key says.
         self._effects: dict[type, Callable[[Changes, Orchestration, Any], None]] = {
             _turns.RunActivity: self._run_activity,
@@ -87,6 +91,8 @@ class Orchestrations:
 
     def forget(self) -> None:
         """Drop all from memory; what is on disk counts."""
+        for it, _ in list(self._resting.values()):
+            self._end_rest(it)
         self._by_name.clear()
         self._by_id.clear()
         self._idle.clear()
@@ -119,11 +125,38 @@ class Orchestrations:
             self.rest(it)
 
     def offer(self, it: Orchestration) -> None:
-        """Queue its next turn, if it has one to take."""
-        if not it.queued and _turns.ready(it, self._hub.clock.now()):
-            it.queued = True
-            self._idle.take(it.id)
-            self._hub.delivery.offer(it, Lane(kind="orchestration", name=it.name, version=it.version or ""))
+        """Queue its next turn, if it has one to take; after a rest, where that is due (see `_pacing`)."""
+        if it.queued:
+            if it.id in self._resting and it.pace.rest(time.monotonic()) <= 0:
+                self._rested(it)
+            return
+        if not _turns.ready(it, self._hub.clock.now()):
+            return
+        it.queued = True
+        self._idle.take(it.id)
+        rest = it.pace.rest(time.monotonic())
+        if rest > 0:
+            # Not by the scheduler's clock, which a test may hold: nothing waits for a time here.
+            self._resting[it.id] = it, asyncio.get_running_loop().call_later(rest, self._rested, it)
+        else:
+            self._deliver(it)
+
+    def _rested(self, it: Orchestration) -> None:
+        self._end_rest(it)
+        self._deliver(it)
+
+    def _end_rest(self, it: Orchestration) -> None:
+        _, timer = self._resting.pop(it.id, (None, None))
+        if timer is not None:
+            timer.cancel()
+
+    def _deliver(self, it: Orchestration) -> None:
+        self._hub.delivery.offer(it, Lane(kind="orchestration", name=it.name, version=it.version or ""))
+
+    @property
+    def resting(self) -> list[str]:
+        """The names of those that will be told soon what has come."""
+        return [it.name for it, _ in self._resting.values()]
 
     # --- being told ----------------------------------------------------------------------------------------------
 
@@ -237,6 +270,9 @@ class Orchestrations:
         parent, at = it.parent, self._hub.clock.now()
         if parent is None:
             return
+        waiting = self.find_by_id(parent.id)
+        if waiting is not None:
+            waiting.pace.answered()
         if it.status == Status.COMPLETED:
             event = _events.child_completed(at, parent.task_id, it.output)
         else:
@@ -259,7 +295,8 @@ class Orchestrations:
             self._hub.timers.cancel(it.timers)
             it.timers = set()
         self._hub.delivery.withdraw(it.id)
-        it.queued, it.lease, it.taken = False, None, 0
+        self._end_rest(it)
+        it.queued, it.lease, it.taken, it.pace = False, None, 0, Pace()
 
     def delete(self, changes: Changes, it: Orchestration) -> None:
         """Forget an instance that has ended."""
@@ -288,6 +325,7 @@ class Orchestrations:
         it.turn_started, events, it.taken = _turns.new_events(it, self._hub.clock.now())
         it.lease = token
         it.told = events
+        it.pace.given = time.monotonic()
         return orchestrator_item(
             token=token,
             instance_id=it.instance_id,
@@ -312,6 +350,7 @@ class Orchestrations:
         verdict = _turns.judge(it, answer, at)
         if not isinstance(verdict.conclusion, _turns.Waits):
             self._hub.store.load_payload(it)  # Before anything is changed, since it may not be readable.
+        it.pace.turned(time.monotonic())
         told = [it.inbox.popleft() for _ in range(it.taken)]
         new, it.told, it.lease, it.taken = it.told, [], None, 0
         if told:
@@ -370,6 +409,7 @@ class Orchestrations:
             request=effect.request,
         )
         it.activities.add(activity.id)
+        it.pace.awaited += 1
         tables.insert_activity(changes, activity)
         # Unless its orchestration has ended meanwhile.
         changes.then(lambda: self.offer_activity(activity) if activity.id in it.activities else None)
@@ -385,6 +425,7 @@ class Orchestrations:
         if it is None or activity.id not in it.activities:
             return
         it.activities.discard(activity.id)
+        it.pace.answered()
         tables.delete_activity(changes, activity)
         now = self._hub.clock.now()
         if answer.HasField("failureDetails"):
@@ -423,6 +464,7 @@ class Orchestrations:
             return
         if existing is not None:
             self.delete(changes, existing)
+        it.pace.awaited += 1
         self.create(changes, effect.instance_id, effect.start, parent)
 
     def _send_event(self, changes: Changes, _: Orchestration, effect: _turns.SendEvent) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from dafx_actors.scheduler._pacing import Pace
 from dafx_actors.scheduler._proto import Status
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Orchestration:
     """The last change that touched it; until that is on disk it may not be forgotten."""
     gone: bool = False
     """Deleted, or replaced by a newer instance of the same id."""
+    pace: Pace = attrs.field(factory=Pace)
 
     @property
     def ended(self) -> bool:

@@ -17,6 +17,7 @@ from dafx_actors.scheduler._dispatch import Work, Worker, WorkQueue
 from dafx_actors.scheduler._filters import Filters, Lane, read_filters
 from dafx_actors.scheduler._idle import IdleCache
 from dafx_actors.scheduler._ids import Ids
+from dafx_actors.scheduler._pacing import LONGEST, MANY, Pace
 from dafx_actors.scheduler._proto import (
     activity_item,
     entity_item,
@@ -362,3 +363,25 @@ def test_assembled_work_items_are_what_protobuf_reads(payloads: list[bytes], tex
     activity = pb.ActivityRequest(name=text)
     item = pb.WorkItem.FromString(activity_item(token="t", request=activity.SerializeToString()))
     assert item.activityRequest == activity
+
+
+def test_an_orchestration_that_waits_for_much_rests_as_long_as_its_turn_took() -> None:
+    pace = Pace(awaited=MANY + 1, given=10.0)
+    assert pace.rest(10.0) == 0, "before its first turn"
+    pace.turned(10.05)
+    assert pace.rest(10.06) == pytest.approx(0.04)
+    assert pace.rest(10.2) == 0
+    pace.given = 11.0
+    pace.turned(14.0)
+    assert pace.rest(14.0) == pytest.approx(LONGEST)
+    pace.answered()
+    assert pace.rest(14.0) == pytest.approx(LONGEST)
+    pace.answered()
+    assert pace.rest(14.0) == 0, "the last answers come without a rest"
+
+
+def test_more_answers_than_are_known_of_do_no_harm() -> None:
+    """After a restart nobody knows how many are to come."""
+    pace = Pace()
+    pace.answered()
+    assert pace.awaited == 0
