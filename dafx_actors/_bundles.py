@@ -6,6 +6,7 @@ are at the moment::
 
     worker ──> CONNECT, then answers, each with a number
     worker <── ITEM, and for each answer: KEPT, it is on disk; or REFUSED, with a text that says why
+               UNWANTED, with a completion token: its orchestration has ended, and nobody waits for that activity
 
 What the pieces hold is Durable Task's own, and so is what they mean: an answer counts under its completion token only,
 and what a worker holds when its stream ends is handed out again.
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SERVICE = "dafx.scheduler.v1.Work"
 
-CONNECT, ITEM, KEPT, REFUSED = range(4)
+CONNECT, ITEM, KEPT, REFUSED, UNWANTED = range(5)
 """Kinds of pieces. A `CONNECT` holds a `GetWorkItemsRequest`, an `ITEM` a `WorkItem`."""
 ANSWERS = (
     "CompleteOrchestratorTask",

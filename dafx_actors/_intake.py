@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import grpc
@@ -34,7 +35,7 @@ from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors._connect import takes_notice
 from dafx_actors._coroutines import work_item
-from dafx_actors._lines import Line, line_maker
+from dafx_actors._lines import Line, Watch, line_maker
 from dafx_actors._seam import AgentLoop, Gate, HandedBack
 from dafx_actors.transcript import Json
 
@@ -58,6 +59,10 @@ _SIGN_OF_LIFE = 0.5
 """Seconds; durabletask drops a stream on which it sees nothing for its `silent_disconnect_timeout_seconds`."""
 _SETTLED_WITHIN = 30.0
 """Seconds that are waited for the last answers of a worker that has stopped."""
+
+
+watch_of_step: ContextVar[Watch | None] = ContextVar("dafx_actors_watch", default=None)
+"""Of the step that runs: how to hear that nobody waits for it any more, where the scheduler says so by itself."""
 
 
 class _Said(threading.local):
@@ -288,6 +293,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
         async def run() -> None:
             context = task.ActivityContext(request.orchestrationInstance.instanceId, request.taskId)
+            watch_of_step.set(line.watch(token))
             outcome: Callable[[], Json]
             try:
                 result = await step(context, json.loads(request.input.value) if request.input.value else None)

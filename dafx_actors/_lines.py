@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from durabletask.internal.orchestrator_service_pb2 import GetWorkItemsRequest, WorkItem
@@ -29,6 +28,10 @@ _logger = logging.getLogger("dafx_actors.worker")
 _DELIVERY = 30.0
 """Seconds that an answer may take to reach the scheduler, which may be restarting. One that comes too late is refused,
 and the work is handed out again."""
+
+
+Watch: TypeAlias = Callable[[Callable[[bool], None]], Callable[[], object]]
+"""Begins to wait; see `_connect.EndWatch.watch`."""
 
 
 class Line(Protocol):
@@ -65,6 +68,10 @@ class Line(Protocol):
 
     def release(self) -> None:
         """Likewise: it is."""
+        ...
+
+    def watch(self, token: str) -> Watch | None:
+        """Waits for the word that nobody waits any more for what came under a token; None if no word will come."""
         ...
 
     def settle(self, seconds: float) -> None:
@@ -172,6 +179,10 @@ class Calls:
         with self._changed:
             self._changed.wait_for(lambda: not self._under_way, seconds)
 
+    def watch(self, token: str) -> Watch | None:
+        """See `Line`."""
+        return None
+
     def retire(self) -> None:
         """See `Line`."""
         # Not by whoever is the last: that may be gRPC's own thread, which a channel waits for when it is closed.
@@ -201,9 +212,9 @@ class Bundles:
         self._unsent: list[Piece] = []
         self._under_way: set[int] = set()
         """Numbers of answers that are not on disk yet, as far as is known."""
+        self._watched: dict[str, Callable[[bool], None]] = {}
         self._number = 0
         self._is_over = False
-        self._received: deque[WorkItem] = deque()
 
     def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
         """See `Line`."""
@@ -218,6 +229,9 @@ class Bundles:
                 for kind, number, payload in _bundles.unpack(message):
                     if kind == _bundles.ITEM:
                         yield WorkItem.FromString(payload)
+                    elif kind == _bundles.UNWANTED:
+                        if (heard := self._unwatch(payload.decode())) is not None:
+                            heard(True)
                     else:
                         self._arrived(kind, number, payload)
         finally:
@@ -270,6 +284,20 @@ class Bundles:
 
     def release(self) -> None:
         """Likewise."""
+
+    def watch(self, token: str) -> Watch | None:
+        """See `Line`."""
+
+        def begin(heard: Callable[[bool], None]) -> Callable[[], object]:
+            with self._changed:
+                self._watched[token] = heard
+            return lambda: self._unwatch(token)
+
+        return begin
+
+    def _unwatch(self, token: str) -> Callable[[bool], None] | None:
+        with self._changed:
+            return self._watched.pop(token, None)
 
     def settle(self, seconds: float) -> None:
         """See `Line`."""

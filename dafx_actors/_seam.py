@@ -162,22 +162,27 @@ class TurnEnded(Exception):
 
 
 async def until_turn_ends(
-    step: Callable[[], Awaitable[T]], watch: Callable[[Callable[[bool], None]], Callable[[], None]]
+    step: Callable[[], Awaitable[T]],
+    watch: Callable[[Callable[[bool], None]], Callable[[], object]],
+    *,
+    after: float = _WATCH_AFTER,
 ) -> T:
     """Run a step, and cancel it when its turn ends.
 
-    Activities get no word from their orchestration. So, once a step has run for a while, the worker that runs it asks
-    the scheduler to say when the turn is over: a long poll, which costs neither a thread nor a wake-up.
+    Activities get no word from their orchestration, unless the embedded scheduler gives it. So, once a step has run for
+    a while, the worker that runs it asks the scheduler to say when the turn is over: a long poll, which costs neither a
+    thread nor a wake-up.
 
     Args:
         step: What to run.
         watch: Begins to wait for the end of the turn, see `EndWatch.watch`.
+        after: Seconds until it is called.
 
     Raises:
         TurnEnded: It has ended.
     """
     loop = asyncio.get_running_loop()
-    clean_up: list[Callable[[], None]] = []
+    clean_up: list[Callable[[], object]] = []
     over = False
 
     def begin() -> None:
@@ -196,7 +201,10 @@ async def until_turn_ends(
             clean_up[:] = [loop.call_later(_WATCH_AGAIN, begin).cancel]
 
     with anyio.CancelScope() as scope:
-        clean_up[:] = [loop.call_later(_WATCH_AFTER, begin).cancel]
+        if after:
+            clean_up[:] = [loop.call_later(after, begin).cancel]
+        else:
+            begin()
         try:
             return await step()
         finally:

@@ -26,7 +26,7 @@ from durabletask.worker import TaskHubGrpcWorker
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import CrossingError
 from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make_worker, reader_of
-from dafx_actors._intake import Intake, Step, said
+from dafx_actors._intake import Intake, Step, said, watch_of_step
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Work, WorkKind, until_turn_ends
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
@@ -298,6 +298,8 @@ class DurableAIAgentWorker:
         Raises:
             TurnEnded: It has; the step was cancelled.
         """
+        if (watch := watch_of_step.get()) is not None:
+            return await until_turn_ends(step, watch, after=0)
         return await until_turn_ends(step, functools.partial(self._watch_end, turn))
 
     def _watch_end(self, turn: str, heard: Callable[[bool], None]) -> Callable[[], None]:

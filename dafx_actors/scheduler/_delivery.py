@@ -14,7 +14,7 @@ from dafx_actors.scheduler._clock import SECOND
 from dafx_actors.scheduler._dispatch import Work, WorkQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from dafx_actors.scheduler._clock import Clock
     from dafx_actors.scheduler._dispatch import Worker
@@ -62,11 +62,20 @@ class Delivery:
             self._works[subject.id] = work
             self.queue.add(work)
 
-    def withdraw(self, subject: int) -> None:
-        """Nobody needs this any more. Whoever works on it keeps its place among that worker's work."""
+    def withdraw(self, subject: int) -> Work | None:
+        """Nobody needs this any more. Whoever works on it keeps its place among that worker's work. Gives the work."""
         work = self._works.pop(subject, None)
         if work is not None:
             self.queue.drop(work)
+        return work
+
+    def tell_unwanted(self, withdrawn: Iterable[Work]) -> None:
+        """Have the workers that hold these know that they were withdrawn."""
+        for work in withdrawn:
+            worker = work.worker
+            if worker is not None and worker.unwanted is not None and work.token in self._out:
+                worker.unwanted.append(work.token)
+                worker.wake()
 
     def take(self, worker: Worker) -> bytes | None:
         """The next work item for this worker; None if there is none now."""

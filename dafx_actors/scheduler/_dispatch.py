@@ -65,6 +65,8 @@ class Worker:
     """Called when something was put into the outbox."""
     outbox: deque[Work] = attrs.field(factory=deque["Work"])
     """Assigned to it, not sent yet."""
+    unwanted: list[str] | None = None
+    """Tokens of activities that it holds and nobody waits for any more, to be told; None if it cannot be told."""
     load: dict[WorkKind, int] = attrs.field(factory=lambda: dict.fromkeys(WORK_KINDS, 0))
     """Assigned to it and not answered."""
     served: int = 0

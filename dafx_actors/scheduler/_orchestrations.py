@@ -288,8 +288,9 @@ class Orchestrations:
         if it.inbox or it.activities or it.timers:
             tables.delete_work(changes, it.id)
         it.inbox.clear()
-        for activity in it.activities:
-            self._hub.delivery.withdraw(activity)
+        withdrawn = [work for activity in it.activities if (work := self._hub.delivery.withdraw(activity)) is not None]
+        if withdrawn:
+            changes.then(lambda: self._hub.delivery.tell_unwanted(withdrawn))
         it.activities.clear()
         if it.timers:
             self._hub.timers.cancel(it.timers)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from dafx_actors._bundles import ITEM, KEPT, REFUSED, Piece, answer_of, pack, unpack
+from dafx_actors._bundles import ITEM, KEPT, REFUSED, UNWANTED, Piece, answer_of, pack, unpack
 from dafx_actors.errors import SchedulerError
 from dafx_actors.scheduler._dispatch import Worker
 from dafx_actors.scheduler._filters import read_filters
@@ -100,6 +100,7 @@ class BundleStream(WorkStream):
     ) -> None:
         super().__init__(hub, request, name, since)
         self._answered = answered
+        self.worker.unwanted = self._unwanted = list[str]()
         self._told: list[Piece] = []
         """What becomes of answers, to be sent."""
         self._telling: asyncio.TimerHandle | None = None
@@ -127,6 +128,8 @@ class BundleStream(WorkStream):
 
     async def _send(self, context: Context) -> None:
         pieces, self._told = self._told, []
+        pieces += [Piece(UNWANTED, payload=token.encode()) for token in self._unwanted]
+        self._unwanted.clear()
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None

@@ -12,7 +12,19 @@ import pytest
 from anyio import to_thread
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from dafx_actors._bundles import CONNECT, ITEM, KEPT, REFUSED, SERVICE, Piece, kind_of, offers_bundles, pack, unpack
+from dafx_actors._bundles import (
+    CONNECT,
+    ITEM,
+    KEPT,
+    REFUSED,
+    SERVICE,
+    UNWANTED,
+    Piece,
+    kind_of,
+    offers_bundles,
+    pack,
+    unpack,
+)
 from tests.scheduler.bench import PATIENCE, Bench, RawWorker
 from tests.scheduler.test_delivery import complete
 
@@ -134,6 +146,20 @@ async def test_work_of_a_worker_that_leaves_is_handed_out_again(bench: Bench) ->
         again = await RawWorker(await bench.stub()).take()
     assert again.orchestratorRequest.instanceId == instance_id
     assert again.completionToken != token
+
+
+async def test_a_worker_hears_that_nobody_waits_for_its_activity_any_more(bench: Bench) -> None:
+    async with BundleWorker(bench) as worker:
+        await worker.send(CONNECTS)
+        instance_id = await bench.client.schedule_new_orchestration("any")
+        item = await worker.take()
+        asks = pb.OrchestratorAction(id=1, scheduleTask=pb.ScheduleTaskAction(name="slow"))
+        asked = pb.OrchestratorResponse(instanceId=instance_id, completionToken=item.completionToken, actions=[asks])
+        await worker.send(Piece(kind_of("CompleteOrchestratorTask"), 1, asked.SerializeToString()))
+        pieces = [await worker.receive(), await worker.receive()]
+        [activity] = [pb.WorkItem.FromString(piece.payload) for piece in pieces if piece.kind == ITEM]
+        await bench.client.terminate_orchestration(instance_id)
+        assert await worker.receive() == Piece(UNWANTED, payload=activity.completionToken.encode())
 
 
 @pytest.mark.parametrize(
