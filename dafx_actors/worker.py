@@ -79,11 +79,12 @@ class DurableAIAgentWorker:
 
         Args:
             worker: A `DurableTaskSchedulerWorker` or a `TaskHubGrpcWorker` that has not been started.
-            max_concurrent_steps: How many model calls and other activities run at once; each holds a thread. It takes
-                effect unless the worker was given a limit of its own.
+            max_concurrent_steps: How many model calls and other activities run at once. It takes effect unless the
+                worker was given a limit of its own.
             stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
             on_work: Called before each activity, each operation of a thread and each episode of an orchestration, on
-                the thread that runs it and sends its answer. `dafx_actors.testing` crashes workers there.
+                the thread that runs it and sends its answer; each step has one then. `dafx_actors.testing` crashes
+                workers there.
 
         Raises:
             ConfigurationError: It is no durabletask worker.

@@ -22,6 +22,8 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dafx_actors._bundles import ANSWERS, CONNECT, ITEM, Piece, kind_of, pack, unpack
+from dafx_actors._bundles import SERVICE as WORK
 from dafx_actors.scheduler import EmbeddedScheduler, _admin
 from tests.fuzz.inputs import examples
 from tests.scheduler.bench import QUIET, make_worker
@@ -185,6 +187,39 @@ def test_any_answer_of_a_worker_to_work_that_it_holds(
         ask(channel, f"/TaskHubSidecarService/{method}", answer.SerializeToString(), "worked")
     finally:
         stream.cancel()
+
+
+_answers = st.sampled_from([pb.GetWorkItemsRequest, pb.OrchestratorResponse, pb.ActivityResponse, pb.EntityBatchResult])
+
+
+@st.composite
+def some_messages(draw: st.DrawFn) -> bytes:
+    sent: bytes = _message(draw, draw(_answers)).SerializeToString()
+    return sent
+
+
+@st.composite
+def some_bundles(draw: st.DrawFn) -> bytes:
+    """Pieces of every kind with all sorts of messages in them, whole or cut off."""
+    kinds = st.sampled_from([CONNECT, ITEM, 3, *map(kind_of, ANSWERS)]) | st.integers(0, 255)
+    payloads = some_messages() | st.binary(max_size=12)
+    bundle = pack(draw(st.lists(st.builds(Piece, kinds, st.integers(0, 2**32 - 1), payloads), max_size=4)))
+    return bundle[: draw(st.integers(0, len(bundle)))] if not draw(st.integers(0, 3)) else bundle
+
+
+@examples(80)
+@given(connects=st.booleans(), bundles=st.lists(some_bundles(), max_size=4))
+def test_any_bundles_on_a_workers_stream(scheduler: EmbeddedScheduler, connects: bool, bundles: list[bytes]) -> None:
+    """The stream may be ended, with a status that says why."""
+    first = [pack([Piece(CONNECT, payload=pb.GetWorkItemsRequest().SerializeToString())])] if connects else []
+    call: Any = _channel(scheduler).stream_stream(f"/{WORK}/Connect")
+    try:
+        for message in call(iter([*first, *bundles]), metadata=(("taskhub", "bundles"),), timeout=5):
+            unpack(message)
+    except grpc.RpcError as error:
+        failed: Any = error
+        assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT, (failed.code(), failed.details())
+        assert "Traceback" not in failed.details()
 
 
 def stub_of(channel: grpc.Channel) -> Any:
