@@ -48,6 +48,8 @@ def dump_value(value: Any) -> Json:
     Raises:
         ValueMismatch: JSON cannot hold it.
     """
+    if _is_json(value):
+        return value  # as most of it is, and each replay of an orchestration dumps it again
     try:
         return _plain(_converter().unstructure(value))
     except (ValueError, TypeError) as error:
@@ -124,6 +126,21 @@ def _converter() -> Converter:
     from dafx_actors._annotations import make_converter
 
     return make_converter()
+
+
+_SCALARS = frozenset({str, int, bool, type(None)})
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value is JSON through and through, and no subclass of anything."""
+    kind = cast("type[object]", type(value))
+    if kind in _SCALARS:
+        return True
+    if kind is dict:
+        return all(type(key) is str and _is_json(item) for key, item in value.items())
+    if kind is list:
+        return all(map(_is_json, value))
+    return kind is float and math.isfinite(value)
 
 
 def _plain(value: Any) -> Json:
