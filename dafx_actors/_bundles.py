@@ -35,6 +35,8 @@ ANSWERS = (
     "AbandonTaskEntityWorkItem",
 )
 """The calls that answers stand for; each holds the request of its call."""
+USUAL = 2**20
+"""Bytes that a bundle holds at most, unless it is one piece; by default gRPC receives four times as much."""
 _FIRST_ANSWER = 16
 _HEAD = struct.Struct(">BII")
 _TIMEOUT = 10.0

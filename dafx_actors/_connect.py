@@ -8,10 +8,10 @@ one, and what gRPC's status codes mean to us. Only `reader_of` and `EndWatch` re
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +182,7 @@ def channels_of(worker: TaskHubGrpcWorker) -> Callable[[], tuple[grpc.Channel, b
     return lambda: (get_grpc_channel(*settings, options), True)
 
 
-def _intercepts(worker: TaskHubGrpcWorker) -> bool:
+def intercepts(worker: TaskHubGrpcWorker) -> bool:
     """Whether users' own code looks at each call of `worker`."""
     private: Any = worker
     interceptors = private._interceptors or ()  # noqa: SLF001 - see above
@@ -194,13 +194,13 @@ def is_plain(worker: TaskHubGrpcWorker) -> bool:
     private: Any = worker
     host = (private._host_address or "").lower()  # noqa: SLF001 - see above
     is_secure = private._secure_channel or host.startswith(("https://", "grpcs://"))  # noqa: SLF001
-    return bool(private._owns_channel and not is_secure and not _intercepts(worker))  # noqa: SLF001
+    return bool(private._owns_channel and not is_secure and not intercepts(worker))  # noqa: SLF001
 
 
-def takes_notice(worker: TaskHubGrpcWorker) -> bool:
-    """Whether somebody follows an activity on the thread that it runs on: an interceptor, or OpenTelemetry's spans."""
-    traces = worker.emit_trace_spans and importlib.util.find_spec("opentelemetry") is not None
-    return traces or _intercepts(worker)
+def traces(worker: TaskHubGrpcWorker) -> bool:
+    """Whether `worker` makes OpenTelemetry's spans: without a provider, which the program sets, they are nothing."""
+    api: Any = sys.modules.get("opentelemetry.trace") if worker.emit_trace_spans else None
+    return api is not None and not type(api.get_tracer_provider()).__module__.startswith("opentelemetry.trace")
 
 
 class EndWatch:

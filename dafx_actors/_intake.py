@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import json
 import logging
 import threading
 import time
@@ -30,10 +29,10 @@ from typing import Any, TypeAlias
 
 import grpc
 from durabletask import task
-from durabletask.internal.orchestrator_service_pb2 import GetWorkItemsRequest, HealthPing, WorkItem
+from durabletask.internal.orchestrator_service_pb2 import HealthPing, WorkItem
 from durabletask.worker import TaskHubGrpcWorker
 
-from dafx_actors._connect import takes_notice
+from dafx_actors._connect import intercepts, traces
 from dafx_actors._coroutines import work_item
 from dafx_actors._lines import Line, Watch, line_maker
 from dafx_actors._seam import AgentLoop, Gate, HandedBack
@@ -53,8 +52,6 @@ _logger = logging.getLogger("dafx_actors.worker")
 
 _WHOLE_TURN = "run"
 """The one operation of a thread that waits for models and tools, and so does not run in place."""
-_IN_PLACE = 32
-"""How many operations of threads are on their way at once; more would only wait for each other."""
 _SIGN_OF_LIFE = 0.5
 """Seconds; durabletask drops a stream on which it sees nothing for its `silent_disconnect_timeout_seconds`."""
 _SETTLED_WITHIN = 30.0
@@ -147,13 +144,16 @@ class Lane:
 class Pool(ThreadPoolExecutor):
     """Threads for work items, one for each that may run at once. durabletask shuts it down when it has stopped."""
 
-    def __init__(self, threads: int, when_shut: Callable[[], None]) -> None:
+    def __init__(self, threads: int, before_shut: Callable[[], None], when_shut: Callable[[], None]) -> None:
         super().__init__(threads, thread_name_prefix="dafx-work")
+        self._before_shut = before_shut
         self._when_shut = when_shut
         self.is_shut = False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait until all that was taken is done."""
+        """Wait until all that was begun is done."""
+        if not self.is_shut:
+            self._before_shut()
         super().shutdown(wait, cancel_futures=cancel_futures)
         if not self.is_shut:
             self.is_shut = True
@@ -173,14 +173,16 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         """Names of those that run in place."""
         self.entities: set[str] = set()
         """Likewise, in lower case, as they come."""
-        self.whole_turns: set[str] = set()
-        """Those of them whose operations are mostly whole turns, which do not."""
         self.steps: dict[str, Step] = {}
         """Activities that are coroutine functions, by their names."""
         self._gate = gate
         self._loop = loop
-        self._steps_have_threads = takes_notice(worker)
-        """Somebody looks at each call of a step, on the thread that it is made on."""
+        self._changed = threading.Condition()
+        self._steps_under_way = 0
+        self._is_closing = False
+        self._is_intercepted = intercepts(worker)
+        self._steps_have_threads = True
+        """Somebody follows each step on the thread that it runs on: an interceptor, or a span."""
         if self._worker._channel is not None:  # noqa: SLF001 - see the module
             self._worker._channel = grpc.intercept_channel(self._worker._channel, self)  # noqa: SLF001
         self._worker._interceptors = [self, *(self._worker._interceptors or ())]  # noqa: SLF001
@@ -191,7 +193,8 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             return continuation(client_call_details, request)
         if self._pool is None or self._pool.is_shut:
             self._open_pool()
-        request.maxConcurrentEntityWorkItems = self._entities_at_once(request)
+        # durabletask does not say so; what is more waits in the scheduler, in turns, and not in the way of all else.
+        request.maxConcurrentEntityWorkItems = self._worker.concurrency_options.maximum_concurrent_entity_work_items
         before, self._line = self._line, self._connect()
         if before is not None:
             before.retire()
@@ -206,22 +209,20 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         }
         # Also where durabletask's own `start` was called, after a stop that had closed it.
         self._gate.open()
-        self._pool = Pool(sum(limits.values()), self._close)
+        self._is_closing = False
+        self._steps_have_threads = self._is_intercepted or traces(self._worker)
+        self._pool = Pool(sum(limits.values()), self._finish_steps, self._close)
         self._lanes = {kind: Lane(limit) for kind, limit in limits.items()}
         self._lanes["entityRequestV2"] = self._lanes["entityRequest"]
         manager = self._worker._async_worker_manager  # noqa: SLF001
         manager.thread_pool.shutdown(wait=False)
         manager.thread_pool = self._pool
 
-    def _entities_at_once(self, request: GetWorkItemsRequest) -> int:
-        """How many operations of entities to ask for, which durabletask does not say.
-
-        Those that run in place wait in the scheduler, by name and in turns, and not here, where all else would wait
-        behind them. Users' own entities may wait for something, and are limited as durabletask is told.
-        """
-        limit: int = self._worker.concurrency_options.maximum_concurrent_entity_work_items
-        hosted = {entity.name.lower() for entity in request.workItemFilters.entities}
-        return min(limit, _IN_PLACE) if hosted and hosted <= self.entities - self.whole_turns else limit
+    def _finish_steps(self) -> None:
+        """Begin no more, and wait for those that run: for as long as they take, or until the gate ends them."""
+        self._is_closing = True
+        with self._changed:
+            self._changed.wait_for(lambda: not self._steps_under_way or self._gate.is_over)
 
     def _close(self) -> None:
         line, self._line = self._line, None
@@ -240,21 +241,31 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             _logger.warning("The scheduler sent work of a kind that is not known here: %s.", kind)
             return
         request = getattr(item, kind)
-        line.hold()
+        token = item.completionToken
+        line.hold(token)
         if self._runs_in_place(kind, request):
-            self._run(kind, request, line.at_once, item.completionToken)
-            line.release()
+            self._run(kind, request, line.at_once, token)
+            line.release(token)
             return
         lane = self._lanes[kind]
 
         def over() -> None:
-            line.release()
+            line.release(token)
             lane.done()
 
         if kind == "activityRequest" and (step := self._step(request)) is not None:
-            lane.add(functools.partial(self._begin, step, request, line, item.completionToken, over))
+            begin = functools.partial(self._begin, step, request, line, token, over)
         else:
-            lane.add(functools.partial(self._submit, kind, request, line, item.completionToken, over))
+            begin = functools.partial(self._submit, kind, request, line, token, over)
+
+        def start() -> bool:
+            # What waited here while its stream ended was given to somebody else.
+            if not self._is_closing and not line.is_over and begin():
+                return True
+            line.release(token)
+            return False
+
+        lane.add(start)
 
     # --- On a thread ----------------------------------------------------------------------------------------------
 
@@ -269,7 +280,6 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         try:
             self._pool.submit(work)
         except RuntimeError:  # shut down: the stream has ended, and all that waited is handed out again
-            line.release()
             return False
         return True
 
@@ -284,11 +294,18 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         try:
             inside = self._gate.enter()
         except HandedBack:
-            line.release()
             return False
+        with self._changed:
+            self._steps_under_way += 1
+
+        def leave() -> None:
+            self._gate.leave(inside)
+            with self._changed:
+                self._steps_under_way -= 1
+                self._changed.notify_all()
 
         def over() -> None:
-            self._gate.leave(inside)
+            leave()
             done()
 
         async def run() -> None:
@@ -296,15 +313,15 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             watch_of_step.set(line.watch(token))
             outcome: Callable[[], Json]
             try:
-                result = await step(context, json.loads(request.input.value) if request.input.value else None)
-                outcome = functools.partial(_give, result)
+                raw = self._worker._data_converter.deserialize(request.input.value, None)  # noqa: SLF001
+                outcome = functools.partial(_give, await step(context, raw))
+            except asyncio.CancelledError:
+                over()  # handed back: no answer
+                return
             except Exception as error:  # noqa: BLE001 - it is the step's result
                 outcome = functools.partial(_fail, error)
-            except BaseException as error:
-                over()
-                if isinstance(error, asyncio.CancelledError):
-                    return  # handed back: no answer
-                raise
+            except BaseException as error:  # noqa: BLE001 - such as SystemExit, which would end the loop of all agents
+                outcome = functools.partial(_fail, RuntimeError(f"it raised {error!r}"))
             answer = functools.partial(self._answer, outcome, request, line, token, over)
             if not line.blocks:
                 answer()
@@ -315,7 +332,11 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             except RuntimeError:  # shut down
                 over()
 
-        self._loop.begin(run, functools.partial(self._gate.may_end, inside))
+        try:
+            self._loop.begin(run, functools.partial(self._gate.may_end, inside))
+        except RuntimeError:  # the loop is closed: whoever ran it is gone
+            leave()
+            return False
         return True
 
     def _answer(

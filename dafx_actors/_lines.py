@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
+import attrs
 import grpc
 from durabletask.internal.orchestrator_service_pb2 import GetWorkItemsRequest, WorkItem
 from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
@@ -34,11 +36,20 @@ Watch: TypeAlias = Callable[[Callable[[bool], None]], Callable[[], object]]
 """Begins to wait; see `_connect.EndWatch.watch`."""
 
 
+_CLOSED_WITHIN = 1.0
+"""Seconds that calls get which have begun when their channel is closed."""
+
+
 class Line(Protocol):
     """A connection: the stream of work, and the way back for answers."""
 
     blocks: bool
     """Whether even to begin with an answer may take its time, as users' interceptors may."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no answer on this line counts any more, so that nothing that came on it need be begun."""
+        ...
 
     @property
     def at_once(self) -> Any:
@@ -62,20 +73,20 @@ class Line(Protocol):
         """End the stream; answers that are under way may still arrive, by `Calls`."""
         ...
 
-    def hold(self) -> None:
-        """Somebody has taken an item, and will answer on this line; `release` follows when that is made."""
+    def hold(self, token: str) -> None:
+        """Somebody has taken what came under a token, and will answer; `release` follows when that is made."""
         ...
 
-    def release(self) -> None:
-        """Likewise: it is."""
+    def release(self, token: str) -> None:
+        """Likewise: it is, or nobody will."""
         ...
 
     def watch(self, token: str) -> Watch | None:
-        """Waits for the word that nobody waits any more for what came under a token; None if no word will come."""
+        """Waits for the word that nobody waits any more for what is held under a token; None if no word will come."""
         ...
 
     def settle(self, seconds: float) -> None:
-        """Wait, at most so long, until all answers have arrived."""
+        """Wait, at most so long, until the answers that were given before have arrived."""
         ...
 
     def retire(self) -> None:
@@ -128,9 +139,11 @@ class Calls:
     """
 
     blocks = True
+    is_over = False
 
     def __init__(self, channel: grpc.Channel, *, is_ours: bool) -> None:
-        self.waiting: Any = TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
+        self.waiting = _Stub(self._call)
         self.at_once = _Stub(self._send)
         self._channel = channel
         self._is_ours = is_ours
@@ -138,10 +151,13 @@ class Calls:
         self._changed = threading.Condition()
         self._under_way: set[grpc.Future[Any]] = set()
         self._held = 0
+        """How many will answer; not which: in durabletask's in-memory backend several can have one token."""
+        self._calling = 0
+        self._is_closed = False
 
     def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
         """See `Line`."""
-        self._stream = self.waiting.GetWorkItems(request)
+        self._stream = self._stub.GetWorkItems(request)
         stream: Iterator[WorkItem] = self._stream
         return stream
 
@@ -149,12 +165,37 @@ class Calls:
         """See `Line`."""
         self._stream.cancel()
 
+    def _call(self, name: str, answer: Any) -> None:
+        if self._may_call():
+            try:
+                getattr(self._stub, name)(answer)
+            finally:
+                self._called()
+
     def _send(self, name: str, answer: Any) -> None:
-        method = getattr(self.waiting, name)
-        call: grpc.Future[Any] = method.future(answer, timeout=_DELIVERY, wait_for_ready=True)
+        if not self._may_call():
+            return
+        try:
+            call: grpc.Future[Any] = getattr(self._stub, name).future(answer, timeout=_DELIVERY, wait_for_ready=True)
+            with self._changed:
+                self._under_way.add(call)
+            call.add_done_callback(self._sent)
+        finally:
+            self._called()
+
+    def _may_call(self) -> bool:
+        """Whether the channel is open: gRPC crashes the process over a call on one that is closed."""
         with self._changed:
-            self._under_way.add(call)
-        call.add_done_callback(self._sent)
+            if not self._is_closed:
+                self._calling += 1
+                return True
+        _lost("the connection was closed")
+        return False
+
+    def _called(self) -> None:
+        with self._changed:
+            self._calling -= 1
+            self._changed.notify_all()
 
     def _sent(self, call: grpc.Future[Any]) -> None:
         with self._changed:
@@ -163,12 +204,12 @@ class Calls:
         if not call.cancelled() and (error := call.exception()) is not None:
             _lost(error)
 
-    def hold(self) -> None:
+    def hold(self, token: str) -> None:
         """See `Line`."""
         with self._changed:
             self._held += 1
 
-    def release(self) -> None:
+    def release(self, token: str) -> None:
         """See `Line`."""
         with self._changed:
             self._held -= 1
@@ -177,7 +218,8 @@ class Calls:
     def settle(self, seconds: float) -> None:
         """See `Line`."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._under_way, seconds)
+            before = set(self._under_way)
+            self._changed.wait_for(lambda: before.isdisjoint(self._under_way), seconds)
 
     def watch(self, token: str) -> Watch | None:
         """See `Line`."""
@@ -195,26 +237,40 @@ class Calls:
 
     def close(self) -> None:
         """See `Line`."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.wait_for(lambda: not self._calling, _CLOSED_WITHIN)
         if self._is_ours:
             self._channel.close()
 
 
 class Bundles:
-    """The line that the embedded scheduler offers besides. Its answers are never waited for, except by `settle`."""
+    """The line that the embedded scheduler offers besides. Its answers are never waited for, except by `settle`.
+
+    That scheduler takes no answers but while the stream lasts on which their work came. An answer that would fill a
+    bundle by itself is made as a call, so that one that is too large for the scheduler fails alone.
+    """
 
     blocks = False
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
+        self._calls = Calls(channel, is_ours=False)
         self._stream: Any = None
         self.at_once = self.waiting = _Stub(self._send)
         self._changed = threading.Condition()
-        self._unsent: list[Piece] = []
+        self._unsent: deque[Piece] = deque()
         self._under_way: set[int] = set()
         """Numbers of answers that are not on disk yet, as far as is known."""
-        self._watched: dict[str, Callable[[bool], None]] = {}
+        self._held: dict[str, _Held] = {}
+        """By completion tokens."""
         self._number = 0
         self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """See `Line`."""
+        return self._is_over
 
     def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
         """See `Line`."""
@@ -230,41 +286,46 @@ class Bundles:
                     if kind == _bundles.ITEM:
                         yield WorkItem.FromString(payload)
                     elif kind == _bundles.UNWANTED:
-                        if (heard := self._unwatch(payload.decode())) is not None:
-                            heard(True)
+                        self._unwanted(payload.decode())
                     else:
                         self._arrived(kind, number, payload)
         finally:
             self._hung_up()
 
     def _messages(self) -> Iterator[bytes]:
-        """What gRPC sends, on a thread of its own: all that there is each time that it can send more."""
+        """What gRPC sends, on a thread of its own: what there is each time that it can send more."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._unsent or self._is_over)
                 if self._is_over:
                     return
-                pieces, self._unsent = self._unsent, []
+                pieces = [self._unsent.popleft()]
+                size = len(pieces[0].payload)
+                while self._unsent and size + len(self._unsent[0].payload) <= _bundles.USUAL:
+                    pieces.append(self._unsent.popleft())
+                    size += len(pieces[-1].payload)
             yield _bundles.pack(pieces)
 
     def _send(self, name: str, answer: Any) -> None:
         payload, kind = answer.SerializeToString(), _bundles.kind_of(name)
+        if len(payload) > _bundles.USUAL:
+            getattr(self._calls.at_once, name)(answer)
+            return
         with self._changed:
-            if self._is_over:
-                _lost("the stream has ended")
+            if not self._is_over:
+                self._number = number = (self._number + 1) % 2**32
+                self._under_way.add(number)
+                self._unsent.append(Piece(kind, number, payload))
+                self._changed.notify_all()
                 return
-            self._number = number = (self._number + 1) % 2**32
-            self._under_way.add(number)
-            self._unsent.append(Piece(kind, number, payload))
-            self._changed.notify_all()
+        _lost("the stream has ended")
 
     def _arrived(self, kind: int, number: int, said: bytes) -> None:
         if kind == _bundles.REFUSED:
             _lost(said.decode())
         with self._changed:
             self._under_way.discard(number)
-            if not self._under_way:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def _hung_up(self) -> None:
         with self._changed:
@@ -272,6 +333,9 @@ class Bundles:
             lost = len(self._under_way)
             self._under_way.clear()
             self._changed.notify_all()
+            held = list(self._held)
+        for token in held:
+            self._unwanted(token)
         if lost:
             _lost(f"the stream ended before the scheduler had confirmed {lost}")
 
@@ -279,30 +343,52 @@ class Bundles:
         """See `Line`."""
         self._stream.cancel()
 
-    def hold(self) -> None:
-        """See `Line`; nothing: the embedded scheduler takes no answers but on the stream of their work."""
+    def hold(self, token: str) -> None:
+        """See `Line`."""
+        with self._changed:
+            self._held[token] = _Held(is_unwanted=self._is_over)
 
-    def release(self) -> None:
-        """Likewise."""
+    def release(self, token: str) -> None:
+        """See `Line`."""
+        with self._changed:
+            self._held.pop(token, None)
+
+    def _unwanted(self, token: str) -> None:
+        with self._changed:
+            held = self._held.get(token)
+            if held is None:
+                return
+            held.is_unwanted = True
+            heard, held.heard = held.heard, None
+        if heard is not None:
+            heard(True)
 
     def watch(self, token: str) -> Watch | None:
-        """See `Line`."""
+        """See `Line`. When the line is over, nobody waits for an answer on it any more."""
 
-        def begin(heard: Callable[[bool], None]) -> Callable[[], object]:
+        def begin(heard: Callable[[bool], None]) -> Callable[[], None]:
             with self._changed:
-                self._watched[token] = heard
-            return lambda: self._unwatch(token)
+                held = self._held.get(token)
+                is_unwanted = held is None or held.is_unwanted
+                if held is not None and not is_unwanted:
+                    held.heard = heard
+            if is_unwanted:
+                heard(True)
+            return stop
+
+        def stop() -> None:
+            with self._changed:
+                if (held := self._held.get(token)) is not None:
+                    held.heard = None
 
         return begin
-
-    def _unwatch(self, token: str) -> Callable[[bool], None] | None:
-        with self._changed:
-            return self._watched.pop(token, None)
 
     def settle(self, seconds: float) -> None:
         """See `Line`."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._under_way, seconds)
+            before = set(self._under_way)
+            self._changed.wait_for(lambda: before.isdisjoint(self._under_way), seconds)
+        self._calls.settle(seconds)
 
     def retire(self) -> None:
         """See `Line`."""
@@ -311,4 +397,11 @@ class Bundles:
     def close(self) -> None:
         """See `Line`."""
         self._hung_up()
+        self._calls.close()
         self._channel.close()
+
+
+@attrs.define
+class _Held:
+    is_unwanted: bool
+    heard: Callable[[bool], None] | None = None

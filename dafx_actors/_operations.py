@@ -147,7 +147,10 @@ def dump_outcome(outcome: Outcome) -> Json:
 
 
 _OUTCOMES: Mapping[type[Any], Callable[[Any], Json]] = {
-    _thread.Granted: lambda outcome: {"granted": outcome.length},
+    _thread.Granted: lambda outcome: {
+        "granted": outcome.length,
+        **({"cancelled": list(outcome.cancelled)} if outcome.cancelled else {}),
+    },
     _thread.Queued: lambda outcome: {"queued": outcome.active, "cancelled": list(outcome.cancelled)},
     _thread.Ended: lambda outcome: {
         "ended": outcome.response,

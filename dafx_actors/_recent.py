@@ -29,8 +29,9 @@ class RecentDocuments:
 
     An operation keeps what it stores under a token of its own, which goes with its outcome. So whoever has the token
     has it from an outcome that was committed, and what is found under it is what was committed with it: an operation
-    that was lost and made again has another one. What is not found, because another worker made the operation, or
-    because it was long ago or too much, is read.
+    that was lost and made again has another one. Only a `begin` has a token that its turn knows beforehand: what it
+    stored may be seen before it is committed. Made again, it comes first in its thread's mailbox again, and stores the
+    same. What is not found, because another worker made the operation, or because it was long ago or too much, is read.
     """
 
     def __init__(
@@ -78,10 +79,14 @@ class RecentDocuments:
             if token in self._kept:
                 return True
             self._expected[token] = tell
-        with anyio.move_on_after(seconds):
-            await kept.wait()
+        try:
+            with anyio.move_on_after(seconds):
+                await kept.wait()
+        finally:
+            with self._lock:
+                if self._expected.get(token) is tell:
+                    del self._expected[token]
         with self._lock:
-            self._expected.pop(token, None)
             return token in self._kept
 
     @property

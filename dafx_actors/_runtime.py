@@ -18,6 +18,7 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol, TypeVar, cast
 
@@ -63,6 +64,8 @@ _MARGIN = 1.0
 """Seconds by which the clocks of two workers may differ, and a time limit be late."""
 _PAUSES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between looks at a thread that is on its way to what a step has to see."""
+_POLL, _POLLS = 5, 120
+"""Seconds that a step waits at a time for the record of its attempt, so that it can be ended, and how often."""
 _ONLY_IN_STEPS = "it cannot be called here: the whole turn runs in one operation, which can wait for nobody"
 """For calls that wait for a person or another agent, or that must be recorded before they act."""
 
@@ -375,12 +378,16 @@ class HostedAgent:
         }
         sent = {"thread": thread.thread_id, "operation": "attempt", "input": told}
 
-        def tell_it() -> OrchestrationState | None:
-            reader = self.host.reader
-            telling = reader.schedule_new_orchestration(tell_name(thread.agent), input=sent)
-            return reader.wait_for_orchestration_completion(telling, timeout=600)
-
-        state = await self.host.blocking(tell_it)
+        reader = self.host.reader
+        telling = await self.host.blocking(
+            functools.partial(reader.schedule_new_orchestration, tell_name(thread.agent), input=sent)
+        )
+        waiting = functools.partial(reader.wait_for_orchestration_completion, telling, timeout=_POLL)
+        state: OrchestrationState | None = None
+        for _ in range(_POLLS):
+            with suppress(TimeoutError):
+                state = await self.host.blocking(waiting)
+                break
         if state is None or state.runtime_status is not OrchestrationStatus.COMPLETED:
             return "lost", None
         outcome: Json = state.get_output()

@@ -11,6 +11,7 @@ durabletask runs orchestrators, entities and activities as plain functions on th
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
@@ -121,6 +122,11 @@ class Gate:
             raise HandedBack from None
         finally:
             self.leave(token)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the bound is over, and those that were still inside have been ended."""
+        return self._is_over
 
     def open(self) -> None:
         """Let steps in, again."""
@@ -252,7 +258,8 @@ class AgentLoop:
 
             begun(cancel)
 
-        loop.call_soon_threadsafe(start)
+        # In a context of its own: it may be begun by the end of another step, of which it must not see anything.
+        loop.call_soon_threadsafe(start, context=contextvars.Context())
 
     def stop(self) -> None:
         """End the loop, if it has a thread of its own; what runs on it is cancelled."""

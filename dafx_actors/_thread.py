@@ -103,6 +103,8 @@ JOINED = "joined"
 """In `dafx` of a stored response: the requests that became part of its turn."""
 _OF_TURN = "correlationId"
 """In a stored message: the request that it came with, where that became part of another turn."""
+_LATEST = 30
+"""Entries of a thread that are looked through for turns that were cancelled in line."""
 _MOST_EARLY_MARKS = 100
 """Cancellations kept for turns that have not begun. They nearly always begin in a moment; some never do."""
 
@@ -124,11 +126,12 @@ def begin(
     before, state = state, _advance(state, now)
     if state.active is None:
         state = _activate(state, request, now)
+    told = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
     if state.active == turn:
-        return state, Granted(state.length)
+        return state, Granted(state.length, told)
     assert state.active is not None  # else this turn would have been granted above
     if turn in state.books.joined or _among((*state.steered, *state.waiting), turn):
-        return state, _queued(state, _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ())
+        return state, _queued(state, told)
     if overlap == "reject":
         return before, Refused(ThreadBusy(thread.agent, thread.thread_id, state.active))
     return _overlap(state, thread, request, overlap, now)
@@ -373,11 +376,9 @@ def _queued(state: ThreadState, told: tuple[str, ...] = ()) -> Queued:
 
 
 def _cancelled_by(state: ThreadState, thread: AgentThread, turn: str) -> tuple[str, ...]:
-    """Turns that waited and were cancelled by this one since the active turn began."""
+    """Turns that waited in line and were cancelled by this one, among the latest."""
     found: list[str] = []
-    for raw in reversed(state.history):
-        if state.active is not None and is_entry(raw, "request", state.active):
-            break
+    for raw in list(state.history)[-_LATEST:]:
         if raw.get("$type") == "response":
             try:
                 _codec.load_response(raw, thread)

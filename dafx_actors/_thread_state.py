@@ -69,6 +69,8 @@ class Granted:
 
     length: int
     """Of the thread, up to the turn's request and with its draft; see `ThreadState.length`."""
+    cancelled: tuple[str, ...] = ()
+    """As with `Queued`, where a turn asks again and is active by now."""
 
 
 @attrs.frozen

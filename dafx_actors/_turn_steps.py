@@ -226,6 +226,7 @@ class TurnSteps:
             await self._look_after(busy.active)
             begun = await self._call_thread("begin", asked)
         self._settle(self._checked(begun))
+        self._tell_cancelled(begun)
         if "queued" not in begun:
             return begun
         self._show("queued")
@@ -234,9 +235,6 @@ class TurnSteps:
         for _ in range(_LOOKS):
             if "queued" not in begun:
                 break
-            for cancelled in begun.get("cancelled") or ():
-                reason = {"by": self._id, "reason": "a newer request took its place"}
-                self._context.send_event(cancelled, _CANCEL, data=reason)
             await self._look_after(begun["queued"])
             if not granted.is_complete:
                 try:
@@ -247,8 +245,15 @@ class TurnSteps:
                 # Only a reason to ask: the thread says who is active, and anybody can raise an event.
                 granted = self._context.wait_for_external_event(_GRANTED)
             begun = self._checked(await self._call_thread("begin", asked))
+            self._tell_cancelled(begun)
             pause = min(pause * 2, _LONGEST_PAUSE)
         return begun
+
+    def _tell_cancelled(self, begun: Json) -> None:
+        """Tell turns that this one took the place of, and may not know it."""
+        for cancelled in begun.get("cancelled") or ():
+            reason = {"by": self._id, "reason": "a newer request took its place"}
+            self._context.send_event(cancelled, _CANCEL, data=reason)
 
     def _settle(self, begun: Json) -> None:
         """Take over what the worker that began the turn says of the agent."""

@@ -172,8 +172,6 @@ class DurableAIAgentWorker:
             for name, step in hosted.steps.items():
                 self._add_step(kinds.get(name, "tool"), agent.name, name, step)
             self._intake.entities.add(entity_name(agent.name).lower())
-            if agent.definition.durability == "turn":
-                self._intake.whole_turns.add(entity_name(agent.name).lower())
             self._intake.orchestrations |= {turn_name(agent.name), tell_name(agent.name)}
 
     def add_orchestrator(self, function: Callable[..., Any]) -> str:
@@ -397,12 +395,15 @@ class DurableAIAgentWorker:
             reporter, self._reporter = self._reporter, None
         if reporter is not None:
             reporter.shutdown()  # what was reported is sent
-        if self._calls is not None:
-            self._calls.shutdown()
-            self._calls = None
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            # None begins any more: gRPC crashes the process over a call on a channel that is closed.
+            calls.shutdown(wait=False, cancel_futures=True)
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+        if calls is not None:
+            calls.shutdown()
         if self._end_watch is not None:
             self._end_watch.close()
             self._end_watch = None

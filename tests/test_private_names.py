@@ -124,7 +124,7 @@ def test_a_worker_shuts_this_pool_down_when_it_has_stopped() -> None:
     manager.thread_pool.shutdown()
     shut = threading.Event()
     manager.prepare_for_run()
-    manager.thread_pool = Pool(1, shut.set)
+    manager.thread_pool = Pool(1, lambda: None, shut.set)
     manager.shutdown()
     asyncio.run(manager.run())
     assert shut.is_set(), POOL

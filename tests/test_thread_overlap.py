@@ -124,6 +124,12 @@ def test_asked_again_it_names_all_that_it_cancelled() -> None:
     assert set(repeated.cancelled) == set(outcome.cancelled) == {"c1", "c2", "c3"}
 
 
+def test_it_names_them_also_where_it_is_active_by_then() -> None:
+    state, _ = begin(begun("c1", "c2"), "c3", "cancel_previous")
+    state, _ = commit(state, "c1")
+    assert begin(state, "c3", "cancel_previous")[1] == Granted(state.length, ("c2", "c1"))
+
+
 def test_it_does_not_name_those_that_ended_otherwise() -> None:
     state = begun("c1", "c2", "c3")
     state, _ = cancel(state, "c2")  # by somebody else

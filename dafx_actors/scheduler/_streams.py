@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from dafx_actors._bundles import ITEM, KEPT, REFUSED, UNWANTED, Piece, answer_of, pack, unpack
+from dafx_actors._bundles import ITEM, KEPT, REFUSED, UNWANTED, USUAL, Piece, answer_of, pack, unpack
 from dafx_actors.errors import SchedulerError
 from dafx_actors.scheduler._dispatch import Worker
 from dafx_actors.scheduler._filters import read_filters
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 Context = Any
 """`grpc.aio.ServicerContext`, whose stubs ask for the types of every request and reply."""
 
-_BUNDLE = 2**20
-"""Bytes after which a bundle is sent; one piece of work may be larger. By default gRPC receives four times as much."""
 _KEPT_WITHIN = 0.02
 """Seconds that the word of an answer may wait for work to travel with: only a worker that stops waits for it."""
 
@@ -137,7 +135,10 @@ class BundleStream(WorkStream):
             self._pings = False
             pieces.append(Piece(ITEM, payload=HEALTH_PING))
         size = 0
-        while size < _BUNDLE and not self._ended and (item := self._hub.delivery.take(self.worker)) is not None:
+        while not self._ended and (item := self._hub.delivery.take(self.worker)) is not None:
+            if pieces and size + len(item) > USUAL:
+                await context.write(pack(pieces))
+                pieces, size = [], 0
             pieces.append(Piece(ITEM, payload=item))
             size += len(item)
         if pieces:
