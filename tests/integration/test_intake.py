@@ -29,6 +29,7 @@ from dafx_actors import (
     when_all,
 )
 from dafx_actors._lines import Bundles, Calls
+from dafx_actors._seam import AgentLoop
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
 from tests.conftest import free_port
@@ -402,23 +403,24 @@ async def test_an_activity_that_exits_ends_nothing_but_itself(
         await anyio.to_thread.run_sync(worker.stop)
 
 
-async def test_steps_do_not_see_each_others_context(scheduler: EmbeddedScheduler) -> None:
+def test_a_step_does_not_see_the_context_that_it_was_begun_in() -> None:
+    """The end of one step may begin the next."""
     tenant: ContextVar[str] = ContextVar("tenant", default="nobody's")
+    tenant.set("another step's")
+    seen: list[str] = []
+    over = threading.Event()
 
-    async def sees(number: int) -> str:
-        seen = tenant.get()
-        tenant.set(f"that of {number}")
-        return seen
+    async def step() -> None:
+        seen.append(tenant.get())
+        over.set()
 
-    @orchestrator
-    async def asks(context: OrchestrationContext) -> list[str]:
-        return await when_all([context.call_activity(sees, input=number) for number in range(3)])
-
-    worker = wrapped(scheduler, [], maximum_concurrent_activity_work_items=1)
-    worker.add_activity(sees)
-    worker.add_orchestrator(asks)
-    async with worker, DurableAIAgentClient.connect(scheduler.endpoint) as client:
-        assert await (await client.schedule_new_orchestration(asks)) == ["nobody's"] * 3
+    loop = AgentLoop()
+    try:
+        loop.begin(step, lambda _: None)
+        assert over.wait(30)
+    finally:
+        loop.stop()
+    assert seen == ["nobody's"]
 
 
 async def test_what_is_too_large_fails_alone() -> None:
