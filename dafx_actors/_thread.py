@@ -197,7 +197,7 @@ def commit(
     if state.active == turn and not whole and at is not None and at != state.length:
         return state, Granted(state.length) if at < state.length else Refused(TurnSuperseded(thread.thread_id, turn))
     if state.active == turn and whole:
-        state = attrs.evolve(state, draft=())
+        state, messages, about = _without_joined(state), _unlabelled(messages), _of_itself(about)
     if state.active == turn and turn in state.cancelled:
         return _end(state, thread, turn, (*messages, _cancelled_message(thread, state, turn)), usage, now, about)
     if state.active == turn and state.steered and not (last or whole):
@@ -357,11 +357,7 @@ def _joined_request(state: ThreadState, turn: str) -> RunRequest | None:
         if (response := _ended(state, turn)) is None:
             return None
         host, messages = response["correlationId"], _codec.load_messages(response["messages"])
-    own = tuple(
-        attrs.evolve(message, extra={name: value for name, value in message.extra.items() if name != _OF_TURN})
-        for message in messages
-        if message.extra.get(_OF_TURN) == turn
-    )
+    own = _unlabelled(tuple(message for message in messages if message.extra.get(_OF_TURN) == turn))
     return RunRequest(correlation_id=turn, messages=own, response_schema=_schema_of(state, host)) if own else None
 
 
@@ -425,6 +421,26 @@ def _join(state: ThreadState) -> ThreadState:
     joined = (*state.books.joined, *(request.correlation_id for request in state.steered))
     books = attrs.evolve(state.books, joined=joined)
     return attrs.evolve(state, draft=state.draft + messages, steered=(), books=books)
+
+
+def _without_joined(state: ThreadState) -> ThreadState:
+    """The thread without what its turn gave so far; what had joined that is to join again."""
+    again = (_joined_request(state, turn) for turn in state.books.joined)
+    steered = (*(request for request in again if request is not None), *state.steered)
+    return attrs.evolve(state, draft=(), steered=steered, books=attrs.evolve(state.books, joined=()))
+
+
+def _unlabelled(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
+    """Messages that do not say which request they came with."""
+    return tuple(attrs.evolve(each, extra={k: v for k, v in each.extra.items() if k != _OF_TURN}) for each in messages)
+
+
+def _of_itself(about: Mapping[str, Json] | None) -> Mapping[str, Json]:
+    """What a turn that was found completed says of itself, and not of those that had joined it.
+
+    It completed before the thread was reset: they may be waiting anew, or be cancelled.
+    """
+    return {name: value for name, value in (about or {}).items() if name != JOINED}
 
 
 def _with(draft: tuple[ChatMessage, ...], messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:

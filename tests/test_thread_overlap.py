@@ -235,6 +235,30 @@ def test_a_joined_request_begins_anew_when_the_thread_was_reset() -> None:
     assert begin(_thread.reset(joined())[0], "c2")[1] == Granted(1)
 
 
+def found_completed(state: ThreadState, *joined: str) -> tuple[ThreadState, Outcome]:
+    """Somebody finds c1 active and its orchestration completed, with an answer from before the thread was reset."""
+    labelled = tuple(ChatMessage("user", f"{turn}?", extra={"correlationId": turn}) for turn in joined)
+    about = {"joined": list(joined), "structured": {"mode": "native"}}
+    return _thread.commit(state, THREAD, "c1", (*labelled, *say("c1!")), None, NOW, whole=True, about=about)
+
+
+def test_an_answer_from_before_a_reset_does_not_end_those_that_had_joined_it() -> None:
+    state, _ = cancel(begun("c1"), "c2")
+    state, outcome = found_completed(state, "c2")
+    assert isinstance(outcome, Ended)
+    assert outcome.joined == ()
+    assert outcome.response["dafx"] == {"structured": {"mode": "native"}}
+    assert [message.get("correlationId") for message in outcome.response["messages"]] == [None, None]
+    assert cancelled_by(begin(state, "c2")[1]) == ("Ann", "enough")
+
+
+def test_an_answer_from_before_a_reset_lets_those_that_joined_since_go_on() -> None:
+    state, outcome = found_completed(joined())
+    assert isinstance(outcome, Ended)
+    assert (outcome.joined, outcome.next_id) == ((), "c2")
+    assert state.active == "c2"
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_joined_requests_id_names_it_for_ever(ended: bool) -> None:
     state = commit(joined(), "c1")[0] if ended else joined()
