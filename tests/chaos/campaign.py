@@ -61,6 +61,7 @@ class Program:
     expected: bool = False
     """Whether its end is expected."""
     stopped: bool = False
+    _ready: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
@@ -94,6 +95,13 @@ class Program:
         line = await asyncio.to_thread(self.process.stdout.readline)
         assert line, f"{self.name} ended: {self.log.read_text()[-3000:]}"
         return line.decode()
+
+    async def ready(self) -> None:
+        """Until it has said that it is; before that, it does not know what a signal means."""
+        while self._ready is not self.process:
+            process = self.process
+            await self.line()
+            self._ready = process
 
     async def measure(self) -> dict[str, Any]:
         """What it holds."""
@@ -146,7 +154,7 @@ class Campaign:
             self.report.left_out.append("a slow disk and a clock that is set: there is no C compiler (Linux only)")
         for program in self._all:
             program.start()
-            await program.line()
+            await program.ready()
         await self._until(lambda: self._told() >= 10, "the first answers")
         for program in (self._scheduler, *self._workers):
             self._baseline[program.name] = await program.measure()
@@ -214,7 +222,7 @@ class Campaign:
         program.kill()
         program.start()
         if program is self._scheduler:
-            await program.line()
+            await program.ready()
 
     async def _stop_a_worker(self) -> bool:
         return self._stop(self._chance.choice(self._workers))
@@ -280,6 +288,7 @@ class Campaign:
         for program in (*self._workers, self._scheduler):
             if program.stopped:
                 continue
+            await program.ready()
             program.expected = True
             self._disturb(program)
             program.send(signal.SIGTERM)
@@ -293,7 +302,7 @@ class Campaign:
                     self.report.crashed.append(f"{program.name} ended with {code}: {program.log.read_text()[-2000:]}")
             program.kill()
             program.start()
-            await program.line()
+            await program.ready()
 
     async def _poison(self) -> None:
         """A request takes down each worker that touches it; the others go on, and somebody cancels it."""
