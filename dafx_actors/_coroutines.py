@@ -10,7 +10,8 @@ Three things about durabletask decide the shape:
   only makes a coroutine *ready*, and the generator is woken (`_wakeup`) where durabletask resumes it;
 - it never resumes a generator whose first yielded task is complete already; so such a task is not yielded;
 - it builds the coroutines anew for each work item and abandons them; left to the garbage collector, their `finally`
-  blocks would run at any time on any thread. They are closed when the work item ends (`work_item`).
+  blocks would run at any time on any thread. They are closed when the work item ends (`work_item`), or by whoever keeps
+  them longer (`keeping`).
 """
 
 from __future__ import annotations
@@ -165,9 +166,15 @@ def _has_ended(coroutine: CoroutineType[Any, Any, Any]) -> bool:
 
 
 class Loop:
-    """The coroutines of one orchestration during one work item."""
+    """The coroutines of one orchestration, for one work item or for several."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: Any) -> None:
+        """Begin with none.
+
+        Args:
+            context: durabletask's, of the orchestration.
+        """
+        self.context = context
         self.closed = False
         self._tasks: list[CoroutineTask[Any]] = []
         self._ready: deque[CoroutineTask[Any]] = deque()
@@ -188,7 +195,11 @@ class Loop:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> Generator[task.Task[Any], Any, T]:
         """The generator that durabletask drives; it returns what `coroutine` returns."""
-        at_end_of_work_item(self.close)
+        keeper: list[Loop] | None = getattr(_thread, "keeper", None)
+        if keeper is None:
+            at_end_of_work_item(self.close)
+        else:
+            keeper.append(self)
         try:
             root = self.spawn(coroutine)
             while True:
@@ -224,13 +235,27 @@ def at_end_of_work_item(callback: Callable[[], None]) -> bool:
 @contextmanager
 def work_item() -> Generator[None]:
     """What this thread does for durabletask: run something, and send its answer."""
-    _thread.callbacks = callbacks = list[Callable[[], None]]()
+    callbacks: list[Callable[[], None]] = []
+    _thread.callbacks = callbacks
     try:
         yield
     finally:
         _thread.callbacks = None
         for callback in callbacks:
             callback()
+
+
+@contextmanager
+def keeping() -> Generator[list[Loop]]:
+    """Loops that begin to run on this thread are not closed with the work item; at the end, those that were left."""
+    loops: list[Loop] = []
+    _thread.keeper = loops
+    try:
+        yield loops
+    finally:
+        _thread.keeper = None
+        for loop in loops:
+            loop.close()
 
 
 # --- What orchestrations await ------------------------------------------------------------------------------------

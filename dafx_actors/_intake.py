@@ -36,6 +36,7 @@ from dafx_actors._connect import intercepts, traces
 from dafx_actors._coroutines import work_item
 from dafx_actors._lines import Line, Watch, line_maker
 from dafx_actors._seam import AgentLoop, Gate, HandedBack
+from dafx_actors._sessions import Sessions
 from dafx_actors.transcript import Json
 
 Step: TypeAlias = Callable[[task.ActivityContext, Json], Awaitable[Json]]
@@ -87,10 +88,13 @@ def _operation(event: Any) -> str:
 class _Stream:
     """The scheduler's stream of work, off which `take` takes what it can."""
 
-    def __init__(self, line: Line, items: Iterator[WorkItem], take: Callable[[Line, WorkItem], None]) -> None:
+    def __init__(
+        self, line: Line, items: Iterator[WorkItem], take: Callable[[Line, WorkItem], None], idle: Callable[[], None]
+    ) -> None:
         self._line = line
         self._items = items
         self._take = take
+        self._idle = idle
         self._shown = float("-inf")
 
     def __iter__(self) -> Iterator[WorkItem]:
@@ -100,6 +104,7 @@ class _Stream:
         while True:
             item = next(self._items)
             if item.HasField("healthPing"):
+                self._idle()
                 return item
             self._take(self._line, item)
             if (now := time.monotonic()) - self._shown > _SIGN_OF_LIFE:
@@ -163,8 +168,9 @@ class Pool(ThreadPoolExecutor):
 class Intake(grpc.UnaryStreamClientInterceptor):
     """Takes the work of one worker."""
 
-    def __init__(self, worker: TaskHubGrpcWorker, gate: Gate, loop: AgentLoop) -> None:
+    def __init__(self, worker: TaskHubGrpcWorker, gate: Gate, loop: AgentLoop, sessions: Sessions) -> None:
         self._worker: Any = worker
+        self._sessions = sessions
         self._connect = line_maker(worker)
         self._pool: Pool | None = None
         self._lanes: dict[str, Lane] = {}
@@ -181,8 +187,8 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         self._steps_under_way = 0
         self._is_closing = False
         self._is_intercepted = intercepts(worker)
-        self._steps_have_threads = True
-        """Somebody follows each step on the thread that it runs on: an interceptor, or a span."""
+        self._is_traced = True
+        """Whether each piece of work has a span, on the thread that it runs on."""
         if self._worker._channel is not None:  # noqa: SLF001 - see the module
             self._worker._channel = grpc.intercept_channel(self._worker._channel, self)  # noqa: SLF001
         self._worker._interceptors = [self, *(self._worker._interceptors or ())]  # noqa: SLF001
@@ -198,7 +204,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         before, self._line = self._line, self._connect()
         if before is not None:
             before.retire()
-        return _Stream(self._line, self._line.items(request), self._take)
+        return _Stream(self._line, self._line.items(request), self._take, self._sessions.drop_idle)
 
     def _open_pool(self) -> None:
         options = self._worker.concurrency_options
@@ -210,7 +216,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         # Also where durabletask's own `start` was called, after a stop that had closed it.
         self._gate.open()
         self._is_closing = False
-        self._steps_have_threads = self._is_intercepted or traces(self._worker)
+        self._is_traced = traces(self._worker)
         self._pool = Pool(sum(limits.values()), self._finish_steps, self._close)
         self._lanes = {kind: Lane(limit) for kind, limit in limits.items()}
         self._lanes["entityRequestV2"] = self._lanes["entityRequest"]
@@ -225,6 +231,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             self._changed.wait_for(lambda: not self._steps_under_way or self._gate.is_over)
 
     def _close(self) -> None:
+        self._sessions.drop_all()
         line, self._line = self._line, None
         if line is not None:
             line.settle(_SETTLED_WITHIN)
@@ -287,7 +294,9 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
     def _step(self, request: Any) -> Step | None:
         """The step that an activity is, if it can run without a thread of its own."""
-        slow = self._steps_have_threads or self._worker._payload_store is not None  # noqa: SLF001 - it may take its time
+        if self._is_intercepted or self._is_traced:  # somebody follows each step on the thread that it runs on
+            return None
+        slow = self._worker._payload_store is not None  # noqa: SLF001 - it may take its time
         return None if slow else self.steps.get(request.name)
 
     def _begin(self, step: Step, request: Any, line: Line, token: str, done: Callable[[], None]) -> bool:
@@ -370,7 +379,10 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         execute, abandon = _HANDLERS[kind]
         try:
             with work_item():
-                getattr(self._worker, execute)(request, stub, token)
+                if kind == "orchestratorRequest" and not self._is_traced:
+                    self._sessions.run(request, stub, token)
+                else:
+                    getattr(self._worker, execute)(request, stub, token)
         except asyncio.CancelledError:
             pass  # `HandedBack`: no answer, so that the scheduler hands it out again
         except BaseException:

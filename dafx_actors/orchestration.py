@@ -1,8 +1,9 @@
 """Orchestrations: `async def` functions that coordinate agents, and can be replayed.
 
-An orchestration is run again from its start for each thing that happened to it, with the results that are
+An orchestration may be run again from its start for each thing that happened to it, with the results that are
 recorded; so it must do the same each time. Ask the context for the time, for ids and for waiting; do everything
-that touches the world in activities and agents.
+that touches the world in activities and agents. A worker keeps orchestrations in memory for a while, and need not
+replay them (`extended_sessions=` of `DurableAIAgentWorker`); `AgentHost` always does, so that tests find what differs.
 
 `finally` blocks and `async with` run each time the orchestration is set aside, not only at its end. Use them for what
 is in memory; the context refuses calls there.
@@ -401,7 +402,7 @@ def _drive(
     function: Callable[..., Any], durable: task.OrchestrationContext, raw: Json = None
 ) -> Generator[Any, Any, Json]:
     """The generator that durabletask drives."""
-    loop = Loop()
+    loop = Loop(durable)
     context = OrchestrationContext(durable, loop)
     try:
         result = yield from loop.run(_call(function, context, raw))

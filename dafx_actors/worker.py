@@ -29,6 +29,7 @@ from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make
 from dafx_actors._intake import Intake, Step, said, watch_of_step
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Work, WorkKind, until_turn_ends
+from dafx_actors._sessions import Sessions
 from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
 from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
@@ -73,6 +74,7 @@ class DurableAIAgentWorker:
         *,
         max_concurrent_steps: int = 2048,
         stop_timeout: float = 20.0,
+        extended_sessions: int = 4096,
         on_work: Callable[[Work], None] | None = None,
     ) -> None:
         """Wrap `worker`, which takes only work that is registered from now on: other workers can share its task hub.
@@ -82,9 +84,11 @@ class DurableAIAgentWorker:
             max_concurrent_steps: How many model calls and other activities run at once. It takes effect unless the
                 worker was given a limit of its own.
             stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
+            extended_sessions: How many orchestrations are kept in memory between their episodes, and need not be
+                replayed each time. With 0, or after a minute without an episode, they are.
             on_work: Called before each activity, each operation of a thread and each episode of an orchestration, on
-                the thread that runs it and sends its answer; each step has one then. `dafx_actors.testing` crashes
-                workers there.
+                the thread that runs it and sends its answer; each step has one then, and each episode is replayed.
+                `dafx_actors.testing` crashes workers there.
 
         Raises:
             ConfigurationError: It is no durabletask worker.
@@ -115,7 +119,8 @@ class DurableAIAgentWorker:
         if options.maximum_concurrent_orchestration_work_items == default:
             options.maximum_concurrent_orchestration_work_items = _ORCHESTRATIONS
         worker.use_work_item_filters()
-        self._intake = Intake(worker, self._gate, self._loop)
+        sessions = Sessions(worker, extended_sessions if on_work is None else 0)
+        self._intake = Intake(worker, self._gate, self._loop, sessions)
 
     @classmethod
     def connect(

@@ -1,7 +1,7 @@
 """Coroutines as orchestrations, run by durabletask's own worker against its own in-memory backend, over a socket.
 
-That backend hands an orchestration out again, and durabletask runs it again from its start, for each thing that
-happens to it: every `await` here is replayed.
+That backend hands an orchestration out again for each thing that happens to it. Each test runs with every `await`
+replayed, and with orchestrations kept between their episodes.
 """
 
 from __future__ import annotations
@@ -81,13 +81,24 @@ class Host(Protocol):
     ) -> AbstractAsyncContextManager[DurableAIAgentClient]: ...
 
 
+@pytest.fixture(params=[0, 100], ids=["replayed", "kept"])
+def extended_sessions(request: pytest.FixtureRequest) -> int:
+    kept: int = request.param
+    return kept
+
+
+replayed = pytest.mark.parametrize("extended_sessions", [0], ids=["replayed"])
+"""For what is about replays."""
+
+
 @pytest.fixture
-def host(port: int) -> Host:
+def host(port: int, extended_sessions: int) -> Host:
     @asynccontextmanager
     async def hosting(
         *orchestrations: Callable[..., Any], activities: tuple[Callable[..., Any], ...] = (), agents: Any = ()
     ) -> AsyncGenerator[DurableAIAgentClient]:
-        worker = DurableAIAgentWorker(TaskHubGrpcWorker(host_address=f"localhost:{port}"))
+        inner = TaskHubGrpcWorker(host_address=f"localhost:{port}")
+        worker = DurableAIAgentWorker(inner, extended_sessions=extended_sessions)
         worker.add_agent(*agents)
         for each in orchestrations:
             worker.add_orchestrator(each)
@@ -486,6 +497,7 @@ def test_a_coroutine_outside_an_orchestration_is_a_mistake_and_leaves_no_warning
 # --- Closing ------------------------------------------------------------------------------------------------------
 
 
+@replayed
 async def test_finally_runs_when_the_orchestration_is_set_aside_on_the_thread_that_ran_it(run: Run) -> None:
     threads: list[tuple[int, int]] = []
 
@@ -506,6 +518,7 @@ async def test_finally_runs_when_the_orchestration_is_set_aside_on_the_thread_th
     assert all(ran_on == ended_on for ran_on, ended_on in threads)
 
 
+@replayed
 async def test_the_context_refuses_calls_while_it_is_set_aside(run: Run) -> None:
     refused: list[str] = []
 
@@ -927,6 +940,7 @@ async def test_starting_as_new_begins_again_with_the_new_input(run: Run) -> None
     assert await run(counting, 1, activities=(double,)) == 3
 
 
+@replayed
 async def test_a_status_is_shown_and_ids_and_time_are_the_same_at_every_replay(host: Host) -> None:
     seen: list[tuple[str, datetime]] = []
 

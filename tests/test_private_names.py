@@ -1,7 +1,8 @@
 """The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
 
 `dafx_actors._connect` reads a worker's settings, and `address_of` a client's; `dafx_actors._intake` takes a worker's
-stream of work, and has it run what is in an item; `dafx_actors.testing.replay` has it run an episode.
+stream of work, and has it run what is in an item; `dafx_actors._sessions` goes on with an orchestration that
+durabletask has begun; `dafx_actors.testing.replay` has a worker run an episode.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import inspect
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -145,6 +147,34 @@ def test_a_worker_does_what_is_in_an_item(does: str, takes: list[str]) -> None:
     worker = TaskHubGrpcWorker()
     assert hasattr(worker, f"_{does}"), f"there is no `_{does}` any more. {INTAKE}."
     assert list(inspect.signature(private(worker, does)).parameters) == takes, INTAKE
+
+
+def test_an_orchestration_that_durabletask_has_begun_is_gone_on_with_by_these_names() -> None:
+    """What they do is tested beside a replay, in `tests/test_sessions.py`."""
+    session = "an orchestration is kept by this: without it each episode replays all that were before"
+    module: Any = importlib.import_module("durabletask.worker")
+    executor = module._OrchestrationExecutor
+    assert {"data_converter", "maximum_timer_interval", "exception_properties_provider"} < {
+        *inspect.signature(executor).parameters
+    }, session
+    assert list(inspect.signature(executor.process_event).parameters) == ["self", "ctx", "event"], session
+    worker = TaskHubGrpcWorker()
+    for name in ("registry", "logger", "data_converter", "exception_properties_provider", "payload_store"):
+        assert hasattr(worker, f"_{name}"), f"there is no `_{name}` any more: {session}"
+    assert private(worker, "registry").versioning is None, session
+    assert isinstance(worker.maximum_timer_interval, timedelta), session
+    contexts: list[Any] = []
+
+    def orchestration(context: Any, _: Any) -> None:
+        contexts.append(context)
+
+    worker.add_orchestrator(orchestration)
+    started = pb.HistoryEvent(executionStarted=pb.ExecutionStartedEvent(name="orchestration"))
+    made = executor(private(worker, "registry"), private(worker, "logger"), JsonDataConverter())
+    made.execute("i", [], [started])
+    for name in ("_is_replaying", "_encoded_custom_status", "set_failed", "get_actions"):
+        assert hasattr(contexts[0], name), f"a context has no `{name}` any more: {session}"
+    assert hasattr(made, "_orchestration_name"), session
 
 
 def test_a_worker_passes_its_stream_through_the_interceptors_that_it_has_when_it_starts() -> None:
