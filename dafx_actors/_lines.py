@@ -36,6 +36,8 @@ Watch: TypeAlias = Callable[[Callable[[bool], None]], Callable[[], object]]
 """Begins to wait; see `_connect.EndWatch.watch`."""
 
 
+_SOME = 8
+"""So many answers are sent while more are being made: the scheduler has a processor of its own."""
 _CLOSED_WITHIN = 1.0
 """Seconds that calls get which have begun when their channel is closed."""
 
@@ -264,6 +266,8 @@ class Bundles:
         """Numbers of answers that are not on disk yet, as far as is known."""
         self._held: dict[str, _Held] = {}
         """By completion tokens."""
+        self._more = False
+        """Whether more answers are about to be made, here and now, that can travel together."""
         self._number = 0
         self._is_over = False
 
@@ -282,6 +286,7 @@ class Bundles:
     def _items(self) -> Iterator[WorkItem]:
         try:
             for message in self._stream:
+                self._more = True
                 for kind, number, payload in _bundles.unpack(message):
                     if kind == _bundles.ITEM:
                         yield WorkItem.FromString(payload)
@@ -289,8 +294,16 @@ class Bundles:
                         self._unwanted(payload.decode())
                     else:
                         self._arrived(kind, number, payload)
+                self._no_more()
         finally:
             self._hung_up()
+
+    def _no_more(self) -> None:
+        """All that came in a message is done, or under way: send what is left of its answers."""
+        with self._changed:
+            self._more = False
+            if self._unsent:
+                self._changed.notify_all()
 
     def _messages(self) -> Iterator[bytes]:
         """What gRPC sends, on a thread of its own: what there is each time that it can send more."""
@@ -316,7 +329,8 @@ class Bundles:
                 self._number = number = (self._number + 1) % 2**32
                 self._under_way.add(number)
                 self._unsent.append(Piece(kind, number, payload))
-                self._changed.notify_all()
+                if not self._more or len(self._unsent) >= _SOME:
+                    self._changed.notify_all()
                 return
         _lost("the stream has ended")
 

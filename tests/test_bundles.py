@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+
+import grpc
 import pytest
+from durabletask.internal import orchestrator_service_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors._bundles import ANSWERS, CONNECT, ITEM, Piece, answer_of, kind_of, pack, unpack
+from dafx_actors._lines import Bundles
 
 pieces = st.builds(Piece, st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=40))
 
@@ -45,3 +51,30 @@ def test_every_answer_has_a_kind_of_its_own(answer: str) -> None:
 def test_other_kinds_are_no_answers(kind: int) -> None:
     with pytest.raises(ValueError, match=f"kind {kind}"):
         answer_of(kind)
+
+
+@pytest.mark.parametrize(("items", "together"), [(3, 3), (30, 8)])
+def test_answers_to_what_came_together_travel_together(items: int, together: int) -> None:
+    """But they do not wait for one another for long."""
+    over = threading.Event()
+
+    def stream() -> Iterator[bytes]:
+        yield pack([Piece(ITEM)] * items)
+        over.wait()
+
+    def answer() -> None:
+        for _ in line._items():
+            line.waiting.CompleteActivityTask(pb.ActivityResponse())
+
+    with grpc.insecure_channel("localhost:1") as channel:
+        line = Bundles(channel)
+        line._stream = stream()
+        sent: list[int] = []
+        sending = threading.Thread(target=lambda: sent.append(len(unpack(next(line._messages())))))
+        answering = threading.Thread(target=answer)
+        sending.start()
+        answering.start()
+        sending.join()
+        over.set()
+        answering.join()
+    assert sent[0] >= together
