@@ -69,6 +69,9 @@ class RecentDocuments:
 
     async def wait_for(self, token: str, seconds: float) -> bool:
         """Wait until something is kept under a token, also None; whether it is."""
+        with self._lock:
+            if token in self._kept:
+                return True
         loop, kept = asyncio.get_running_loop(), anyio.Event()
 
         def tell() -> None:

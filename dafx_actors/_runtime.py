@@ -477,7 +477,9 @@ class HostedAgent:
         """Of the model call that is made now."""
         messages: tuple[ChatMessage, ...]
         while True:
-            transcript = _codec.load_transcript(_thread.dump(state))
+            transcript = _codec.load_transcript(
+                _thread.dump(state), functools.partial(self.read.load, thread.thread_id)
+            )
             result = await self._reply(thread, request, transcript, first=not progress.replies)
             if "error" in result:
                 error, failures = _operations.error_in(result, thread), failures + 1

@@ -234,7 +234,12 @@ class AgentLoop:
 
     def call(self, function: Callable[[], Awaitable[T]]) -> Future[T]:
         """Start a coroutine function on the loop, which is started on a thread of its own if there is none yet."""
-        return self._at_home().portal.start_task_soon(function)
+
+        async def run() -> T:
+            return await function()
+
+        # Not by the portal, which waits on the calling thread until it has begun: see `begin`.
+        return asyncio.run_coroutine_threadsafe(run(), self._at_home().loop)
 
     def begin(self, step: Callable[[], Coroutine[Any, Any, None]], begun: Callable[[Callable[[], None]], None]) -> None:
         """Start a coroutine function, which raises nothing, on the loop, and do not even wait until it is there.
