@@ -347,9 +347,14 @@ def _usage(usage: Json) -> UsageStats | None:
     if not _is_object(usage):
         return None
     prompt, completion, total = (usage.get(f"{kind}_tokens") for kind in ("prompt", "completion", "total"))
-    if not isinstance(prompt, int) or not isinstance(completion, int):
+    if not _is_count(prompt) or not _is_count(completion):
         return None
-    return UsageStats(prompt, completion, total if isinstance(total, int) else prompt + completion)
+    return UsageStats(prompt, completion, total if _is_count(total) else prompt + completion)
+
+
+def _is_count(value: Json) -> TypeGuard[int]:
+    # Not `True`, which would be stored as it is: whoever reads the thread takes the whole entry for a broken one then.
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @attrs.define

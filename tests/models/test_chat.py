@@ -274,7 +274,16 @@ def test_nonsense(nonsense: Any) -> None:
     assert raised.value.kind == "bad_response"
 
 
-@pytest.mark.parametrize("usage", [None, [], {}, {"prompt_tokens": "3", "completion_tokens": 1}])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [],
+        {},
+        {"prompt_tokens": "3", "completion_tokens": 1},
+        {"prompt_tokens": True, "completion_tokens": 1},
+    ],
+)
 def test_usage_that_is_none(usage: Any) -> None:
     """Usage that cannot be read does not spoil the answer."""
     got = reply({**answer(content="Hi"), "usage": usage})
