@@ -202,6 +202,7 @@ def test_any_request_is_read_or_refused(raw: Any) -> None:
 @pytest.mark.parametrize(
     ("operation", "raw"),
     [
+        ("begin", json.dumps(request("c7"))),
         ("record", None),
         ("record", {**TOLD["record"], "asks": [{"kind": "approval"}]}),
         ("record", {**TOLD["record"], "children": ["?"]}),
