@@ -21,8 +21,8 @@ from durabletask.task import RetryPolicy
 
 from dafx_actors._json import (
     as_list,
+    as_number,
     as_object,
-    as_seconds,
     as_text,
     as_whole_number,
     dump_time,
@@ -202,6 +202,8 @@ def check_ask(raw: Json) -> Mapping[str, Json]:
     """
     ask = as_object(raw)
     _check_texts(ask, "key", "kind", "callId", "tool", "digest")
+    if (kind := ask["kind"]) not in ACTIONS:
+        raise ValueError(f"`kind` is one of {', '.join(ACTIONS)}, not {shown(kind)}")
     as_object(ask.get("arguments"))
     for field in ("askedAt", *(["deadline"] if ask.get("deadline") is not None else [])):
         load_time(ask.get(field))
@@ -335,7 +337,7 @@ def load_request(raw: Json) -> RunRequest:
         tool_choice=_text(document, "tool_choice"),
         enable_tool_calls=document.get("enable_tool_calls") is not False,
         limits=None if document.get("limits") is None else load_limits(document["limits"]),
-        deadline=None if document.get("deadline") is None else as_seconds(document["deadline"]),
+        deadline=None if document.get("deadline") is None else as_number(document["deadline"]),
         created_at=load_time(created) if created else None,
         orchestration_id=_text(document, "orchestrationId"),
     )

@@ -205,6 +205,7 @@ def test_any_request_is_read_or_refused(raw: Any) -> None:
         ("begin", json.dumps(request("c7"))),
         ("record", None),
         ("record", {**TOLD["record"], "asks": [{"kind": "approval"}]}),
+        ("record", {**TOLD["record"], "asks": [{**ASK, "kind": "?"}]}),
         ("record", {**TOLD["record"], "children": ["?"]}),
         ("commit", {"messages": []}),
         ("abort", {"correlationId": "c1"}),
@@ -218,7 +219,7 @@ def test_any_request_is_read_or_refused(raw: Any) -> None:
 def test_what_a_thread_cannot_take_is_refused_in_words_and_changes_nothing(operation: str, raw: Any) -> None:
     """It was a KeyError or a TypeError; a mark that is a text was stored, and the thread failed from then on."""
     context: Any = Context(operation, json.dumps(ACTIVE))
-    with pytest.raises(ValueError, match=r"of what the thread was told|expected an object|is a text, not"):
+    with pytest.raises(ValueError, match=r"of what the thread was told|expected an object|is a text, not|is one of"):
         CLERK.entity(context, raw)
     assert json.loads(context.state) == ACTIVE
 
@@ -227,6 +228,7 @@ def test_what_a_thread_cannot_take_is_refused_in_words_and_changes_nothing(opera
     "ours",
     [
         {"asks": {"k1": {"key": "k1"}}},
+        {"asks": {"k1": {**ASK, "kind": "?"}}},
         {"asks": {"k1": {**ASK, "decision": "yes"}}},
         {"attempts": {"k1": {"number": None}}},
         {"children": {"k3": []}},
