@@ -242,6 +242,13 @@ def test_broken_books_of_a_turn_are_refused_as_what_they_are(ours: Any) -> None:
         _thread.load(document(active="c1", **ours))
 
 
+def test_a_response_without_its_messages_that_names_joined_turns_stops_no_thread() -> None:
+    """It was a KeyError, where one of them was begun again."""
+    state = document()
+    del state["data"]["conversationHistory"][1]["messages"]
+    assert tell("begin", request("older"), state) == state
+
+
 @pytest.mark.parametrize("about", ["text", ["c5"], {"joined": 5}, {"joined": {"c5": 1}}])
 def test_what_others_wrote_where_we_note_joined_turns_stops_no_thread(about: Any) -> None:
     state = document()
