@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import attrs
 from durabletask.task import RetryPolicy
 
-from dafx_actors._json import as_list, as_object, as_text, as_whole_number, dump_time, load_time, shown
+from dafx_actors._json import (
+    as_list,
+    as_number,
+    as_object,
+    as_text,
+    as_whole_number,
+    dump_time,
+    load_json,
+    load_time,
+    shown,
+)
 from dafx_actors.decisions import ACTIONS, Decision, PendingDecision
 from dafx_actors.errors import (
     ConfigurationError,
@@ -192,6 +202,8 @@ def check_ask(raw: Json) -> Mapping[str, Json]:
     """
     ask = as_object(raw)
     _check_texts(ask, "key", "kind", "callId", "tool", "digest")
+    if (kind := ask["kind"]) not in ACTIONS:
+        raise ValueError(f"`kind` is one of {', '.join(ACTIONS)}, not {shown(kind)}")
     as_object(ask.get("arguments"))
     for field in ("askedAt", *(["deadline"] if ask.get("deadline") is not None else [])):
         load_time(ask.get(field))
@@ -301,7 +313,7 @@ def load_request(raw: Json) -> RunRequest:
     Raises:
         ValueError: It is none. A class that it names is not imported: only its JSON schema would count.
     """
-    document = as_object(json.loads(raw) if isinstance(raw, str) else raw)
+    document = as_object(load_json(raw) if isinstance(raw, str) else raw)
     correlation_id = document.get("correlationId")
     if not isinstance(correlation_id, str) or not correlation_id:
         raise ValueError("a request needs a `correlationId`")
@@ -325,7 +337,7 @@ def load_request(raw: Json) -> RunRequest:
         tool_choice=_text(document, "tool_choice"),
         enable_tool_calls=document.get("enable_tool_calls") is not False,
         limits=None if document.get("limits") is None else load_limits(document["limits"]),
-        deadline=None if document.get("deadline") is None else float(document["deadline"]),
+        deadline=None if document.get("deadline") is None else as_number(document["deadline"]),
         created_at=load_time(created) if created else None,
         orchestration_id=_text(document, "orchestrationId"),
     )
@@ -490,12 +502,12 @@ def load_error(raw: Json) -> DafxError | None:
     Fields that this version does not know are left out, so that an older client understands a newer worker.
     """
     try:
-        document = as_object(json.loads(raw) if isinstance(raw, str) else raw)
+        document = as_object(load_json(raw) if isinstance(raw, str) else raw)
         cls = _CROSSING[document["type"]]
         known = {field.name for field in attrs.fields(cls)}  # type: ignore[arg-type]
         made = cls(**{name: value for name, value in as_object(document["fields"]).items() if name in known})
         str(made)  # fields of other types than it says would only show when somebody reads it
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     return made
 

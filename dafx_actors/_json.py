@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -10,6 +11,18 @@ from typing import Any, cast
 from dafx_actors.transcript import Json
 
 _FRACTION = re.compile(r"\.(\d+)")
+
+
+def load_json(text: str) -> Json:
+    """Read a JSON text.
+
+    Raises:
+        ValueError: It is none, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"not a JSON text that can be read, nested too deeply: {shown(text)}") from error
 
 
 def dump_time(moment: datetime) -> str:
@@ -83,6 +96,17 @@ def as_whole_number(value: Json) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"expected a whole number, found {shown(value)}")  # noqa: TRY004 - likewise
+    return value
+
+
+def as_number(value: Json) -> float:
+    """A number, as it is.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"expected a number, found {shown(value)}")  # noqa: TRY004 - likewise
     return value
 
 

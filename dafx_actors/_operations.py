@@ -58,7 +58,9 @@ Decide: TypeAlias = Callable[[State, Message], "tuple[State, Outcome]"]
 
 
 def _begin(state: State, told: Message) -> tuple[State, Outcome]:
-    return _thread.begin(state, told.thread, _codec.load_request(told.raw), told.now, told.definition.overlap)
+    # An object, and not its text as in the peer's `run`: what comes after looks into it.
+    request = _codec.load_request(as_object(told.raw))
+    return _thread.begin(state, told.thread, request, told.now, told.definition.overlap)
 
 
 def _record(state: State, told: Message) -> tuple[State, Outcome]:

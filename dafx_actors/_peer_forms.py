@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import attrs
 
 from dafx_actors import _codec
-from dafx_actors._json import as_list, as_object
+from dafx_actors._json import as_list, as_object, load_json
 from dafx_actors.errors import UnsupportedByPeer
 from dafx_actors.exchange import RunRequest
 from dafx_actors.transcript import ChatMessage, Json, TextContent
@@ -90,8 +90,8 @@ def dump_for_peer(agent: str, request: RunRequest) -> dict[str, Json]:
 
 def _parsed(raw: Json) -> Json:
     try:
-        return json.loads(raw) if isinstance(raw, str) else raw
-    except json.JSONDecodeError:
+        return load_json(raw) if isinstance(raw, str) else raw
+    except ValueError:
         return None
 
 

@@ -95,7 +95,7 @@ class Arguments:
         """The values by name, or what is wrong with the arguments, a clause for each mistake."""
         try:
             text = json.dumps(_whole(arguments), allow_nan=False)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return {}, [f"JSON cannot hold them: {error}"]
         try:
             # As JSON, where a date is text and a tuple is an array; strict, so that "3" is no number.

@@ -356,7 +356,9 @@ def _joined_request(state: ThreadState, turn: str) -> RunRequest | None:
     if turn not in state.books.joined:
         if (response := _ended(state, turn)) is None:
             return None
-        host, messages = response["correlationId"], _codec.load_messages(response["messages"])
+        if not isinstance(entry := _codec.load_entry(response), Response):
+            return None  # it is broken, and kept as it is
+        host, messages = entry.correlation_id, entry.messages
     own = _unlabelled(tuple(message for message in messages if message.extra.get(_OF_TURN) == turn))
     return RunRequest(correlation_id=turn, messages=own, response_schema=_schema_of(state, host)) if own else None
 

@@ -61,6 +61,15 @@ def _positive(_: object, field: attrs.Attribute[Any], value: float | None) -> No
         raise ValueError(f"a limit of {field.name} must be more than {value!r}; None is no limit")
 
 
+_MOST_SECONDS = 1e11
+"""Some three thousand years: from now, Python's times go further."""
+
+
+def _countable(_: object, field: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not abs(value) <= _MOST_SECONDS:
+        raise ValueError(f"no clock counts {field.name} up to {value!r}; None is no limit")
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
     """What a turn may take at most. None is no limit."""
@@ -69,7 +78,7 @@ class Limits:
     """Model calls and tool calls together, without retries."""
     tokens: int | None = attrs.field(default=None, validator=_positive)
     """Of all its model calls, as the provider counts them; looked at after each."""
-    seconds: float | None = attrs.field(default=None, validator=_positive)
+    seconds: float | None = attrs.field(default=None, validator=[_positive, _countable])
     """From its start to its end, the wait in line for its thread included."""
 
 
@@ -90,7 +99,7 @@ class RunRequest:
     """Whether the model is offered the agent's tools."""
     limits: Limits | None = None
     """Instead of the agent's."""
-    deadline: float | None = None
+    deadline: float | None = attrs.field(default=None, validator=_countable)
     """Seconds that the turn has from its start, whatever the limits say."""
     created_at: datetime | None = None
     orchestration_id: str | None = None

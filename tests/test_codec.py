@@ -482,8 +482,13 @@ def test_a_request_shows_its_text_to_the_peer() -> None:
         {"correlationId": "c", "message": "x", "limits": 5},
         {"correlationId": "c", "message": "x", "limits": {"steps": "many"}},
         {"correlationId": "c", "message": "x", "limits": {"tokens": 0}},
+        {"correlationId": "c", "message": "x", "deadline": []},
+        {"correlationId": "c", "message": "x", "deadline": "5"},
+        {"correlationId": "c", "message": "x", "deadline": 10**400},
+        {"correlationId": "c", "message": "x", "deadline": float("nan")},
+        "[" * 100_000,
     ],
-    ids=json.dumps,
+    ids=lambda bad: json.dumps(bad)[:80],
 )
 def test_what_is_no_request_is_a_value_error(bad: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
@@ -630,6 +635,8 @@ def test_an_error_that_could_not_be_shown_is_not_rebuilt() -> None:
     assert _codec.load_error({**raw, "type": "TurnTimeout", "fields": {"seconds": "many"}}) is None
     fields = {"agent": "A", "thread_id": "t", "correlation_id": "c", "seconds": "many"}
     assert _codec.load_error({"type": "TurnTimeout", "fields": fields}) is None
+    assert _codec.load_error({"type": "TurnTimeout", "fields": {**fields, "seconds": 10**400}}) is None
+    assert _codec.load_error("[" * 100_000) is None
 
 
 # --- Anything at all ----------------------------------------------------------------------------------------------

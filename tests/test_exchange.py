@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dafx_actors import AgentRunResponse, AgentThread, ChatMessage, DataContent, TextContent, UriContent
-from dafx_actors.exchange import Limits, as_messages
+from dafx_actors.exchange import Limits, RunRequest, as_messages
 
 PICTURE = DataContent.from_bytes(b"\x89PNG", "image/png")
 LINK = UriContent("https://example.com/a.png", "image/png")
@@ -77,3 +77,12 @@ def test_the_answer_is_the_last_message() -> None:
         created_at=datetime.now(timezone.utc),
     )
     assert response.text == str(response) == "Ha."
+
+
+@pytest.mark.parametrize("never", [1e12, 10**400, float("inf")], ids=["far", "no float", "inf"])
+def test_seconds_that_no_clock_counts_are_refused_where_they_are_given(never: float) -> None:
+    """They were an OverflowError in the middle of the turn."""
+    with pytest.raises(ValueError, match="None is no limit"):
+        Limits(seconds=never)
+    with pytest.raises(ValueError, match="None is no limit"):
+        RunRequest(correlation_id="c1", messages=(ChatMessage("user", "Hello"),), deadline=never)

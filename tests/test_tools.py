@@ -348,6 +348,16 @@ def test_numbers_that_json_does_not_have_are_refused(number: float) -> None:
         MANY_KINDS.bind({"number": number})
 
 
+def test_arguments_that_are_nested_too_deeply_are_refused() -> None:
+    """It was a RecursionError."""
+    assert isinstance(MANY_KINDS, Tool)
+    deep: Any = 1
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(InvalidArguments, match="JSON cannot hold"):
+        MANY_KINDS.bind({"anything": deep})
+
+
 def test_a_mistake_in_a_list_or_a_union_has_its_place() -> None:
     def visit(places: list[Place | str], pair: tuple[int, int] = (0, 0)) -> None: ...
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard, cast
@@ -329,6 +330,10 @@ def _calls(calls: Json, reply_id: Json) -> Iterator[FunctionCallContent]:
         yield _call(call_id, name, function.get("arguments"))
 
 
+_MOST_LEVELS = 100
+"""Of objects and lists in arguments. Python reads some more, but fails where it has to write them in a deep call."""
+
+
 def _call(call_id: str, name: str, arguments: Json) -> FunctionCallContent:
     if arguments is None or arguments == "":  # what some servers write for a tool without parameters
         return FunctionCallContent(call_id, name)
@@ -338,18 +343,33 @@ def _call(call_id: str, name: str, arguments: Json) -> FunctionCallContent:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
         parsed = None
-    if not _is_object(parsed):
+    if not _is_object(parsed) or not _can_be_stored(parsed, _MOST_LEVELS):
         return FunctionCallContent(call_id, name, extra={UNPARSED_ARGUMENTS: arguments})
     return FunctionCallContent(call_id, name, parsed)
+
+
+def _can_be_stored(value: Json, levels: int) -> bool:
+    """Whether it can be written as JSON again, which has no NaN, and from any depth of a program."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if not _is_object(value) and not _is_list(value):
+        return True
+    inner = value.values() if _is_object(value) else value
+    return levels > 0 and all(_can_be_stored(each, levels - 1) for each in inner)
 
 
 def _usage(usage: Json) -> UsageStats | None:
     if not _is_object(usage):
         return None
     prompt, completion, total = (usage.get(f"{kind}_tokens") for kind in ("prompt", "completion", "total"))
-    if not isinstance(prompt, int) or not isinstance(completion, int):
+    if not _is_count(prompt) or not _is_count(completion):
         return None
-    return UsageStats(prompt, completion, total if isinstance(total, int) else prompt + completion)
+    return UsageStats(prompt, completion, total if _is_count(total) else prompt + completion)
+
+
+def _is_count(value: Json) -> TypeGuard[int]:
+    # Not `True`, which would be stored as it is: whoever reads the thread takes the whole entry for a broken one then.
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @attrs.define

@@ -102,7 +102,7 @@ async def _stats(engine: Engine, _: TaskHub, __: bytes) -> bytes:
 async def _backup(engine: Engine, _: TaskHub, request: bytes) -> bytes:
     try:
         name = json.loads(request)["name"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         name = None
     if not isinstance(name, str) or not _is_file_name(name):
         raise Refused("INVALID_ARGUMENT", 'Send a JSON object with the name of a new file: {"name": "new.db"}.')

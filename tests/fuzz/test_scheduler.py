@@ -266,11 +266,18 @@ def test_bytes_that_are_no_message_are_refused_as_such(scheduler: EmbeddedSchedu
     assert "cannot be read" in failed.details()
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a\u0000b", "\ud83d", ".", "..", ""])
-def test_what_names_no_file_is_refused_as_a_backup(scheduler: EmbeddedScheduler, name: str) -> None:
+@pytest.mark.parametrize(
+    "sent",
+    [
+        *(json.dumps({"name": name}).encode() for name in ("x" * 300, "a\u0000b", "\ud83d", ".", "..", "")),
+        b"[" * 100_000,
+    ],
+    ids=lambda sent: sent[:20].decode(),
+)
+def test_what_names_no_file_is_refused_as_a_backup(scheduler: EmbeddedScheduler, sent: bytes) -> None:
     """It was an UNKNOWN with the words of an OSError or a ValueError, and a traceback in the log."""
     call: Any = _channel(scheduler).unary_unary(f"/{_admin.SERVICE}/Backup")
     with pytest.raises(grpc.RpcError) as caught:
-        call(json.dumps({"name": name}).encode(), timeout=10)
+        call(sent, timeout=10)
     failed: Any = caught.value
     assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT

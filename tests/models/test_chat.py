@@ -213,6 +213,10 @@ def call(arguments: Any, **more: Any) -> dict[str, Any]:
     return {"id": "c1", "type": "function", "function": {"name": "f", "arguments": arguments}, **more}
 
 
+NESTED = '{"a":' * 600 + "1" + "}" * 600
+"""Python reads it, but could not go through it, nor write it again somewhere deeper in a program."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -222,8 +226,11 @@ def call(arguments: Any, **more: Any) -> dict[str, Any]:
         ('{"a": ', FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: '{"a": '})),
         ("[1]", FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: "[1]"})),
         ("[" * 100_000, FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: "[" * 100_000})),
+        (NESTED, FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: NESTED})),
+        ('{"a": NaN}', FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: '{"a": NaN}'})),
+        ('{"a": 1e999}', FunctionCallContent("c1", "f", extra={UNPARSED_ARGUMENTS: '{"a": 1e999}'})),
     ],
-    ids=["object", "empty", "none", "cut", "array", "deep"],
+    ids=["object", "empty", "none", "cut", "array", "deep", "less deep", "nan", "infinite"],
 )
 def test_tool_call(arguments: Any, expected: FunctionCallContent) -> None:
     """Arguments are parsed; nonsense is kept for the model to be told, and goes back to it as it came."""
@@ -274,7 +281,16 @@ def test_nonsense(nonsense: Any) -> None:
     assert raised.value.kind == "bad_response"
 
 
-@pytest.mark.parametrize("usage", [None, [], {}, {"prompt_tokens": "3", "completion_tokens": 1}])
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [],
+        {},
+        {"prompt_tokens": "3", "completion_tokens": 1},
+        {"prompt_tokens": True, "completion_tokens": 1},
+    ],
+)
 def test_usage_that_is_none(usage: Any) -> None:
     """Usage that cannot be read does not spoil the answer."""
     got = reply({**answer(content="Hi"), "usage": usage})
