@@ -418,6 +418,19 @@ def load_response(raw: Json, thread: AgentThread) -> AgentRunResponse[Any]:
     )
 
 
+def raise_error_in(raw: Json, thread: AgentThread) -> None:
+    """Raise the error that a stored response of `thread` holds, if it does.
+
+    Raises:
+        ValueError: It is no response.
+        TurnError: It holds this.
+    """
+    messages = map(as_object, as_list(as_object(raw).get("messages")))
+    contents = (as_object(content) for message in messages for content in as_list(message.get("contents")))
+    if any(content.get("$type") == "error" for content in contents):
+        load_response(raw, thread)
+
+
 # --- Decisions ----------------------------------------------------------------------------------------------------
 
 

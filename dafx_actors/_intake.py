@@ -365,9 +365,10 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time
             return False
         if kind == "orchestratorRequest":
-            events = itertools.chain(request.pastEvents, request.newEvents)
-            name = next((each.executionStarted.name for each in events if each.HasField("executionStarted")), None)
-            return name in self.orchestrations
+            for event in itertools.chain(request.pastEvents, request.newEvents):
+                if event.HasField("executionStarted"):
+                    return event.executionStarted.name in self.orchestrations
+            return False
         if kind == "entityRequestV2":
             if request.instanceId[1:].partition("@")[0] not in self.entities:
                 return False

@@ -111,7 +111,7 @@ def line_maker(worker: TaskHubGrpcWorker) -> Callable[[], Line]:
         channel, is_ours = connect()
         if plain and _bundles.offers_bundles(channel):
             return Bundles(channel)
-        return Calls(channel, is_ours=is_ours)
+        return Calls(channel, is_ours=is_ours, blocks=not plain)
 
     return make
 
@@ -140,13 +140,20 @@ class Calls:
     it makes a new one for each.
     """
 
-    blocks = True
     is_over = False
 
-    def __init__(self, channel: grpc.Channel, *, is_ours: bool) -> None:
+    def __init__(self, channel: grpc.Channel, *, is_ours: bool, blocks: bool) -> None:
+        """Make it over a channel.
+
+        Args:
+            channel: To the scheduler.
+            is_ours: Whether to close that.
+            blocks: Whether a call may take its time even to begin: an interceptor, or a token that is fetched.
+        """
+        self.blocks = blocks
         self._stub: Any = TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
-        self.waiting = _Stub(self._call)
         self.at_once = _Stub(self._send)
+        self.waiting = _Stub(self._call) if blocks else self.at_once
         self._channel = channel
         self._is_ours = is_ours
         self._stream: Any = None
@@ -257,7 +264,7 @@ class Bundles:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
-        self._calls = Calls(channel, is_ours=False)
+        self._calls = Calls(channel, is_ours=False, blocks=False)
         self._stream: Any = None
         self.at_once = self.waiting = _Stub(self._send)
         self._changed = threading.Condition()

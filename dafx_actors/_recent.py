@@ -103,7 +103,7 @@ class RecentEntries:
     What is kept counts only where it was read from what is stored now, entry by entry.
     """
 
-    def __init__(self, *, entries: int = 10_000, at_least: int = 50) -> None:
+    def __init__(self, *, entries: int = 10_000, at_least: int = 6) -> None:
         """Keep nothing yet.
 
         Args:

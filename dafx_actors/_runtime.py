@@ -219,7 +219,7 @@ class HostedAgent:
             if response is None:
                 context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
                 return None
-            _codec.load_response(response, thread)  # raises the error that the response holds, if it does
+            _codec.raise_error_in(response, thread)
             return response
 
         turn.__name__ = turn.__qualname__ = turn_name(name)
