@@ -273,8 +273,8 @@ class Bundles:
         """Numbers of answers that are not on disk yet, as far as is known."""
         self._held: dict[str, _Held] = {}
         """By completion tokens."""
-        self._more = False
-        """Whether more answers are about to be made, here and now, that can travel together."""
+        self._doing: int | None = None
+        """The thread that does in place what came in a message, so that its answers can travel together."""
         self._number = 0
         self._is_over = False
 
@@ -293,7 +293,7 @@ class Bundles:
     def _items(self) -> Iterator[WorkItem]:
         try:
             for message in self._stream:
-                self._more = True
+                self._doing = threading.get_ident()
                 for kind, number, payload in _bundles.unpack(message):
                     if kind == _bundles.ITEM:
                         yield WorkItem.FromString(payload)
@@ -308,7 +308,7 @@ class Bundles:
     def _no_more(self) -> None:
         """All that came in a message is done, or under way: send what is left of its answers."""
         with self._changed:
-            self._more = False
+            self._doing = None
             if self._unsent:
                 self._changed.notify_all()
 
@@ -336,7 +336,7 @@ class Bundles:
                 self._number = number = (self._number + 1) % 2**32
                 self._under_way.add(number)
                 self._unsent.append(Piece(kind, number, payload))
-                if not self._more or len(self._unsent) >= _SOME:
+                if self._doing != threading.get_ident() or len(self._unsent) >= _SOME:
                     self._changed.notify_all()
                 return
         _lost("the stream has ended")

@@ -84,8 +84,8 @@ class DurableAIAgentWorker:
             max_concurrent_steps: How many model calls and other activities run at once. It takes effect unless the
                 worker was given a limit of its own.
             stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
-            extended_sessions: How many orchestrations are kept in memory between their episodes, and need not be
-                replayed each time. With 0, or after a minute without an episode, they are.
+            extended_sessions: How many orchestrations are kept in memory between their episodes, some 30 KB each, and
+                need not be replayed each time. With 0, or after a minute without an episode, they are.
             on_work: Called before each activity, each operation of a thread and each episode of an orchestration, on
                 the thread that runs it and sends its answer; each step has one then, and each episode is replayed.
                 `dafx_actors.testing` crashes workers there.
@@ -131,6 +131,7 @@ class DurableAIAgentWorker:
         credential: Any = None,
         max_concurrent_steps: int = 2048,
         stop_timeout: float = 20.0,
+        extended_sessions: int = 4096,
     ) -> DurableAIAgentWorker:
         """Make a worker for what is given, else for ENDPOINT and TASKHUB of the environment.
 
@@ -140,12 +141,17 @@ class DurableAIAgentWorker:
             credential: For `https` only: an Azure credential; by default `DefaultAzureCredential`.
             max_concurrent_steps: See `__init__`.
             stop_timeout: See `__init__`.
+            extended_sessions: See `__init__`.
 
         Raises:
             ConfigurationError: The endpoint has no scheme.
         """
-        worker = make_worker(address(endpoint, taskhub), credential)
-        return cls(worker, max_concurrent_steps=max_concurrent_steps, stop_timeout=stop_timeout)
+        return cls(
+            make_worker(address(endpoint, taskhub), credential),
+            max_concurrent_steps=max_concurrent_steps,
+            stop_timeout=stop_timeout,
+            extended_sessions=extended_sessions,
+        )
 
     # --- What is hosted -------------------------------------------------------------------------------------------
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.interop import environment
 
 settings.register_profile("thorough", max_examples=20_000, stateful_step_count=60, deadline=None)
 """For `pytest --hypothesis-profile=thorough`: minutes instead of seconds, and other examples each time."""
@@ -23,3 +27,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def peer_python_or_skip() -> Path:
+    """The Python of the peer's environment. Without one a test is skipped, unless `DAFX_REQUIRE_PEER` is set.
+
+    Raises:
+        NoPeer: It is set, and there is none.
+    """
+    try:
+        return environment.peer_python()
+    except environment.NoPeer as error:
+        if os.environ.get("DAFX_REQUIRE_PEER"):
+            raise
+        pytest.skip(str(error))

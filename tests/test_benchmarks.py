@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from tests.benchmarks.figures import (
     summarise,
     table,
 )
+from tests.conftest import peer_python_or_skip
 
 ROOT = Path(__file__).parents[1]
 RESULTS = {
@@ -112,11 +112,10 @@ def test_seeded_threads_are_transcripts() -> None:
 
 @pytest.mark.parametrize("peer", [False, True])
 def test_a_tiny_scenario_runs(peer: bool, tmp_path: Path) -> None:
-    """As a program, from another folder; beside the peer where DAFX_PEER_PYTHON says that it is installed."""
-    if peer and not os.environ.get("DAFX_PEER_PYTHON"):
-        pytest.skip("DAFX_PEER_PYTHON names no environment that has the peer")
+    """As a program, from another folder; beside the peer where that is there."""
+    beside = ["--peer-python", str(peer_python_or_skip())] if peer else ["--no-peer"]
     command = [sys.executable, str(ROOT / "tests/benchmarks/run.py"), "--tiny", "--json", "found.json", "fan_out"]
-    subprocess.run([*command, *([] if peer else ["--no-peer"])], cwd=tmp_path, check=True, timeout=100)
+    subprocess.run([*command, *beside], cwd=tmp_path, check=True, timeout=100)
     found = json.loads((tmp_path / "found.json").read_text())
     assert set(found["results"]) == {"fan_out"}
     assert ("peer, 0.01 s" in found["results"]["fan_out"]) == peer

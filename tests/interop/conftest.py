@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, ModelRequest
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.scheduler.hosted import hosted_async
 from dafx_actors.testing import ScriptedModel
-from tests.interop import environment
+from tests.conftest import peer_python_or_skip
 
 _PROGRAM = Path(__file__).with_name("peer_side.py")
 _LONGEST_LINE = 1 << 24
@@ -73,13 +72,9 @@ def endpoint(tmp_path: Path) -> Any:
 @pytest.fixture
 async def peer(endpoint: str) -> AsyncGenerator[Peer]:
     """The peer's process: it hosts nothing before it is asked to."""
-    try:
-        python = environment.peer_python()
-    except environment.NoPeer as error:
-        if os.environ.get("DAFX_REQUIRE_PEER"):
-            raise
-        pytest.skip(str(error))
-    process = await anyio.open_process([str(python), "-W", "ignore", str(_PROGRAM), endpoint], stderr=None)
+    process = await anyio.open_process(
+        [str(peer_python_or_skip()), "-W", "ignore", str(_PROGRAM), endpoint], stderr=None
+    )
     try:
         yield Peer(process, endpoint)
     finally:
