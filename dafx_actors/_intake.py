@@ -4,7 +4,7 @@ durabletask's own worker hands each item on through four threads and three queue
 of them. So items are taken off the stream by the thread that reads it::
 
     the stream ── reader ──┬── of agents, what only computes: in place
-                           ├── steps: coroutines on the agents' loop, as many as their kind may
+                           ├── steps, and turns in one operation: coroutines on the agents' loop, as many as may
                            └── all else: on a thread of the pool, likewise
 
 durabletask keeps the connection, for which it sees a sign of life now and then, and runs what is in an item. For that
@@ -40,6 +40,8 @@ from dafx_actors._sessions import Sessions
 from dafx_actors.transcript import Json
 
 Step: TypeAlias = Callable[[task.ActivityContext, Json], Awaitable[Json]]
+Ahead: TypeAlias = Callable[[str, Json, Json], Awaitable[Any]]
+"""What an entity will wait for in the operation `run`: by its key, its state, and what it is told."""
 
 _HANDLERS = {
     "orchestratorRequest": ("_execute_orchestrator", "_cancel_orchestrator"),
@@ -64,25 +66,24 @@ watch_of_step: ContextVar[Watch | None] = ContextVar("dafx_actors_watch", defaul
 
 
 class _Said(threading.local):
-    outcome: Callable[[], Json] | None = None
+    outcome: Callable[[], Any] | None = None
 
 
 said = _Said()
-"""What a step gave that has run already, for the activity that durabletask calls on this thread."""
+"""What has run already of the activity or the operation that durabletask calls on this thread: what that gave."""
 
 
-def _give(result: Json) -> Json:
+def _give(result: Any) -> Any:
     return result
 
 
-def _fail(error: Exception) -> Json:
+def _fail(error: Exception) -> Any:
     raise error
 
 
-def _operation(event: Any) -> str:
-    """What an entity is asked to do."""
-    called: str = getattr(event, event.WhichOneof("eventType")).operation
-    return called
+def _event(event: Any) -> Any:
+    """What an entity is asked, without what says how."""
+    return getattr(event, event.WhichOneof("eventType"))
 
 
 class _Stream:
@@ -181,6 +182,8 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         """Likewise, in lower case, as they come."""
         self.steps: dict[str, Step] = {}
         """Activities that are coroutine functions, by their names."""
+        self.turns: dict[str, Ahead] = {}
+        """What entities wait for when they `run`, by their names, likewise."""
         self._gate = gate
         self._loop = loop
         self._changed = threading.Condition()
@@ -260,8 +263,8 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             line.release(token)
             lane.done()
 
-        if kind == "activityRequest" and (step := self._step(request)) is not None:
-            begin = functools.partial(self._begin, step, request, line, token, over)
+        if (ahead := self._ahead(kind, request)) is not None:
+            begin = functools.partial(self._begin, ahead, kind, request, line, token, over)
         else:
             begin = functools.partial(self._submit, kind, request, line, token, over)
 
@@ -292,14 +295,40 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
     # --- On the agents' loop --------------------------------------------------------------------------------------
 
-    def _step(self, request: Any) -> Step | None:
-        """The step that an activity is, if it can run without a thread of its own."""
+    def _ahead(self, kind: str, request: Any) -> Callable[[], Awaitable[Any]] | None:
+        """What of a work item is a coroutine, after which the rest does not wait; None where it needs a thread."""
         if self._is_intercepted or self._is_traced:  # somebody follows each step on the thread that it runs on
             return None
-        slow = self._worker._payload_store is not None  # noqa: SLF001 - it may take its time
-        return None if slow else self.steps.get(request.name)
+        if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time
+            return None
+        if kind == "activityRequest" and (step := self.steps.get(request.name)) is not None:
+            return functools.partial(self._run_step, step, request)
+        if kind == "entityRequestV2" and len(request.operationRequests) == 1:
+            name, _, key = request.instanceId[1:].partition("@")
+            if (turn := self.turns.get(name)) is not None:
+                return functools.partial(self._run_turn, turn, key, request)
+        return None
 
-    def _begin(self, step: Step, request: Any, line: Line, token: str, done: Callable[[], None]) -> bool:
+    async def _run_step(self, step: Step, request: Any) -> Json:
+        context = task.ActivityContext(request.orchestrationInstance.instanceId, request.taskId)
+        return await step(context, self._loaded(request.input.value))
+
+    async def _run_turn(self, turn: Ahead, key: str, request: Any) -> Any:
+        state, told = request.entityState.value, _event(request.operationRequests[0]).input.value
+        return await turn(key, self._loaded(state) if state else None, self._loaded(told))
+
+    def _loaded(self, text: str) -> Json:
+        return self._worker._data_converter.deserialize(text, None)  # noqa: SLF001 - what durabletask does with it
+
+    def _begin(
+        self,
+        ahead: Callable[[], Awaitable[Any]],
+        kind: str,
+        request: Any,
+        line: Line,
+        token: str,
+        done: Callable[[], None],
+    ) -> bool:
         try:
             inside = self._gate.enter()
         except HandedBack:
@@ -318,12 +347,10 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             done()
 
         async def run() -> None:
-            context = task.ActivityContext(request.orchestrationInstance.instanceId, request.taskId)
             watch_of_step.set(line.watch(token))
-            outcome: Callable[[], Json]
+            outcome: Callable[[], Any]
             try:
-                raw = self._worker._data_converter.deserialize(request.input.value, None)  # noqa: SLF001
-                outcome = functools.partial(_give, await step(context, raw))
+                outcome = functools.partial(_give, await ahead())
             except asyncio.CancelledError:
                 over()  # handed back: no answer
                 return
@@ -331,7 +358,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
                 outcome = functools.partial(_fail, error)
             except BaseException as error:  # noqa: BLE001 - such as SystemExit, which would end the loop of all agents
                 outcome = functools.partial(_fail, RuntimeError(f"it raised {error!r}"))
-            answer = functools.partial(self._answer, outcome, request, line, token, over)
+            answer = functools.partial(self._answer, outcome, kind, request, line, token, over)
             if not line.blocks:
                 answer()
                 return
@@ -349,12 +376,18 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         return True
 
     def _answer(
-        self, outcome: Callable[[], Json], request: Any, line: Line, token: str, over: Callable[[], None]
+        self,
+        outcome: Callable[[], Any],
+        kind: str,
+        request: Any,
+        line: Line,
+        token: str,
+        over: Callable[[], None],
     ) -> None:
-        """Have durabletask make the answer out of what its activity is about to say."""
+        """Have durabletask do the rest, and make the answer."""
         try:
             said.outcome = outcome
-            self._run("activityRequest", request, line.waiting, token)
+            self._run(kind, request, line.waiting, token)
         finally:
             said.outcome = None
             over()
@@ -372,8 +405,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         if kind == "entityRequestV2":
             if request.instanceId[1:].partition("@")[0] not in self.entities:
                 return False
-            operations = (_operation(event) for event in request.operationRequests)
-            return not any(operation == _WHOLE_TURN for operation in operations)
+            return not any(_event(event).operation == _WHOLE_TURN for event in request.operationRequests)
         return False
 
     def _run(self, kind: str, request: Any, stub: Any, token: str) -> None:

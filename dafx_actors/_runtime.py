@@ -8,52 +8,49 @@
                                 call_entity(thread, commit)    -> response; wakes the next turn in line
 
 The rules are in `_thread.py` and `_turn.py`; the turn's orchestration is in `_turn_steps.py`; here they are carried
-out. Steps are coroutines on the loop where agents run; operations of threads are plain functions. `Host` is how they
-reach each other, and the scheduler.
+out. Steps are coroutines on the loop where agents run; operations of threads are plain functions, also the one that a
+whole turn can be (`_whole_turn.py`).
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
-from typing import Any, Protocol, TypeVar, cast
+from datetime import datetime, timezone
+from typing import Any, TypeVar, cast
 
 import anyio
 import attrs
 from durabletask import task
-from durabletask.client import OrchestrationState, OrchestrationStatus, TaskHubGrpcClient
+from durabletask.client import OrchestrationState, OrchestrationStatus
 from durabletask.entities import EntityContext
 
-from dafx_actors import _codec, _operations, _peer_forms, _thread, _turn
+from dafx_actors import _codec, _operations, _peer_forms, _thread
+from dafx_actors._agent_steps import AgentSteps
 from dafx_actors._agent_tasks import turn_input
-from dafx_actors._answers import answer_mismatch
+from dafx_actors._host import Host
 from dafx_actors._json import as_object, as_text, dump_time, load_time
 from dafx_actors._recent import RecentDocuments, RecentEntries
 from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
-from dafx_actors._turn_steps import TurnSteps, seconds_at_most, tell
-from dafx_actors.agents import Agent, Turn
+from dafx_actors._turn_steps import TurnSteps, tell
+from dafx_actors._whole_turn import WholeTurn
+from dafx_actors.agents import Agent
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import (
     DafxError,
-    ModelError,
     StaleTranscript,
     ThreadBusy,
     TurnCancelled,
-    TurnDeadlineExceeded,
-    TurnFailed,
     TurnSuperseded,
 )
-from dafx_actors.exchange import Limits, RunRequest
+from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, new_id, probe_name, tell_name, tool_step_name, turn_name
-from dafx_actors.models import Model, ModelReply, ModelRequest
 from dafx_actors.orchestration import OrchestrationContext, orchestrator
-from dafx_actors.tools import Tool, ToolContext
-from dafx_actors.transcript import ChatMessage, FunctionCallContent, Json, Request, Transcript
+from dafx_actors.tools import Tool
+from dafx_actors.transcript import Json, Request, Transcript
 
 T = TypeVar("T")
 
@@ -66,49 +63,18 @@ _PAUSES = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between looks at a thread that is on its way to what a step has to see."""
 _POLL, _POLLS = 5, 120
 """Seconds that a step waits at a time for the record of its attempt, so that it can be ended, and how often."""
-_ONLY_IN_STEPS = "it cannot be called here: the whole turn runs in one operation, which can wait for nobody"
-"""For calls that wait for a person or another agent, or that must be recorded before they act."""
-
-
-class Host(Protocol):
-    """What the worker lends to its agents."""
-
-    @property
-    def reader(self) -> TaskHubGrpcClient:
-        """A client to read threads and turns with, from any thread."""
-        ...
-
-    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run a coroutine function on the agents' loop, and wait for it on this thread."""
-        ...
-
-    async def blocking(self, call: Callable[[], T]) -> T:
-        """Make a call that blocks, such as one of `reader`, on a thread, and wait for it on the loop."""
-        ...
-
-    async def until_ended(self, turn: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Await a step of a turn, unless the turn ends before it.
-
-        Raises:
-            TurnEnded: It has; the step was cancelled.
-        """
-        ...
-
-    def report(self, thread: AgentThread, note: Json) -> None:
-        """Send a tool's progress to its thread, some time soon; the latest of each call."""
-        ...
-
-    def model_of(self, agent: Agent) -> Model:
-        """The model of an agent, made when it is first asked for.
-
-        Raises:
-            ConfigurationError: None is configured.
-        """
-        ...
 
 
 def _toolbox_of(hosted: HostedAgent) -> Toolbox:
     return Toolbox(hosted.agent.tools)
+
+
+def _asking_of(hosted: HostedAgent) -> AgentSteps:
+    return AgentSteps(hosted.agent, hosted.host, hosted.toolbox)
+
+
+def _whole_of(hosted: HostedAgent) -> WholeTurn:
+    return WholeTurn(hosted.asking, hosted.read)
 
 
 @attrs.frozen
@@ -120,9 +86,11 @@ class HostedAgent:
     toolbox: Toolbox = attrs.field(init=False, default=attrs.Factory(_toolbox_of, takes_self=True))
     recent: RecentDocuments = attrs.field(init=False, factory=RecentDocuments)
     read: RecentEntries = attrs.field(init=False, factory=RecentEntries)
+    asking: AgentSteps = attrs.field(init=False, default=attrs.Factory(_asking_of, takes_self=True))
+    whole: WholeTurn = attrs.field(init=False, default=attrs.Factory(_whole_of, takes_self=True))
 
     @property
-    def steps(self) -> Mapping[str, Callable[..., Awaitable[Json]]]:
+    def activities(self) -> Mapping[str, Callable[..., Awaitable[Json]]]:
         """The activities, by their names."""
         tools = {tool_step_name(self.agent.name, name): self.tool_step for name in self.toolbox.activities}
         return {model_step_name(self.agent.name): self.model_step, probe_name(self.agent.name): self.probe, **tools}
@@ -194,7 +162,7 @@ class HostedAgent:
             context.set_state(_thread.dump(state))
             return None
         if isinstance(outcome, _thread.Granted):
-            state, outcome = self.host.run_step(functools.partial(self._turn_in_time, thread, request, state))
+            state, outcome = self.host.run_step(functools.partial(self.whole.take, thread, request, state))
         if state is not before:
             context.set_state(_thread.dump(state))
         if isinstance(outcome, _thread.Refused):
@@ -290,7 +258,7 @@ class HostedAgent:
         transcript = _codec.load_transcript(document, functools.partial(self.read.load, thread.thread_id))
         request = _request_of(transcript, turn, raw)
         first = raw.get("reply", 1) == 1
-        reply = functools.partial(self._reply, thread, request, transcript, first=first)
+        reply = functools.partial(self.asking.reply, thread, request, transcript, first=first)
         try:
             return await self.host.until_ended(turn, reply)
         except TurnEnded:
@@ -315,7 +283,7 @@ class HostedAgent:
             return {"error": "the turn was cancelled", "stopped": True}
         if needs_approval and not _thread.is_approved(state, key, call_digest(name, arguments)):
             return {"error": "the call was not made: it needs approval, and nobody has given it"}
-        context = self._tool_context(thread, raw, lambda: _codec.load_transcript(document))
+        context = self.asking.tool_context(thread, raw, lambda: _codec.load_transcript(document))
         tool = self.toolbox.tool(name)
         # What the turn was told of the tool counts as well: a newer declaration must not let it act twice.
         if tool is None or not (tool.effect == "once" or raw.get("once")):
@@ -392,152 +360,6 @@ class HostedAgent:
             return "lost", None
         outcome: Json = state.get_output()
         return outcome["attempt"], load_time(outcome["since"]) if outcome.get("since") else None
-
-    def _tool_context(self, thread: AgentThread, raw: Json, read: Callable[[], Transcript]) -> ToolContext:
-        turn, key = raw["correlationId"], raw["key"]
-
-        def report(progress: Json) -> None:
-            self.host.report(thread, {"correlationId": turn, "key": key, "progress": progress})
-
-        return ToolContext(
-            thread=thread,
-            correlation_id=turn,
-            call_id=raw["callId"],
-            idempotency_key=key,
-            attempt=raw["attempt"],
-            logger=logging.getLogger("dafx_actors.tools"),
-            transcript=read,
-            report=report,
-        )
-
-    # --- Model calls ----------------------------------------------------------------------------------------------
-
-    async def _reply(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:
-        """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker."""
-        try:
-            return await self._ask(thread, request, transcript, first=first)
-        except Exception as error:
-            if _codec.crosses(error):
-                return {"error": _codec.dump_error(error)}
-            _logger.exception("Turn %s of agent %s failed.", request.correlation_id, thread.agent)
-            failed = TurnFailed(thread.agent, request.correlation_id, type(error).__name__, str(error))
-            return {"error": _codec.dump_error(failed)}
-
-    async def _ask(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:
-        tools = await self.toolbox.definitions() if request.enable_tool_calls else ()
-
-        async def complete(asked: ModelRequest) -> ModelReply:
-            options = {**self.agent.definition.options, **asked.options}
-            return await self.host.model_of(self.agent).complete(attrs.evolve(asked, options=options))
-
-        conversation = _turn.conversation(transcript, request.correlation_id)
-        turn = Turn(
-            thread=thread,
-            request=request,
-            transcript=transcript,
-            messages=conversation,
-            tools=tools,
-            # A model that must call a tool would never come to an answer.
-            tool_choice=request.tool_choice if first and tools else None,
-            complete=complete,
-        )
-        instructions = await self.agent.instructions(turn)
-        if instructions:
-            turn = attrs.evolve(turn, messages=(ChatMessage("system", instructions), *conversation))
-        reply = await self.agent.respond(turn)
-        calls = [content for content in reply.message.contents if isinstance(content, FunctionCallContent)]
-        invalid = None if calls else answer_mismatch(reply.message.text, request.response_schema)
-        return {
-            "message": _codec.dump_message(reply.message),
-            "usage": _codec.dump_usage(reply.usage) if reply.usage else None,
-            "finishReason": reply.finish_reason,
-            **({"calls": [await self.toolbox.plan(call, tools) for call in calls]} if calls else {}),
-            **({"invalid": invalid} if invalid else {}),
-        }
-
-    # --- A turn in one operation ----------------------------------------------------------------------------------
-
-    async def _turn_in_time(
-        self, thread: AgentThread, request: RunRequest, state: _thread.ThreadState
-    ) -> tuple[_thread.ThreadState, _thread.Outcome]:
-        """The whole turn, within its time."""
-        turn = request.correlation_id
-        limits = seconds_at_most(request.limits or self.agent.definition.limits, request.deadline)
-        with anyio.move_on_after(limits.seconds):
-            return await self._whole_turn(thread, request, limits, state)
-        error = TurnDeadlineExceeded(thread.agent, turn, limits.seconds or 0.0)
-        return _thread.abort(state, thread, turn, error, datetime.now(timezone.utc))
-
-    async def _whole_turn(
-        self, thread: AgentThread, request: RunRequest, limits: Limits, state: _thread.ThreadState
-    ) -> tuple[_thread.ThreadState, _thread.Outcome]:
-        """The same decisions as those of the turn's orchestration, with nothing recorded between them."""
-        turn, progress = request.correlation_id, _turn.Progress()
-        begun, failures = time.monotonic(), 0
-        """Of the model call that is made now."""
-        messages: tuple[ChatMessage, ...]
-        while True:
-            transcript = _codec.load_transcript(
-                _thread.dump(state), functools.partial(self.read.load, thread.thread_id)
-            )
-            result = await self._reply(thread, request, transcript, first=not progress.replies)
-            if "error" in result:
-                error, failures = _operations.error_in(result, thread), failures + 1
-                if (pause := self._pause_before_retry(error, failures, begun)) is not None:
-                    note = _turn.retry_note(progress.replies + 1, failures, result["error"])
-                    progress = attrs.evolve(progress, retries=(*progress.retries, note))
-                    await anyio.sleep(pause)
-                    continue
-                if isinstance(error, ModelError):
-                    error = attrs.evolve(error, attempts=failures)
-                step: _turn.Step = _turn.Fail(error)
-            else:
-                begun, failures = time.monotonic(), 0
-                progress, step = _turn.next_step(result, progress, limits, turn, thread.agent)
-            now = datetime.now(timezone.utc)
-            match step:
-                case _turn.Finish(message):
-                    usage, about = progress.usage, progress.about
-                    return _thread.commit(state, thread, turn, (message,), usage, now, about=about)
-                case _turn.Fail(error, messages):
-                    usage, about = progress.usage, progress.about
-                    return _thread.abort(state, thread, turn, error, now, messages=messages, usage=usage, about=about)
-                case _turn.Repair(messages):
-                    pass
-                case _turn.CallTools(message, calls):
-                    messages = (message, *await self._make_calls(thread, turn, calls, transcript))
-            state, _ = _thread.record(state, thread, turn, messages, state.length)
-
-    def _pause_before_retry(self, error: DafxError, failures: int, begun: float) -> float | None:
-        """Seconds until a model call is made again; here the operation itself waits."""
-        if not isinstance(error, ModelError) or not error.retryable:
-            return None
-        policy = self.agent.definition.retry or _turn.MODEL_RETRIES
-        waited = timedelta(seconds=time.monotonic() - begun)
-        pause = _turn.pause_before(failures, policy, waited, new_id(), at_least=error.retry_after)
-        return None if pause is None else pause.total_seconds()
-
-    async def _make_calls(
-        self, thread: AgentThread, turn: str, calls: tuple[_turn.Call, ...], transcript: Transcript
-    ) -> list[ChatMessage]:
-        outcomes: dict[str, Json] = {}
-
-        async def make(call: _turn.Call) -> None:
-            if call.refusal is not None:
-                outcomes[call.key] = {"error": call.refusal}
-            elif call.plan.get("approval") or call.plan.get("agent") or call.plan.get("once"):
-                outcomes[call.key] = {"error": _ONLY_IN_STEPS}
-            else:
-                raw = {"correlationId": turn, "key": call.key, "callId": call.content.call_id, "attempt": 1}
-                context = self._tool_context(thread, raw, lambda: transcript)
-                outcomes[call.key] = await self.toolbox.call(call.content.name, call.content.arguments, context)
-
-        for batch in _turn.batches(calls):
-            async with anyio.create_task_group() as group:
-                for call in batch:
-                    group.start_soon(make, call)
-        results = _turn.results_message(calls, outcomes)
-        return [results] if results else []
 
 
 def _begin_token(thread: AgentThread, turn: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -81,8 +81,8 @@ class DurableAIAgentWorker:
 
         Args:
             worker: A `DurableTaskSchedulerWorker` or a `TaskHubGrpcWorker` that has not been started.
-            max_concurrent_steps: How many model calls and other activities run at once. It takes effect unless the
-                worker was given a limit of its own.
+            max_concurrent_steps: How many model calls and other activities run at once, and how many turns of agents
+                with `durability="turn"`. It takes effect unless the worker was given limits of its own.
             stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
             extended_sessions: How many orchestrations are kept in memory between their episodes, some 30 KB each, and
                 need not be replayed each time. With 0, or after a minute without an episode, they are.
@@ -112,12 +112,9 @@ class DurableAIAgentWorker:
         # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
         self._reporter: ThreadPoolExecutor | None = None
         self._stack: AsyncExitStack | None = None
-        options = worker.concurrency_options
-        default = 100 * (os.cpu_count() or 1)
-        if options.maximum_concurrent_activity_work_items == default:
-            options.maximum_concurrent_activity_work_items = max_concurrent_steps
-        if options.maximum_concurrent_orchestration_work_items == default:
-            options.maximum_concurrent_orchestration_work_items = _ORCHESTRATIONS
+        self._max_concurrent_steps = max_concurrent_steps
+        self._limit("activity", max_concurrent_steps)
+        self._limit("orchestration", _ORCHESTRATIONS)
         worker.use_work_item_filters()
         sessions = Sessions(worker, extended_sessions if on_work is None else 0)
         self._intake = Intake(worker, self._gate, self._loop, sessions)
@@ -180,9 +177,13 @@ class DurableAIAgentWorker:
             self._worker.add_orchestrator(self._announced("turn", agent.name, hosted.turn()))
             self._worker.add_orchestrator(self._announced("tell", agent.name, hosted.tell()))
             kinds: dict[str, WorkKind] = {model_step_name(agent.name): "model", probe_name(agent.name): "probe"}
-            for name, step in hosted.steps.items():
+            for name, step in hosted.activities.items():
                 self._add_step(kinds.get(name, "tool"), agent.name, name, step)
             self._intake.entities.add(entity_name(agent.name).lower())
+            if agent.definition.durability == "turn":
+                self._limit("entity", self._max_concurrent_steps)
+            if self._on_work is None:
+                self._intake.turns[entity_name(agent.name).lower()] = hosted.whole.ahead
             self._intake.orchestrations |= {turn_name(agent.name), tell_name(agent.name)}
 
     def add_orchestrator(self, function: Callable[..., Any]) -> str:
@@ -277,7 +278,7 @@ class DurableAIAgentWorker:
                 _logger.info("Stopping after %s.", signal.Signals(received).name)
                 return
 
-    # --- What the agents need (`_runtime.Host`) -------------------------------------------------------------------
+    # --- What the agents need (`_host.Host`) ----------------------------------------------------------------------
 
     @property
     def reader(self) -> TaskHubGrpcClient:
@@ -290,9 +291,14 @@ class DurableAIAgentWorker:
     def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine function on the agents' loop, and wait for it on this thread.
 
+        Where the intake has run it already, as part of the work item that this thread does, give what it gave.
+
         Raises:
             HandedBack: The worker is stopping.
         """
+        if said.outcome is not None:
+            outcome: T = said.outcome()
+            return outcome
         with self._gate.pass_through():
             return self._gate.wait_for(self._loop.call(step))
 
@@ -363,23 +369,24 @@ class DurableAIAgentWorker:
 
     # --- Inside ---------------------------------------------------------------------------------------------------
 
+    def _limit(self, kind: Literal["activity", "entity", "orchestration"], most: int) -> None:
+        """How much of a kind runs at once, unless the worker was given a limit of its own."""
+        options, name = self._worker.concurrency_options, f"maximum_concurrent_{kind}_work_items"
+        if getattr(options, name) == 100 * (os.cpu_count() or 1):  # durabletask's default
+            setattr(options, name, most)
+
     def _add_step(self, kind: WorkKind, about: str, name: str, step: Step) -> str:
         """Host an activity that is a coroutine function.
 
         Where the intake cannot run it by itself, durabletask does, on a thread that waits for it.
         """
 
-        def wait(context: task.ActivityContext, raw: Json) -> Json:
-            return self.run_step(lambda: step(context, raw))
-
-        wait = self._announced(kind, about, wait)
-
         def run(context: task.ActivityContext, raw: Json) -> Json:
-            return wait(context, raw) if said.outcome is None else said.outcome()
+            return self.run_step(lambda: step(context, raw))
 
         if self._on_work is None:
             self._intake.steps[name] = step
-        return self._worker.add_activity(_named(run, name))
+        return self._worker.add_activity(_named(self._announced(kind, about, run), name))
 
     def _announced(self, kind: WorkKind, name: str, function: Callable[..., T]) -> Callable[..., T]:
         """`function`, of which `on_work` is told before it runs: the one place that all work passes. Itself, untold."""

@@ -24,6 +24,7 @@ from dafx_actors import (
     DurableAIAgentClient,
     DurableAIAgentWorker,
     OrchestrationContext,
+    Turn,
     durable_agent,
     orchestrator,
     when_all,
@@ -166,6 +167,67 @@ async def test_an_orchestrator_that_blocks_holds_up_no_agent(
         assert await echoes(scheduler, "one", "two") == ["ONE", "TWO"]
         go_on.set()
         assert await handle == "at last"
+
+
+async def test_turns_in_one_operation_wait_together_and_hold_no_threads(
+    scheduler: EmbeddedScheduler,
+) -> None:
+    """More than the operations that durabletask runs at once by default."""
+    count, inside, all_inside = 250, 0, anyio.Event()
+
+    @durable_agent(durability="turn")
+    class Patient:
+        async def respond(self, turn: Turn) -> str:
+            nonlocal inside
+            inside += 1
+            if inside == count:
+                all_inside.set()
+            await all_inside.wait()
+            return turn.text
+
+    worker = wrapped(scheduler, [])
+    worker.add_agent(Patient)
+    async with worker, DurableAIAgentClient.connect(scheduler.endpoint) as client:
+        turns = [await client.get_agent(Patient).start(f"{number}") for number in range(count)]
+        with anyio.fail_after(60):
+            await all_inside.wait()
+        threads = sum(thread.name.startswith("dafx-work") for thread in threading.enumerate())
+        assert [(await turn).text for turn in turns] == [f"{number}" for number in range(count)]
+    assert threads < count / 10
+
+
+async def test_turns_in_one_operation_that_come_together_are_taken_in_their_order(
+    scheduler: EmbeddedScheduler, interceptors: list[Any]
+) -> None:
+    """Operations of one entity that wait come as one piece of work, which needs a thread."""
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    @durable_agent(durability="turn")
+    class Patient:
+        async def respond(self, turn: Turn) -> str:
+            begun.set()
+            await go_on.wait()
+            return f"{turn.text} after {len(turn.messages) - 1}"
+
+    worker = wrapped(scheduler, interceptors)
+    worker.add_agent(Patient)
+    async with worker, DurableAIAgentClient.connect(scheduler.endpoint) as client:
+        patient = client.get_agent(Patient)
+        thread = patient.get_new_thread()
+        turns = [await patient.start("first", thread=thread)]
+        await begun.wait()
+        turns += [await patient.start(text, thread=thread) for text in ("second", "third")]
+
+        def waiting() -> int:
+            entity = scheduler.engine.hub("default").entities.find(str(thread.entity_id))
+            return 0 if entity is None else len(entity.mailbox)
+
+        with anyio.fail_after(30):
+            while waiting() < 3:
+                await anyio.sleep(0.01)
+        go_on.set()
+        texts = [(await turn).text for turn in turns]
+    assert texts == ["first after 0", "second after 2", "third after 4"]
 
 
 async def test_users_interceptors_see_every_answer(scheduler: EmbeddedScheduler) -> None:

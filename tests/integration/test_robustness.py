@@ -137,19 +137,21 @@ async def until_gate_closed(worker: DurableAIAgentWorker, held: Held) -> None:
     held.release.set()
 
 
-async def test_a_step_that_does_not_end_is_handed_to_another_worker(embedded: Any) -> None:
+@pytest.mark.parametrize("durability", ["step", "turn"])
+async def test_a_step_that_does_not_end_is_handed_to_another_worker(embedded: Any, durability: str) -> None:
+    """Of a turn in one operation, all of it."""
     held = Held()
     with embedded as scheduler:
         async with DurableAIAgentClient.connect(scheduler.endpoint) as client:
             joker = client.get_agent("Joker")
             thread = joker.get_new_thread()
             first = DurableAIAgentWorker.connect(scheduler.endpoint, stop_timeout=0.1)
-            first.add_agent(agent_with(held.model))
+            first.add_agent(agent_with(held.model, durability=durability))
             async with first:
                 sent = await joker.run("Hello", thread=thread, wait_for_response=False)
                 await held.called.wait()
             second = DurableAIAgentWorker.connect(scheduler.endpoint)
-            second.add_agent(agent_with(ScriptedModel("From the second worker.")))
+            second.add_agent(agent_with(ScriptedModel("From the second worker."), durability=durability))
             async with second:
                 answer = await joker.run("Hello", thread=thread, correlation_id=sent)
             transcript = await joker.get_transcript(thread)

@@ -1,0 +1,92 @@
+"""What the steps of a turn need, wherever they are taken: as activities, or all of them inside one operation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import attrs
+
+from dafx_actors import _codec, _turn
+from dafx_actors._answers import answer_mismatch
+from dafx_actors._host import Host
+from dafx_actors._toolbox import Toolbox
+from dafx_actors.agents import Agent, Turn
+from dafx_actors.errors import TurnFailed
+from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import AgentThread
+from dafx_actors.models import ModelReply, ModelRequest
+from dafx_actors.tools import ToolContext
+from dafx_actors.transcript import ChatMessage, FunctionCallContent, Json, Transcript
+
+_logger = logging.getLogger("dafx_actors.worker")
+
+
+@attrs.frozen
+class AgentSteps:
+    """Asks one agent on a worker."""
+
+    agent: Agent
+    host: Host
+    toolbox: Toolbox
+
+    async def reply(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:
+        """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker."""
+        try:
+            return await self._ask(thread, request, transcript, first=first)
+        except Exception as error:
+            if _codec.crosses(error):
+                return {"error": _codec.dump_error(error)}
+            _logger.exception("Turn %s of agent %s failed.", request.correlation_id, thread.agent)
+            failed = TurnFailed(thread.agent, request.correlation_id, type(error).__name__, str(error))
+            return {"error": _codec.dump_error(failed)}
+
+    async def _ask(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:
+        tools = await self.toolbox.definitions() if request.enable_tool_calls else ()
+
+        async def complete(asked: ModelRequest) -> ModelReply:
+            options = {**self.agent.definition.options, **asked.options}
+            return await self.host.model_of(self.agent).complete(attrs.evolve(asked, options=options))
+
+        conversation = _turn.conversation(transcript, request.correlation_id)
+        turn = Turn(
+            thread=thread,
+            request=request,
+            transcript=transcript,
+            messages=conversation,
+            tools=tools,
+            # A model that must call a tool would never come to an answer.
+            tool_choice=request.tool_choice if first and tools else None,
+            complete=complete,
+        )
+        instructions = await self.agent.instructions(turn)
+        if instructions:
+            turn = attrs.evolve(turn, messages=(ChatMessage("system", instructions), *conversation))
+        reply = await self.agent.respond(turn)
+        calls = [content for content in reply.message.contents if isinstance(content, FunctionCallContent)]
+        invalid = None if calls else answer_mismatch(reply.message.text, request.response_schema)
+        return {
+            "message": _codec.dump_message(reply.message),
+            "usage": _codec.dump_usage(reply.usage) if reply.usage else None,
+            "finishReason": reply.finish_reason,
+            **({"calls": [await self.toolbox.plan(call, tools) for call in calls]} if calls else {}),
+            **({"invalid": invalid} if invalid else {}),
+        }
+
+    def tool_context(self, thread: AgentThread, raw: Json, read: Callable[[], Transcript]) -> ToolContext:
+        """What a tool is told of a call, which `raw` describes as the call's activity is told of it."""
+        turn, key = raw["correlationId"], raw["key"]
+
+        def report(progress: Json) -> None:
+            self.host.report(thread, {"correlationId": turn, "key": key, "progress": progress})
+
+        return ToolContext(
+            thread=thread,
+            correlation_id=turn,
+            call_id=raw["callId"],
+            idempotency_key=key,
+            attempt=raw["attempt"],
+            logger=logging.getLogger("dafx_actors.tools"),
+            transcript=read,
+            report=report,
+        )

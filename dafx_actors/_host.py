@@ -1,0 +1,52 @@
+"""What a worker lends to its agents."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from durabletask.client import TaskHubGrpcClient
+
+from dafx_actors.agents import Agent
+from dafx_actors.ids import AgentThread
+from dafx_actors.models import Model
+from dafx_actors.transcript import Json
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """The worker, as its agents see it."""
+
+    @property
+    def reader(self) -> TaskHubGrpcClient:
+        """A client to read threads and turns with, from any thread."""
+        ...
+
+    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Run a coroutine function on the agents' loop, and wait for it on this thread."""
+        ...
+
+    async def blocking(self, call: Callable[[], T]) -> T:
+        """Make a call that blocks, such as one of `reader`, on a thread, and wait for it on the loop."""
+        ...
+
+    async def until_ended(self, turn: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Await a step of a turn, unless the turn ends before it.
+
+        Raises:
+            TurnEnded: It has; the step was cancelled.
+        """
+        ...
+
+    def report(self, thread: AgentThread, note: Json) -> None:
+        """Send a tool's progress to its thread, some time soon; the latest of each call."""
+        ...
+
+    def model_of(self, agent: Agent) -> Model:
+        """The model of an agent, made when it is first asked for.
+
+        Raises:
+            ConfigurationError: None is configured.
+        """
+        ...
