@@ -1,0 +1,252 @@
+"""The tool calls of a turn in its orchestration: those that a model asked for at once are made together.
+
+A call may wait for a person, for days if need be, and holds no worker then; it may be the turn of another agent; it may
+be made again. What a person decided is on record in the thread, and the event that tells of it is only a knock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from durabletask import task
+
+from dafx_actors import _codec, _turn
+from dafx_actors._agent_tasks import turn_input
+from dafx_actors._coroutines import DurableTask, when_all, when_any
+from dafx_actors._json import dump_time, object_in
+from dafx_actors._operations import error_in
+from dafx_actors._turn_base import CANCEL, TurnBase
+from dafx_actors.decisions import call_digest
+from dafx_actors.errors import ApprovalExpired, DafxError, OutcomeUnknown
+from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import AgentThread, tool_step_name, turn_name
+from dafx_actors.transcript import ChatMessage, Json
+
+_CUT_OFF = "The turn ended before this call was answered. It may have acted, or not."
+
+
+def decision_event(key: str) -> str:
+    """The event that tells a turn what was decided about one of its calls."""
+    return f"decision.{key}"
+
+
+class ToolCalls:
+    """Makes the calls of one turn."""
+
+    def __init__(self, turn: TurnBase) -> None:
+        """Begin with none."""
+        self._turn = turn
+        self._calls: tuple[_turn.Call, ...] = ()
+        """On their way: recorded without their results."""
+        self._outcomes: dict[str, Json] = {}
+        self._decided: dict[str, dict[str, Json]] = {}
+        """What persons decided about them, for the record: the `decision` of an approval, and what was `resolved`."""
+        self.fatal: DafxError | None = None
+        """What one of them ended the turn with."""
+        self._waits: list[DurableTask[None]] = []
+        """For persons, a task each, which completes when there is no sense any more in waiting."""
+        self._children: list[Json] = []
+        """Turns of other agents."""
+        self._deadlines: dict[str, datetime] = {}
+        """Of approvals, by the keys of their calls."""
+
+    async def make(self, step: _turn.CallTools) -> None:
+        """Record the calls, make them, record their results; unless one of them ends the turn."""
+        # What is decided by whom is on record before anything acts.
+        asks = [self._ask("approval", c, c.content.arguments) for c in step.calls if c.plan.get("approval")]
+        children = [self._child(call) for call in step.calls if call.plan.get("agent")]
+        await self._turn.record((step.message,), asks=asks, children=children)
+        self._calls, self._outcomes, self._decided, self._children = step.calls, {}, {}, children
+        self._turn.show("running")
+        for batch in _turn.batches(step.calls):
+            await self._turn.check_stops()
+            await self._turn.unless_stopped(when_all([self._make_one(call) for call in batch]))
+            if self.fatal is not None:
+                return
+        results = self.unrecorded()
+        self._calls, self._children = (), []
+        await self._turn.record(results)
+
+    def unrecorded(self) -> Sequence[ChatMessage]:
+        """The results that the thread does not have yet; of calls that were decided about, also where there is none."""
+        cut_off = {key: {"result": _CUT_OFF} for key in self._decided if key not in self._outcomes}
+        outcomes = {key: {**outcome, **self._decided.get(key, {})} for key, outcome in self._outcomes.items()}
+        known = {key: {**outcome, **self._decided[key]} for key, outcome in cut_off.items()}
+        results = _turn.results_message(self._calls, {**outcomes, **known})
+        return [results] if results else []
+
+    async def _make_one(self, call: _turn.Call) -> None:
+        outcome = await self._outcome(call)
+        self._outcomes[call.key] = outcome
+        if "fatal" in outcome and self.fatal is None:
+            # Those that run are left to finish; nobody is waited for any more.
+            self.fatal = error_in({"error": outcome["fatal"]}, self._turn.thread)
+            self.cancel_children(self.fatal)
+            for wait in self._waits:
+                wait.complete(None)
+
+    async def _outcome(self, call: _turn.Call) -> Json:
+        """What becomes of a call: `{"result": ...}`, or `{"error": text}`; `fatal`, where it ends the turn."""
+        if call.refusal is not None:
+            return {"error": call.refusal}
+        if not (approval := call.plan.get("approval")):
+            return await self._perform(call, call.content.arguments)
+        decision = await self._approval(call)
+        if decision is None:
+            return {"error": "the call was not made: the turn ended before anybody approved it"}
+        self._decided[call.key] = {"decision": decision}
+        if decision["action"] == "expire" and approval["onTimeout"] == "fail":
+            expired = ApprovalExpired(call.content.name, call.key, approval["seconds"])
+            return {**_turn.denied(call, decision), "fatal": _codec.dump_error(expired)}
+        if decision["action"] != "approve":
+            return _turn.denied(call, decision)
+        return await self._perform(call, decision.get("arguments", call.content.arguments))
+
+    async def _perform(self, call: _turn.Call, arguments: Mapping[str, Json]) -> Json:
+        if call.plan.get("agent"):
+            return await self._ask_agent(call)
+        policy = _codec.load_retry(call.plan["retry"]) if call.plan.get("retry") else None
+        begun, number, failures = self._turn.context.current_utc_datetime, 1, 1
+        while True:
+            asked = {
+                "thread": self._turn.thread.thread_id,
+                "correlationId": self._turn.id,
+                "length": self._turn.length,
+                "key": call.key,
+                "callId": call.content.call_id,
+                "name": call.content.name,
+                "arguments": dict(arguments),
+                "attempt": number,
+                **({"once": True} if call.plan.get("once") else {}),
+            }
+            step = self._turn.context.call_activity(
+                tool_step_name(self._turn.thread.agent, call.plan["activity"]), input=asked
+            )
+            outcome = await self._turn.as_value(step)
+            if outcome.get("broken"):
+                outcome = {"unknown": True} if call.plan.get("once") else {"error": outcome["error"]["message"]}
+            if "unknown" in outcome:
+                outcome = await self._resolved(call, arguments, number)
+            if "wait" in outcome:
+                await self._turn.context.sleep(outcome["wait"])
+                continue
+            if "notDone" not in outcome:
+                pause = None
+                if outcome.get("failed") and policy is not None and self.fatal is None:
+                    pause = self._turn.pause(failures, policy, begun, call.key)
+                if pause is None:
+                    return outcome
+                failures += 1
+                await self._turn.context.sleep(pause)
+            number += 1
+
+    async def _resolved(self, call: _turn.Call, arguments: Mapping[str, Json], number: int) -> Json:
+        """Ask a person what became of an attempt that was cut off; `notDone`, where it is to be made again."""
+        ask = self._ask("outcome", call, arguments, key=f"{call.key}.outcome{number}")
+        await self._turn.record((), asks=[ask])
+        decision = await self._decision(ask["key"])
+        if decision is None:
+            return {"error": "nobody knows whether this call acted: the turn ended before anybody said so"}
+        known = self._decided.setdefault(call.key, {})
+        known["resolved"] = [*known.get("resolved", ()), decision]
+        if decision["action"] == "retry":
+            return {"notDone": True}
+        if decision["action"] == "result":
+            return {"result": decision.get("result")}
+        unknown = OutcomeUnknown(call.content.name, call.key, decision.get("reason") or "")
+        return {"error": "nobody knows whether this call acted", "fatal": _codec.dump_error(unknown)}
+
+    # --- Agents as tools ------------------------------------------------------------------------------------------
+
+    async def _ask_agent(self, call: _turn.Call) -> Json:
+        """A turn of another agent, in a thread of its own: what that needs approved is approved there."""
+        child = next(child for child in self._children if child["key"] == call.key)
+        where = AgentThread(child["agent"], child["thread"])
+        request = RunRequest(
+            correlation_id=call.key,
+            messages=(ChatMessage("user", call.plan["agent"]["request"]),),
+            created_at=self._turn.context.current_utc_datetime,
+            orchestration_id=self._turn.id,
+        )
+        try:
+            raw = await self._turn.context.call_sub_orchestrator(
+                turn_name(where.agent), input=turn_input(where, request), instance_id=call.key
+            )
+            return {"result": _codec.load_response(raw, where).text}
+        except (DafxError, task.TaskFailedError) as error:
+            return {"error": str(error)}
+
+    def _child(self, call: _turn.Call) -> Json:
+        plan = call.plan["agent"]
+        thread = self._turn.context.new_uuid() if plan["newThread"] else self._turn.thread.thread_id
+        return {"key": call.key, "agent": plan["name"], "thread": thread, "correlationId": call.key}
+
+    def cancel_children(self, error: DafxError) -> None:
+        """Cancel the turns of agents that this one waits for, on record and at once."""
+        mark = {"by": self._turn.id, "reason": str(error)}
+        for child in self._children:
+            if child["key"] not in self._outcomes:
+                where = AgentThread(child["agent"], child["thread"]).entity_id
+                told = {"correlationId": child["correlationId"], "mark": mark}
+                self._turn.context.signal_entity(where, "cancel", told)
+                self._turn.context.send_event(child["correlationId"], CANCEL, data=mark)
+
+    # --- People ---------------------------------------------------------------------------------------------------
+
+    def _ask(self, kind: str, call: _turn.Call, arguments: Mapping[str, Json], *, key: str | None = None) -> Json:
+        """What a person is to decide; an approval, before its deadline."""
+        now = self._turn.context.current_utc_datetime
+        ask: dict[str, Json] = {
+            "key": key or call.key,
+            **({"callKey": call.key} if key else {}),
+            "kind": kind,
+            "callId": call.content.call_id,
+            "tool": call.content.name,
+            "arguments": dict(arguments),
+            "digest": call_digest(call.content.name, arguments),
+            "askedAt": dump_time(now),
+        }
+        seconds = object_in(call.plan.get("approval")).get("seconds") if kind == "approval" else None
+        if seconds is not None:
+            self._deadlines[call.key] = due = now + timedelta(seconds=seconds)
+            ask["deadline"] = dump_time(due)
+        return ask
+
+    async def _approval(self, call: _turn.Call) -> Json:
+        """What a person decided about the call, or `expire`. Of both at a time the thread says which counts."""
+        deadline = self._deadlines.get(call.key)
+        timer = None if deadline is None else self._turn.context.create_timer(deadline)
+        decision = await self._decision(call.key, timer)
+        if decision is not None or deadline is None or self.fatal is not None:
+            return decision
+        told = {
+            "correlationId": self._turn.id,
+            "key": call.key,
+            "digest": call_digest(call.content.name, call.content.arguments),
+            "decision": {"action": "expire", "by": "the deadline", "at": dump_time(deadline)},
+        }
+        outcome = object_in(await self._turn.call_thread("decide", told))
+        # Refused: the turn was cancelled, and is about to hear of it.
+        return outcome.get("decided")
+
+    async def _decision(self, key: str, timer: DurableTask[None] | None = None) -> Json:
+        """What is decided, as the thread has it on record; None where the timer came first, or the turn ends.
+
+        The event is only a knock at the door, and what comes with it is not looked at: anybody could raise it.
+        """
+        no_sense = DurableTask[None]()
+        self._waits.append(no_sense)
+        self._turn.show("waiting")
+        decision: Json = None
+        while self.fatal is None and decision is None:
+            knock = self._turn.context.wait_for_external_event(decision_event(key))
+            await when_any([knock, no_sense, *([timer] if timer else [])])
+            if not knock.is_complete:
+                break
+            known = await self._turn.call_thread("decision", {"correlationId": self._turn.id, "key": key})
+            decision = object_in(known).get("decided")
+        self._waits.remove(no_sense)
+        if not self._waits:
+            self._turn.show("running")
+        return decision
