@@ -118,7 +118,10 @@ def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
         secure_channel=where.is_secure,
         channel_options=_channel_options(),
         resiliency_options=GrpcWorkerResiliencyOptions(
-            reconnect_backoff_base_seconds=0.2, reconnect_backoff_cap_seconds=5.0
+            # A lost one is not noticed before, and `stop` waits for it.
+            hello_timeout_seconds=5.0,
+            reconnect_backoff_base_seconds=0.2,
+            reconnect_backoff_cap_seconds=5.0,
         ),
         logger=_sdk_logger,
     )

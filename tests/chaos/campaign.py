@@ -103,6 +103,16 @@ class Program:
             await self.line()
             self._ready = process
 
+    async def stacks(self) -> str:
+        """Where its threads are, as it writes to its log; with what stands before that."""
+        written = self.log.stat().st_size
+        self.send(signal.SIGUSR1)
+        with anyio.move_on_after(5):
+            while self.log.stat().st_size == written:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
+        return self.log.read_text()[-12_000:]
+
     async def measure(self) -> dict[str, Any]:
         """What it holds."""
         assert self.process is not None
@@ -296,7 +306,8 @@ class Campaign:
             try:
                 code = await asyncio.to_thread(program.process.wait, 30)
             except subprocess.TimeoutExpired:
-                self.report.stuck.append(f"{program.name} does not end at SIGTERM")
+                stacks = await program.stacks()
+                self.report.stuck.append(f"{program.name} does not end at SIGTERM: {stacks}")
             else:
                 if code != 0 and not self._poisoned:
                     self.report.crashed.append(f"{program.name} ended with {code}: {program.log.read_text()[-2000:]}")

@@ -1,12 +1,13 @@
 """The scheduler and the workers of the chaos run: `python -m tests.chaos.programs scheduler|worker ...`.
 
 Both say `ready`, end in an orderly way at SIGTERM or when their standard input is closed, and answer every line on it
-with what they hold, as JSON.
+with what they hold, as JSON. At SIGUSR1 they write where their threads are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
 import os
 import signal
@@ -138,6 +139,7 @@ async def run_scheduler(port: int, db: Path) -> None:
 
 
 def main(kind: str, where: str, path: str) -> None:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     if kind == "scheduler":
         asyncio.run(run_scheduler(int(where), Path(path)))
     else:

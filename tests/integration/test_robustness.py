@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute
 from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 from durabletask.client import AsyncTaskHubGrpcClient
 from durabletask.entities import EntityContext
@@ -157,6 +158,17 @@ async def test_a_step_that_does_not_end_is_handed_to_another_worker(embedded: An
             transcript = await joker.get_transcript(thread)
     assert answer.text == "From the second worker."
     assert [message.text for message in transcript] == ["Hello", "From the second worker."]
+
+
+@pytest.mark.timeout(25)  # durabletask's own worker would wait for an answer for 30 seconds
+async def test_a_worker_stops_where_something_listens_and_says_nothing() -> None:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(SocketAttribute.local_port)
+        worker = DurableAIAgentWorker.connect(f"http://127.0.0.1:{port}")
+        worker.add_agent(agent_with(ScriptedModel()))
+        worker.start()
+        async with await listener.listeners[0].accept():
+            await anyio.to_thread.run_sync(worker.stop)
 
 
 WORKER_THAT_HANGS = """
