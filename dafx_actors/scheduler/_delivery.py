@@ -137,10 +137,10 @@ class Delivery:
         late = [work for work in self._out.values() if work.given < before[work.kind]]
         return [work for work in late if self.answered(work.token or "", work.kind) is not None and not work.dropped]
 
-    def crowded(self) -> bool:
-        """Whether workers have just been given so much that more answers are about to come."""
+    def crowded(self, pieces: int = _CROWD) -> bool:
+        """Whether workers have just been given so many pieces of work that more answers are about to come."""
         # It is out in the order in which it was given. What takes long, such as a model call, must not count.
-        one = next(islice(reversed(self._out.values()), _CROWD - 1, None), None)
+        one = next(islice(reversed(self._out.values()), pieces - 1, None), None)
         return one is not None and one.given > self._clock.now() - _JUST_NOW
 
     def under_way(self) -> list[Work]:

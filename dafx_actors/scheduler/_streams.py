@@ -27,6 +27,11 @@ Context = Any
 
 _KEPT_WITHIN = 0.02
 """Seconds that the word of an answer may wait for work to travel with: only a worker that stops waits for it."""
+_COMPANY = 4
+"""So many pieces of work that have just been given make it worth waiting for more, to travel with."""
+_ROUNDS = 8
+"""Of the event loop, for which it is waited then: an answer that has arrived needs some to make more work ready. To
+send a message, and to take it, costs as much as all that is done for a piece of work."""
 
 
 class WorkStream:
@@ -125,6 +130,9 @@ class BundleStream(WorkStream):
             raise self._refused
 
     async def _send(self, context: Context) -> None:
+        if self._hub.delivery.crowded(_COMPANY):
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
         pieces, self._told = self._told, []
         pieces += [Piece(UNWANTED, payload=token.encode()) for token in self._unwanted]
         self._unwanted.clear()

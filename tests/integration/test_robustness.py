@@ -167,7 +167,8 @@ async def test_a_worker_stops_where_something_listens_and_says_nothing() -> None
         worker = DurableAIAgentWorker.connect(f"http://127.0.0.1:{port}")
         worker.add_agent(agent_with(ScriptedModel()))
         worker.start()
-        async with await listener.listeners[0].accept():
+        first: Any = listener.listeners[0]
+        async with await first.accept():
             await anyio.to_thread.run_sync(worker.stop)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Any
 
@@ -25,6 +26,7 @@ from dafx_actors._bundles import (
     pack,
     unpack,
 )
+from dafx_actors.scheduler._records import Start
 from tests.scheduler.bench import PATIENCE, Bench, RawWorker
 from tests.scheduler.test_delivery import complete
 
@@ -135,6 +137,23 @@ async def test_limits_hold(bench: Bench) -> None:
         items += [pb.WorkItem.FromString(piece.payload) for piece in pieces if piece.kind == ITEM]
         items.append(await RawWorker(await bench.stub()).take())
         assert {item.orchestratorRequest.instanceId for item in items} == instance_ids
+
+
+@pytest.mark.parametrize(("out", "sizes"), [(1, [1, 1]), (4, [2])])
+async def test_in_a_crowd_work_waits_for_company(bench: Bench, out: int, sizes: list[int]) -> None:
+    """A message costs as much as what is done for a piece of work; a worker that has little to do gets it at once."""
+    hub = bench.scheduler.engine.hub("default")
+    async with BundleWorker(bench) as worker:
+        await worker.send(CONNECTS)
+        for _ in range(out):
+            await bench.client.schedule_new_orchestration("any")
+            await worker.take()
+        for instance_id in ("one", "two"):
+            with hub.changing() as changes:
+                hub.orchestrations.create(changes, instance_id, Start(name="any"))
+            for _ in range(4):
+                await asyncio.sleep(0)
+        assert [len(unpack(await worker._read())) for _ in sizes] == sizes
 
 
 async def test_work_of_a_worker_that_leaves_is_handed_out_again(bench: Bench) -> None:
