@@ -236,7 +236,10 @@ class DurableAIAgentWorker:
         self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
 
     def stop(self) -> None:
-        """Finish what is running, for `stop_timeout` seconds at most; the rest is handed out again. Nothing is lost."""
+        """Finish what is running, for `stop_timeout` seconds at most; the rest is handed out again. Nothing is lost.
+
+        Where the scheduler does not answer, a worker that was wrapped takes its `hello_timeout_seconds` besides.
+        """
         self._drain()
         self._loop.call(self._close_agents).result()
         self._loop.stop()
