@@ -81,6 +81,18 @@ def _fail(error: Exception) -> Any:
     raise error
 
 
+async def _outcome_of(ahead: Callable[[], Awaitable[Any]]) -> Callable[[], Any]:
+    """What a coroutine function gives or raises, to be heard by durabletask; a cancellation is none, and goes on up."""
+    try:
+        return functools.partial(_give, await ahead())
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it is the step's result
+        return functools.partial(_fail, error)
+    except BaseException as error:  # noqa: BLE001 - such as SystemExit, which would end the loop of all agents
+        return functools.partial(_fail, RuntimeError(f"it raised {error!r}"))
+
+
 def _event(event: Any) -> Any:
     """What an entity is asked, without what says how."""
     return getattr(event, event.WhichOneof("eventType"))
@@ -348,16 +360,11 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
         async def run() -> None:
             watch_of_step.set(line.watch(token))
-            outcome: Callable[[], Any]
             try:
-                outcome = functools.partial(_give, await ahead())
+                outcome = await _outcome_of(ahead)
             except asyncio.CancelledError:
                 over()  # handed back: no answer
                 return
-            except Exception as error:  # noqa: BLE001 - it is the step's result
-                outcome = functools.partial(_fail, error)
-            except BaseException as error:  # noqa: BLE001 - such as SystemExit, which would end the loop of all agents
-                outcome = functools.partial(_fail, RuntimeError(f"it raised {error!r}"))
             answer = functools.partial(self._answer, outcome, kind, request, line, token, over)
             if not line.blocks:
                 answer()
