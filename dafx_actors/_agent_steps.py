@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -15,11 +15,22 @@ from dafx_actors.agents import Agent, Turn
 from dafx_actors.errors import TurnFailed
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
-from dafx_actors.models import ModelReply, ModelRequest
+from dafx_actors.models import ModelReply, ModelRequest, ending_of
 from dafx_actors.tools import ToolContext
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, Json, Transcript
 
 _logger = logging.getLogger("dafx_actors.worker")
+
+
+_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens", "num_predict", "n_predict")
+"""The options by which providers are told how long a reply may be."""
+
+
+def _limit_of(options: Mapping[str, Json], reply: ModelReply) -> str:
+    """The limit at which a reply was cut off, in words."""
+    asked = next((f"{name}={options[name]!r}" for name in _LIMITS if options.get(name) is not None), None)
+    tokens = f" ({reply.usage.output_tokens} tokens)" if reply.usage and reply.usage.output_tokens else ""
+    return f"{asked or 'the limit of tokens for an answer (max_tokens)'}{tokens}"
 
 
 @attrs.frozen
@@ -44,9 +55,12 @@ class AgentSteps:
     async def _ask(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:
         tools = await self.toolbox.definitions() if request.enable_tool_calls else ()
 
+        def options_of(asked: Mapping[str, Json]) -> Mapping[str, Json]:
+            return {**self.agent.definition.options, **asked}
+
         async def complete(asked: ModelRequest) -> ModelReply:
-            options = {**self.agent.definition.options, **asked.options}
-            return await self.host.model_of(self.agent).complete(attrs.evolve(asked, options=options))
+            asked = attrs.evolve(asked, options=options_of(asked.options))
+            return await self.host.model_of(self.agent).complete(asked)
 
         conversation = _turn.conversation(transcript, request.correlation_id)
         turn = Turn(
@@ -65,10 +79,15 @@ class AgentSteps:
         reply = await self.agent.respond(turn)
         calls = [content for content in reply.message.contents if isinstance(content, FunctionCallContent)]
         invalid = None if calls else answer_mismatch(reply.message.text, request.response_schema)
+        ending = ending_of(reply.finish_reason)
+        if ending != "whole":
+            calls = []  # they may be half of what the model meant
         return {
             "message": _codec.dump_message(reply.message),
             "usage": _codec.dump_usage(reply.usage) if reply.usage else None,
             "finishReason": reply.finish_reason,
+            "ending": ending,
+            **({"limit": _limit_of(options_of(request.options), reply)} if ending == "cut" else {}),
             **({"calls": [await self.toolbox.plan(call, tools) for call in calls]} if calls else {}),
             **({"invalid": invalid} if invalid else {}),
         }

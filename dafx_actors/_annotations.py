@@ -223,6 +223,7 @@ def _dump_answer(answer: AgentRunResponse[Any]) -> Json:
         messages=answer.messages,
         created_at=answer.created_at,
         usage=answer.usage,
+        extra={"dafx": {"finishReason": answer.finish_reason}} if answer.finish_reason else {},
     )
     thread = {"agent": answer.thread.agent, "threadId": answer.thread.thread_id}
     return {**dump_entry(response), "thread": thread}

@@ -415,7 +415,15 @@ def load_response(raw: Json, thread: AgentThread) -> AgentRunResponse[Any]:
         correlation_id=entry.correlation_id,
         thread=thread,
         created_at=entry.created_at or datetime.now(timezone.utc),
+        finish_reason=finish_reason_in(raw),
     )
+
+
+def finish_reason_in(response: Json) -> str | None:
+    """Why the answer in a stored response ended, where that is known."""
+    about: Json = as_object(response).get("dafx") if isinstance(response, Mapping) else None
+    reason: Json = as_object(about).get("finishReason") if isinstance(about, Mapping) else None
+    return reason if isinstance(reason, str) else None
 
 
 def raise_error_in(raw: Json, thread: AgentThread) -> None:
@@ -426,7 +434,8 @@ def raise_error_in(raw: Json, thread: AgentThread) -> None:
         TurnError: It holds this.
     """
     messages = map(as_object, as_list(as_object(raw).get("messages")))
-    contents = (as_object(content) for message in messages for content in as_list(message.get("contents")))
+    # A message without contents has none stored.
+    contents = (as_object(content) for message in messages for content in as_list(_or(message.get("contents"), [])))
     if any(content.get("$type") == "error" for content in contents):
         load_response(raw, thread)
 

@@ -62,6 +62,8 @@ _RENAMED = {
         "total_tokens": "totalTokenCount",
     }
 }
+_ALWAYS = {ChatMessage: frozenset({"contents"})}
+"""Fields that are written although they have their default: earlier versions of ours miss them."""
 _NULLABLE = {UnknownContent: frozenset({"content"})}
 """Fields that the schema requires and that may be null; elsewhere a null counts as absent."""
 
@@ -185,9 +187,10 @@ def _wire_names(cls: type[Any]) -> dict[str, str]:
 def _overrides(cls: type[Any]) -> dict[str, Any]:
     names = _wire_names(cls)
     nullable = _NULLABLE.get(cls, frozenset[str]())
+    always = _ALWAYS.get(cls, frozenset[str]())
     return {
         name: override(omit=True)
         if name == "extra"
-        else override(rename=wire, omit_if_default=False if wire in nullable else None)
+        else override(rename=wire, omit_if_default=False if wire in nullable | always else None)
         for name, wire in names.items()
     }

@@ -8,7 +8,7 @@ a replay decides the same.
 
     reply ──> Finish            the reply is the answer
           ──> CallTools         its calls are made, approvals first; their results go to the model
-          ──> Repair            the answer does not fit what was asked; the model is told, once
+          ──> Repair            the answer does not fit what was asked, or was cut off; the model is asked again, once
           ──> Fail              the turn cannot go on
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 from durabletask.task import RetryPolicy
@@ -25,8 +25,9 @@ from durabletask.task import RetryPolicy
 from dafx_actors import _codec
 from dafx_actors._open_calls import closed
 from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
-from dafx_actors.exchange import Limits
+from dafx_actors.exchange import AgentRunResponse, Limits
 from dafx_actors.ids import call_key
+from dafx_actors.models import ending_of
 from dafx_actors.transcript import (
     ChatMessage,
     Entry,
@@ -45,6 +46,8 @@ from dafx_actors.transcript import (
 _NOT_FOR_MODELS = (ErrorContent, TextReasoningContent, UsageContent)
 REPAIRS = 1
 """How often a model is told that its answer does not fit."""
+CUTS = 1
+"""How often a model is asked again where its answer was cut off before it could be used."""
 _LONGEST_PAUSE = timedelta(days=36_500)
 _JITTER = 0.1
 """Of a pause, so that many turns that were refused together do not come again together."""
@@ -63,6 +66,10 @@ class Progress:
     """Model calls and tool calls, without retries."""
     usage: UsageStats | None = None
     repairs: int = 0
+    cuts: int = 0
+    """Replies, one after the other, that were cut off or broke off."""
+    finish_reason: str | None = None
+    """Of the latest reply."""
     retries: tuple[Json, ...] = ()
     """Attempts that failed and were made again, each with its step and error."""
 
@@ -70,7 +77,9 @@ class Progress:
     def about(self) -> dict[str, Json]:
         """What a response says of how it came about."""
         about: dict[str, Json] = {"steps": self.steps} if self.steps > 1 else {}
-        return {**about, **({"retries": list(self.retries)} if self.retries else {})}
+        if self.retries:
+            about["retries"] = list(self.retries)
+        return {**about, **({"finishReason": self.finish_reason} if self.finish_reason else {})}
 
 
 # --- After a model call -------------------------------------------------------------------------------------------
@@ -117,10 +126,10 @@ class CallTools:
 
 @attrs.frozen
 class Repair:
-    """The model is told what is wrong with its answer."""
+    """The model is asked again."""
 
     messages: tuple[ChatMessage, ...]
-    """The answer, and what is wrong with it."""
+    """The answer, and what is wrong with it; nothing where the provider broke off what it was saying."""
 
 
 @attrs.frozen
@@ -139,8 +148,9 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
     """What follows from a model step that gave a reply; and the progress with it.
 
     Args:
-        result: Of the step: `message`, `finishReason`, `usage`; `calls`, the plan of each tool call, in their order;
-            `invalid`, why the answer does not fit, where it does not.
+        result: Of the step: `message`, `finishReason`, `usage`; `ending`, what the finish reason means, and the `limit`
+            where it was cut (steps of earlier versions say neither); `calls`, the plan of each tool call, in their
+            order; `invalid`, why the answer does not fit, where it does not.
         progress: Before it.
         limits: Of the turn.
         turn: The correlation id.
@@ -150,19 +160,24 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
     usage = _codec.load_usage(result["usage"]) if result.get("usage") else None
     total = progress.usage if usage is None else usage if progress.usage is None else progress.usage + usage
     number = progress.replies + 1
-    calls = tuple(
-        Call(key=call_key(turn, number, index), content=content, plan=plan)
-        for index, (content, plan) in enumerate(zip(_calls_in(message), result.get("calls") or (), strict=True))
-    )
     steps = progress.steps + 1
     progress = attrs.evolve(progress, replies=number, steps=steps, usage=total)
-    if result.get("finishReason") == "content_filter":
+    if (ending := result.get("ending")) is not None:
+        progress = attrs.evolve(progress, finish_reason=result["finishReason"])
+    if ending == "withheld" or result.get("finishReason") == "content_filter":
         withheld = message.text or "the provider's filter withheld the answer"
         return progress, Fail(ModelError("content_filter", withheld))
     tokens = total.total_tokens if total else 0
     if limits.tokens is not None and tokens > limits.tokens:
         over = TurnLimitExceeded(agent, turn, "tokens", limits.tokens, tokens)
         return progress, Fail(over, (message,))
+    if ending == "broken" or (ending == "cut" and (_calls_in(message) or not message.text)):
+        return _cut_off(result, message, progress, limits, turn)
+    progress = attrs.evolve(progress, cuts=0)
+    calls = tuple(
+        Call(key=call_key(turn, number, index), content=content, plan=plan)
+        for index, (content, plan) in enumerate(zip(_calls_in(message), result.get("calls") or (), strict=True))
+    )
     if calls:
         # The call after the tools counts as well: their results are of no use without it.
         needed = steps + len(calls) + 1
@@ -173,7 +188,7 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
         if result.get("finishReason") == "length":
             # To ask again would end at the same place.
             return progress, Fail(
-                InvalidAnswer(message.text, f"it was cut off at the model's limit ({invalid})"), (message,)
+                InvalidAnswer(message.text, f"it was cut off at {_limit_in(result)} ({invalid})"), (message,)
             )
         if progress.repairs >= REPAIRS or (limits.steps is not None and steps >= limits.steps):
             return progress, Fail(InvalidAnswer(message.text, invalid), (message,))
@@ -182,6 +197,46 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
         )
         return attrs.evolve(progress, repairs=progress.repairs + 1), Repair((message, told))
     return progress, Finish(message, last=limits.steps is not None and steps >= limits.steps)
+
+
+def _cut_off(
+    result: Json, message: ChatMessage, progress: Progress, limits: Limits, turn: str
+) -> tuple[Progress, Step]:
+    """What follows from a reply that ends before it can be used: its calls are not made, it is no answer.
+
+    The model is asked once more, where that may give something else: a provider broke off, or calls can be shorter.
+    """
+    reason, calls = result["finishReason"], _calls_in(message)
+    broken = result["ending"] == "broken"
+    is_at_limit = limits.steps is not None and progress.steps >= limits.steps
+    if progress.cuts >= CUTS or is_at_limit or not (broken or calls):
+        if broken:
+            said = f"the provider broke off the answer (finish reason {reason!r})"
+            error = ModelError("bad_response", said, attempts=progress.cuts + 1)
+        else:
+            advice = "allow more tokens, or ask for less"
+            where = f"{_limit_in(result)} (finish reason {reason!r})"
+            said = f"the answer was cut off at {where} before it could be used; {advice}"
+            error = ModelError("length", said, attempts=progress.cuts + 1)
+        return progress, Fail(error, (message,) if message.contents else ())
+    progress = attrs.evolve(progress, cuts=progress.cuts + 1)
+    if broken:
+        return progress, Repair(())
+    told = f"the call was not made: the answer was cut off at {_limit_in(result)}; make it shorter, or do it in parts"
+    cut = [Call(key=call_key(turn, progress.replies, index), content=call, plan={}) for index, call in enumerate(calls)]
+    results = ChatMessage("tool", tuple(result_of(call, {"error": told}) for call in cut))
+    return progress, Repair((message, results))
+
+
+def _limit_in(result: Json) -> str:
+    return result.get("limit") or "the model's limit"
+
+
+def told_to_caller(answer: AgentRunResponse[Any]) -> str:
+    """An answer for another agent's model, which sees its text only: one that was cut off says so."""
+    if ending_of(answer.finish_reason or "") != "cut":
+        return answer.text
+    return f"{answer.text}\n[The answer was cut off here: finish reason {answer.finish_reason!r}.]"
 
 
 def _calls_in(message: ChatMessage) -> list[FunctionCallContent]:

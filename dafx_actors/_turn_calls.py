@@ -101,7 +101,8 @@ class ToolCalls:
             return {**_turn.denied(call, decision), "fatal": _codec.dump_error(expired)}
         if decision["action"] != "approve":
             return _turn.denied(call, decision)
-        return await self._perform(call, decision.get("arguments", call.content.arguments))
+        edited = decision.get("arguments")
+        return await self._perform(call, call.content.arguments if edited is None else edited)
 
     async def _perform(self, call: _turn.Call, arguments: Mapping[str, Json]) -> Json:
         if call.plan.get("agent"):
@@ -173,7 +174,7 @@ class ToolCalls:
             raw = await self._turn.context.call_sub_orchestrator(
                 turn_name(where.agent), input=turn_input(where, request), instance_id=call.key
             )
-            return {"result": _codec.load_response(raw, where).text}
+            return {"result": _turn.told_to_caller(_codec.load_response(raw, where))}
         except (DafxError, task.TaskFailedError) as error:
             return {"error": str(error)}
 

@@ -67,6 +67,7 @@ ModelFailure = Literal[
     "content_filter",
     "context_length",
     "bad_response",
+    "length",
     "error",
 ]
 """Why a model call failed. The first four, and `bad_response`, may go better when tried again."""

@@ -118,6 +118,9 @@ class AgentRunResponse(Generic[T_co]):
     thread: AgentThread
     created_at: datetime
     """When the turn was committed, with its time zone."""
+    finish_reason: str | None = None
+    """Why the model's answer ended: `stop`; `length`, where it was cut off at a limit of tokens; or what else the
+    provider said. None where nobody said so, as in turns of earlier versions."""
     value: T_co = attrs.field(default=cast("Any", None))
     """The answer as `response_format`, where one was asked for; else None."""
 

@@ -54,6 +54,8 @@ class TurnStatus:
     """While `retrying`: the model call's attempts that failed."""
     error: str | None = None
     """While `retrying`, what the latest attempt failed with; of a turn that failed, its error."""
+    finish_reason: str | None = None
+    """Of a turn that was answered: see `AgentRunResponse.finish_reason`."""
 
 
 class TurnHandle(Generic[T]):
@@ -113,7 +115,8 @@ class TurnHandle(Generic[T]):
             text = str(error) if error else failure.message if failure else None
             return TurnStatus(state=ended, steps=steps, error=text)
         if (known := _BY_STATUS.get(state.runtime_status)) is not None:
-            return TurnStatus(state=known, steps=steps)
+            reason = _codec.finish_reason_in(output_of(state)) if known == "completed" else None
+            return TurnStatus(state=known, steps=steps, finish_reason=reason)
         ours = unfinished(await self._executor.document(thread))
         mine = ours.get("active") == self.correlation_id
         return TurnStatus(

@@ -16,7 +16,7 @@ from durabletask.task import RetryPolicy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors import _codec, _json, _thread
+from dafx_actors import _codec, _json, _peer_forms, _thread
 from dafx_actors.decisions import Decision
 from dafx_actors.errors import (
     CorrelationConflict,
@@ -698,3 +698,97 @@ def test_any_response_is_read_or_a_value_error_or_a_turn_error(raw: Any) -> None
 def test_any_error_is_rebuilt_or_none(raw: Any) -> None:
     error = _codec.load_error(raw)
     assert error is None or str(error)
+
+
+# --- What is left out because it is the default -------------------------------------------------------------------
+
+EMPTY: list[Any] = [
+    TextContent(""),
+    TextReasoningContent(),
+    DataContent(""),
+    UriContent("", ""),
+    ErrorContent(),
+    ErrorContent("", "", ""),
+    FunctionCallContent("", ""),
+    FunctionCallContent("c", "f", {}),
+    FunctionResultContent("c"),
+    FunctionResultContent("c", ""),
+    FunctionResultContent("c", []),
+    FunctionResultContent("c", False),
+    HostedFileContent(""),
+    HostedVectorStoreContent(""),
+    UsageContent(UsageStats()),
+    UnknownContent(),
+    OpaqueContent({}),
+]
+
+
+def responses() -> Iterator[Response]:
+    """Each with something that is left out, or stored empty."""
+    yield Response(correlation_id="c1", messages=())
+    yield Response(correlation_id="c1", messages=(ChatMessage("assistant"),), usage=UsageStats())
+    yield Response(correlation_id="c1", messages=(ChatMessage("assistant"),) * 2, extra={"dafx": {}})
+    for content in EMPTY:
+        yield Response(correlation_id="c1", messages=(ChatMessage("assistant", (content,)),))
+
+
+@pytest.mark.parametrize("response", list(responses()), ids=repr)
+def test_what_is_empty_is_read_by_all_that_read_it(response: Response) -> None:
+    stored = json.loads(json.dumps(_codec.dump_response(response)))
+    assert _codec.load_entry(stored) == response
+    without = {**stored, "messages": [{k: v for k, v in each.items() if v != []} for each in stored["messages"]]}
+    assert _codec.load_entry(without) == response  # as earlier versions left it out
+    travelled = _peer_forms.load_agent_response(_peer_forms.dump_agent_response(without), "c1")
+    assert len(travelled["messages"]) == len(response.messages)
+    if response.error is None:
+        for raw in (stored, without):
+            _codec.raise_error_in(raw, THREAD)
+            assert _codec.load_response(raw, THREAD).messages == response.messages
+    document = {"schemaVersion": "1.1.0", "data": {"conversationHistory": [without]}}
+    assert _thread.dump(_thread.load(document))["data"]["conversationHistory"] == [without]
+    assert _codec.load_transcript(document).entries == (response,)
+
+
+@pytest.mark.parametrize("finish_reason", [None, "stop", "a word that nobody knows"])
+def test_a_finish_reason_is_read_again(finish_reason: str | None) -> None:
+    extra = {"dafx": {"finishReason": finish_reason}} if finish_reason else {"dafx": {"steps": 2}}
+    stored = _codec.dump_response(Response(correlation_id="c1", messages=(), extra=extra))
+    assert _codec.load_response(stored, THREAD).finish_reason == finish_reason
+    assert _codec.finish_reason_in(stored) == finish_reason
+
+
+@pytest.mark.parametrize("broken", [None, [], "text", {"dafx": None}, {"dafx": []}, {"dafx": {"finishReason": 5}}])
+def test_where_nobody_says_so_there_is_no_finish_reason(broken: Any) -> None:
+    assert _codec.finish_reason_in(broken) is None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        RunRequest(correlation_id="c1", messages=(ChatMessage("user"),)),
+        RunRequest(correlation_id="c1", messages=(ChatMessage("user", ""),), options={}, response_schema={}),
+        RunRequest(
+            correlation_id="c1", messages=(ChatMessage("user", "x"),), tool_choice="", limits=Limits(), deadline=0.0
+        ),
+        RunRequest(correlation_id="c1", messages=(ChatMessage("user", "x"),), enable_tool_calls=False),
+    ],
+    ids=repr,
+)
+def test_a_request_with_what_is_empty_comes_back_as_it_was(asked: RunRequest) -> None:
+    assert _codec.load_request(json.loads(json.dumps(_codec.dump_request(asked)))) == asked
+
+
+EMPTY_JSON: list[Any] = [None, "", [], {}, 0, False]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Decision(action="approve", by="", at=NOON),
+        Decision(action="approve", by="ana", at=NOON, arguments={}),
+        *[Decision(action="result", by="ana", at=NOON, result=result) for result in EMPTY_JSON],
+    ],
+    ids=repr,
+)
+def test_a_decision_with_what_is_empty_comes_back_as_it_was(made: Decision) -> None:
+    assert _codec.load_decision(json.loads(json.dumps(_codec.dump_decision(made)))) == made

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from datetime import timedelta
-from typing import Any, cast, get_args
+from datetime import datetime, timedelta, timezone
+from typing import Any, cast
 
+import attrs
 import pytest
 from durabletask.task import RetryPolicy
 
@@ -27,10 +28,12 @@ from dafx_actors._turn import (
     result_of,
     results_message,
     retry_note,
+    told_to_caller,
 )
 from dafx_actors.errors import InvalidAnswer, ModelError, TurnLimitExceeded
-from dafx_actors.exchange import Limits
-from dafx_actors.models import FinishReason
+from dafx_actors.exchange import AgentRunResponse, Limits
+from dafx_actors.ids import AgentThread
+from dafx_actors.models import ending_of
 from dafx_actors.transcript import (
     ChatMessage,
     Content,
@@ -132,9 +135,107 @@ def test_a_text_is_the_answer() -> None:
     assert progress == Progress(replies=1, steps=1, usage=ONE_USAGE)
 
 
-@pytest.mark.parametrize("reason", get_args(FinishReason))
-def test_only_a_filter_turns_a_text_into_a_failure(reason: FinishReason) -> None:
-    assert isinstance(after(reply(finishReason=reason))[1], Fail) == (reason == "content_filter")
+@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter"])
+def test_of_steps_of_earlier_versions_only_a_filter_turns_a_text_into_a_failure(reason: str) -> None:
+    progress, step = after(reply(finishReason=reason))
+    assert isinstance(step, Fail) == (reason == "content_filter")
+    assert (progress.finish_reason, progress.about) == (None, {})
+
+
+# --- How a reply ended --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "reasons"),
+    {
+        "whole": ["stop", "tool_calls", "end_turn", "STOP", "eos_token", "a word that nobody knows", ""],
+        "cut": ["length", "max_tokens", "MAX_TOKENS", "model_length", "model_context_window_exceeded"],
+        "withheld": ["content_filter", "SAFETY", "refusal", "guardrail_intervened"],
+        "broken": ["error", "abort", "insufficient_system_resource", "network_error", "MALFORMED_FUNCTION_CALL"],
+    }.items(),
+)
+def test_the_words_of_providers_mean(ending: str, reasons: list[str]) -> None:
+    assert [ending_of(reason) for reason in reasons] == [ending] * len(reasons)
+
+
+def ended(reason: str, message: ChatMessage = ANSWER, **fields: Any) -> dict[str, Any]:
+    """What a step of today gives."""
+    ending = ending_of(reason)
+    plans: dict[str, Any] = {} if ending == "whole" else {"calls": []}
+    limit = {"limit": "max_tokens=7"} if ending == "cut" else {}
+    return reply(message, finishReason=reason, ending=ending, **plans, **limit, **fields)
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "MAX_TOKENS", "recess"])
+def test_a_text_is_answered_with_its_finish_reason(reason: str) -> None:
+    progress, step = after(ended(reason))
+    assert step == Finish(ANSWER)
+    assert progress.about == {"finishReason": reason}
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "SAFETY"])
+def test_what_was_withheld_is_a_failure(reason: str) -> None:
+    _, step = after(ended(reason))
+    assert isinstance(step, Fail)
+    assert isinstance(step.error, ModelError)
+    assert step.error.kind == "content_filter"
+
+
+def test_a_call_that_was_cut_is_not_made_and_asked_for_once_more() -> None:
+    cut = ended("length", asks_for(LOOK))
+    progress, step = after(cut)
+    assert isinstance(step, Repair)
+    asked, told = step.messages
+    assert asked == asks_for(LOOK)
+    [result] = told.contents
+    assert isinstance(result, FunctionResultContent)
+    assert (result.call_id, result.extra["dafx"]["failed"]) == ("x", True)
+    assert "was not made" in result.result
+    assert "max_tokens=7" in result.result
+    _, step = after(cut, progress)
+    assert isinstance(step, Fail)
+    assert isinstance(step.error, ModelError)
+    assert (step.error.kind, step.error.attempts, step.messages) == ("length", 2, (asks_for(LOOK),))
+    assert "max_tokens=7" in step.error.message
+
+
+def test_a_model_that_says_a_whole_thing_in_between_is_asked_again() -> None:
+    progress, _ = after(ended("length", asks_for(LOOK)))
+    progress, step = after(ended("tool_calls", asks_for(LOOK), calls=[{"activity": "look"}]), progress)
+    assert isinstance(step, CallTools)
+    assert isinstance(after(ended("length", asks_for(LOOK)), progress)[1], Repair)
+
+
+def test_nothing_but_a_limit_is_a_failure_that_names_it() -> None:
+    _, step = after(ended("length", ChatMessage("assistant", (TextReasoningContent("Hm."),))))
+    assert isinstance(step, Fail)
+    assert "max_tokens=7" in str(step.error)
+
+
+@pytest.mark.parametrize("message", [ANSWER, asks_for(LOOK), ChatMessage("assistant", ())])
+def test_what_the_provider_broke_off_is_asked_for_once_more(message: ChatMessage) -> None:
+    progress, step = after(ended("error", message))
+    assert step == Repair(())
+    _, step = after(ended("error", message), progress)
+    assert isinstance(step, Fail)
+    assert isinstance(step.error, ModelError)
+    assert (step.error.kind, step.error.attempts) == ("bad_response", 2)
+
+
+def test_a_turn_at_its_limit_of_steps_is_not_asked_again() -> None:
+    assert isinstance(after(ended("error"), steps=1)[1], Fail)
+
+
+def test_another_agents_model_is_told_that_an_answer_was_cut_off() -> None:
+    answer = AgentRunResponse[None](
+        messages=(ChatMessage("assistant", "The dose is 10"),),
+        correlation_id="c1",
+        thread=AgentThread("Joker", "t1"),
+        created_at=datetime(2026, 1, 2, tzinfo=timezone.utc),
+        finish_reason="length",
+    )
+    assert "cut off" in told_to_caller(answer)
+    assert told_to_caller(attrs.evolve(answer, finish_reason="stop")) == "The dose is 10"
 
 
 def test_a_filters_own_words_are_kept() -> None:

@@ -16,6 +16,7 @@ from dafx_actors.transcript import ChatMessage, Json, UsageStats
 
 __all__ = [
     "UNPARSED_ARGUMENTS",
+    "Ending",
     "FinishReason",
     "Model",
     "ModelDelta",
@@ -23,9 +24,50 @@ __all__ = [
     "ModelRequest",
     "StreamingModel",
     "ToolDefinition",
+    "ending_of",
 ]
 
-FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter"]
+FinishReason: TypeAlias = str
+"""Why a reply ended: `stop`, `length`, `tool_calls`, `content_filter`, or the provider's own word as it came."""
+
+Ending: TypeAlias = Literal["whole", "cut", "withheld", "broken"]
+"""What a finish reason means for the reply.
+
+`whole`: it is all that the model meant to say. `cut`: it ends at a limit of tokens. `withheld`: a filter kept it back.
+`broken`: the provider did not bring it to an end.
+"""
+
+_ENDINGS: Mapping[str, Ending] = {
+    **dict.fromkeys(
+        (
+            *("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "max_length", "model_length"),
+            *("model_context_window_exceeded", "context_length", "token_limit", "error_limit"),
+        ),
+        "cut",
+    ),
+    **dict.fromkeys(
+        (
+            *("content_filter", "content_filtered", "safety", "image_safety", "recitation", "blocklist", "spii"),
+            *("prohibited_content", "refusal", "guardrail_intervened", "error_toxic", "sensitive"),
+        ),
+        "withheld",
+    ),
+    **dict.fromkeys(
+        (
+            *("error", "internal_error", "server_error", "network_error", "model_error", "overloaded", "timeout"),
+            *("abort", "aborted", "cancel", "cancelled", "canceled", "user_cancel", "interrupted", "incomplete"),
+            *("insufficient_system_resource", "malformed_function_call", "malformed_tool_use", "failed"),
+        ),
+        "broken",
+    ),
+}
+"""The words of the providers whose protocols are in use, in lower case. What is not here is taken for whole."""
+
+
+def ending_of(reason: FinishReason) -> Ending:
+    """What a finish reason means for the reply; a word that nobody knows says nothing against it."""
+    return _ENDINGS.get(reason.strip().lower(), "whole")
+
 
 UNPARSED_ARGUMENTS = "unparsedArguments"
 """In the `extra` of a `FunctionCallContent`: what the model wrote, where it is not a JSON object.

@@ -296,7 +296,10 @@ def reply(answer: Json) -> ModelReply:
     contents = [*_said(message), *_calls(message.get("tool_calls"), answer.get("id"))]
     refused = bool(message.get("refusal"))
     called = any(isinstance(content, FunctionCallContent) for content in contents)
-    finished = _FINISH_REASONS.get(_hashable(choice.get("finish_reason")), "tool_calls" if called else "stop")
+    said = choice.get("finish_reason")
+    finished = (_FINISH_REASONS.get(said, said) if isinstance(said, str) else "") or (
+        "tool_calls" if called else "stop"
+    )
     return ModelReply(
         message=ChatMessage("assistant", contents),
         usage=_usage(answer.get("usage")),
@@ -452,10 +455,6 @@ def _is_list(value: Json) -> TypeGuard[Sequence[Json]]:
 def _first(choices: Json) -> Mapping[str, Json] | None:
     first = next(iter(_list(choices)), None)
     return first if _is_object(first) else None
-
-
-def _hashable(value: Json) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _bad_response(why: str, found: Any) -> ModelError:

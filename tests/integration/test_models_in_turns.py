@@ -17,7 +17,13 @@ from dafx_actors import Limits, ModelReply, RetryPolicy
 from dafx_actors.errors import InvalidAnswer, ModelError, TurnDeadlineExceeded, TurnLimitExceeded
 from dafx_actors.models.openai import OpenAIChatModel
 from dafx_actors.testing import ScriptedModel
-from dafx_actors.transcript import ChatMessage, UsageStats
+from dafx_actors.transcript import (
+    ChatMessage,
+    FunctionResultContent,
+    TextContent,
+    TextReasoningContent,
+    UsageStats,
+)
 from tests.integration.conftest import Hosting
 from tests.integration.turns import agent, asks, in_state, is_balanced, sdk, using
 from tests.provider import Refusal, provider
@@ -241,3 +247,68 @@ async def test_a_filtered_answer_is_typed(hosting: Hosting) -> None:
         with pytest.raises(ModelError) as caught:
             await client.get_agent("Worker").run("Go")
     assert (caught.value.kind, caught.value.message) == ("content_filter", "I cannot.")
+
+
+# --- How a reply ended --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["step", "turn"])
+@pytest.mark.parametrize("reason", ["stop", "length", "recess"])
+async def test_the_finish_reason_is_in_the_response_the_transcript_and_the_status(
+    hosting: Hosting, durability: str, reason: str
+) -> None:
+    said = ModelReply(message=ChatMessage("assistant", "The dose is 10"), finish_reason=reason)
+    async with hosting(agent(ScriptedModel(said), durability=durability)) as client:
+        worker = client.get_agent("Worker")
+        turn = await worker.start("How much?", correlation_id="t1")
+        answer = await turn
+        response = (await worker.get_transcript(answer.thread)).response("t1")
+        status = await turn.status()
+    assert (answer.text, answer.finish_reason, status.finish_reason) == ("The dose is 10", reason, reason)
+    assert response is not None
+    assert response.extra["dafx"]["finishReason"] == reason
+
+
+@pytest.mark.parametrize("durability", ["step", "turn"])
+async def test_a_call_in_an_answer_that_was_cut_off_is_not_made(hosting: Hosting, durability: str) -> None:
+    cut = attrs.evolve(asks(("add", {"a": 1})), finish_reason="length")
+    model = ScriptedModel(cut, asks(("add", {"a": 7})), "Seven.")
+    async with hosting(agent(model, add, durability=durability, options={"max_tokens": 9})) as client:
+        worker = client.get_agent("Worker")
+        answer = await worker.run("Go")
+        transcript = await worker.get_transcript(answer.thread)
+    assert (answer.text, answer.finish_reason) == ("Seven.", "stop")
+    results = [c.result for m in transcript for c in m.contents if isinstance(c, FunctionResultContent)]
+    assert "max_tokens=9" in results[0]
+    assert results[1] == 7
+    assert is_balanced(transcript)
+
+
+@pytest.mark.parametrize("durability", ["step", "turn"])
+@pytest.mark.parametrize(("reason", "kind"), [("length", "length"), ("error", "bad_response")])
+async def test_a_model_that_is_cut_at_the_same_place_is_asked_twice(
+    hosting: Hosting, durability: str, reason: str, kind: str
+) -> None:
+    model = ScriptedModel(lambda _: attrs.evolve(asks(("add", {"a": 1})), finish_reason=reason))
+    async with hosting(agent(model, add, durability=durability, options={"max_tokens": 9})) as client:
+        worker = client.get_agent("Worker")
+        thread = worker.get_new_thread()
+        with pytest.raises(ModelError, match="max_tokens=9" if reason == "length" else "broke off") as caught:
+            await worker.run("Go", thread=thread)
+        transcript = await worker.get_transcript(thread)
+    assert (caught.value.kind, caught.value.attempts, len(model.requests)) == (kind, 2, 2)
+    assert is_balanced(transcript)
+
+
+# --- Nothing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["step", "turn"])
+@pytest.mark.parametrize("contents", [(), (TextContent(""),), (TextReasoningContent("Hm."),)], ids=repr)
+async def test_an_empty_answer_is_an_empty_answer(hosting: Hosting, durability: str, contents: Any) -> None:
+    model = ScriptedModel(ModelReply(message=ChatMessage("assistant", contents)), "And now?")
+    async with hosting(agent(model, durability=durability)) as client:
+        worker = client.get_agent("Worker")
+        empty = await worker.run("Go", timeout=60)
+        assert (empty.text, empty.finish_reason) == ("", "stop")
+        assert (await worker.run("On", thread=empty.thread)).text == "And now?"
