@@ -1,30 +1,24 @@
 """Between this process and a scheduler: addresses, credentials, clients and workers of durabletask.
 
-The only place that knows which of durabletask's classes to make and how, that a client may be a sync or an async
-one, and what gRPC's status codes mean to us. Only `reader_of` and `EndWatch` read private names of a worker, and only
-`address_of` those of a client.
+The only place that knows which of durabletask's classes to make and how, and that a client may be a sync or an async
+one. Only `reader_of` and `EndWatch` read private names of a worker, and only `address_of` and `is_connected` those of a
+client.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
 import os
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
-import anyio
-import anyio.to_thread
 import attrs
 import grpc
 import grpc.aio
-from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, OrchestrationState, TaskHubGrpcClient
-from durabletask.entities import EntityInstanceId
-from durabletask.grpc_options import GrpcChannelOptions, GrpcWorkerResiliencyOptions
+from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
+from durabletask.grpc_options import GrpcChannelOptions, GrpcClientResiliencyOptions, GrpcWorkerResiliencyOptions
 from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest
 from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
     TaskHubSidecarServiceStub,
@@ -32,19 +26,29 @@ from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ign
 from durabletask.internal.shared import get_grpc_channel  # pyright: ignore[reportMissingTypeStubs]
 from durabletask.worker import TaskHubGrpcWorker
 
-from dafx_actors.errors import ConfigurationError, SchedulerRefused, SchedulerUnreachable
-from dafx_actors.transcript import Json
+from dafx_actors import _credentials
+from dafx_actors._outages import logger_of_worker
+from dafx_actors.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from dafx_actors.scheduler.hosted import Hosted
-
-T = TypeVar("T")
 DurableTaskClient: TypeAlias = TaskHubGrpcClient | AsyncTaskHubGrpcClient
 
 DEFAULT_ENDPOINT = "http://localhost:8080"
 DEFAULT_TASK_HUB = "default"
 _MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 """A thread is read whole; gRPC's own limit of 4 MiB is a long conversation with a few pictures."""
+
+TRANSPORT: list[tuple[str, Any]] = [
+    # A connection of one's own: gRPC shares one between all channels of a process, with its growing pauses.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # which is the time that an attempt to connect may take
+    # No oftener than any server puts up with. It has the system give up a connection whose other end says nothing for
+    # 20 s to what was sent; else that takes a quarter of an hour.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
+"""A scheduler is back as soon as it is back, whatever its outage was like."""
 
 _sdk_logger = logging.getLogger("dafx_actors.durabletask")
 _sdk_logger.setLevel(logging.WARNING)  # durabletask tells of every call at INFO
@@ -86,31 +90,25 @@ def address(
 
 
 def make_client(where: Address, credential: Any = None) -> AsyncTaskHubGrpcClient:
-    """An async client. A secure endpoint gets `credential`, or Azure's default one."""
+    """An async client. A secure endpoint gets `credential`, of either kind."""
     from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
 
-    if where.is_secure and credential is None:
-        from azure.identity.aio import DefaultAzureCredential
-
-        credential = DefaultAzureCredential()
     return AsyncDurableTaskSchedulerClient(
         host_address=where.endpoint,
         taskhub=where.task_hub,
-        token_credential=credential,
+        token_credential=None if credential is None else _credentials.on_thread(credential),
         secure_channel=where.is_secure,
         channel_options=_channel_options(),
+        # It would make another channel, and close this one under the calls that wait on it.
+        resiliency_options=GrpcClientResiliencyOptions(channel_recreate_failure_threshold=0),
         logger=_sdk_logger,
     )
 
 
 def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
-    """A worker. A secure endpoint gets `credential`, or Azure's default one."""
+    """A worker. A secure endpoint gets `credential`, a synchronous one."""
     from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 
-    if where.is_secure and credential is None:
-        from azure.identity import DefaultAzureCredential
-
-        credential = DefaultAzureCredential()
     return DurableTaskSchedulerWorker(
         host_address=where.endpoint,
         taskhub=where.task_hub,
@@ -121,9 +119,9 @@ def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
             # A lost one is not noticed before, and `stop` waits for it.
             hello_timeout_seconds=5.0,
             reconnect_backoff_base_seconds=0.2,
-            reconnect_backoff_cap_seconds=5.0,
+            reconnect_backoff_cap_seconds=1.0,
         ),
-        logger=_sdk_logger,
+        logger=logger_of_worker(where.endpoint, _sdk_logger),
     )
 
 
@@ -152,8 +150,18 @@ def address_of(client: DurableTaskClient) -> Address:
     return Address((endpoint or "the client's endpoint").split("://")[-1], hubs[0] if hubs else DEFAULT_TASK_HUB)
 
 
+def is_connected(client: DurableTaskClient) -> bool | None:
+    """Whether a client that was made here has a connection now; None where that cannot be told."""
+    channel = getattr(client, "_channel", None)
+    return channel.get_state() is grpc.ChannelConnectivity.READY if isinstance(channel, grpc.aio.Channel) else None
+
+
 def _channel_options() -> GrpcChannelOptions:
-    return GrpcChannelOptions(max_receive_message_length=_MAX_MESSAGE_BYTES, max_send_message_length=_MAX_MESSAGE_BYTES)
+    return GrpcChannelOptions(
+        max_receive_message_length=_MAX_MESSAGE_BYTES,
+        max_send_message_length=_MAX_MESSAGE_BYTES,
+        raw_options=list(TRANSPORT),
+    )
 
 
 def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
@@ -251,195 +259,3 @@ class EndWatch:
         if self._owns_channel:
             self._channel.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-# --- Calls, and what becomes of them ------------------------------------------------------------------------------
-
-MARGIN = 0.25
-"""Seconds that a scheduler has to say that a poll is over, before it is not waited for any more."""
-_LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED}
-"""The transport's own failures: the call may or may not have arrived, and may be made again."""
-
-_REFUSED = {
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.DATA_LOSS,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.PERMISSION_DENIED,
-}
-"""The scheduler's own state, or ours, and not what it was asked: a full disk, a token that is missing."""
-
-_FIRST_PATIENCE, _PATIENCE = 5.0, 60.0
-"""Seconds that calls are made again when they get lost: at first, and once the scheduler has answered."""
-
-
-def code_of(error: BaseException) -> grpc.StatusCode | None:
-    """The status of a failed call, or None if `error` is something else."""
-    call: Any = error
-    return call.code() if isinstance(error, grpc.RpcError) and hasattr(error, "code") else None
-
-
-class Backend:
-    """A scheduler as a client needs it: async, patient, and with errors that say something."""
-
-    def __init__(self, client: DurableTaskClient, where: Address) -> None:
-        self.where = where
-        self._client: Any = client
-        self._is_async = isinstance(client, AsyncTaskHubGrpcClient)
-        # A sync client's calls hold a thread each while they wait; gRPC ends them, so they cannot pile up for ever.
-        self._threads = anyio.CapacityLimiter(2048)
-        self._longest_wait = 60.0 if self._is_async else 10.0
-        self._telling: grpc.aio.Channel | None = None
-        self._answered = False
-
-    async def close(self) -> None:
-        """Close the client's channel, and our own."""
-        if self._telling is not None:
-            await self._telling.close()
-        closing = self._client.close()
-        if self._is_async:
-            await closing
-
-    async def hosted(self) -> Hosted | None:
-        """What the connected workers take, where the scheduler can tell: the embedded one, at an address known to us.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers.
-        """
-        if not self.where.endpoint.lower().startswith(("http://", "grpc://")):
-            return None
-        # A service of the embedded scheduler alone: programs that never ask need not import any of it.
-        from dafx_actors.scheduler.hosted import hosted_async
-
-        if self._telling is None:
-            self._telling = grpc.aio.insecure_channel(self.where.endpoint.split("://", 1)[1])
-        asking = functools.partial(hosted_async, self._telling, [("taskhub", self.where.task_hub)])
-        return await self._patiently(asking)
-
-    async def start(self, name: str, instance_id: str, input: Json) -> bool:
-        """Start an orchestration; False where the id exists already. Sent again, with the same id, when it got lost.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers.
-        """
-        starting = functools.partial(
-            self._call, "schedule_new_orchestration", name, input=input, instance_id=instance_id
-        )
-        try:
-            await self._patiently(starting)
-        except grpc.RpcError as error:
-            if code_of(error) is not grpc.StatusCode.ALREADY_EXISTS:
-                raise
-            return False
-        return True
-
-    async def wait(self, instance_id: str, seconds: float, *, at_most: float = math.inf) -> OrchestrationState | None:
-        """Wait for an orchestration to end, one long poll long; None where it has not ended by then.
-
-        Args:
-            instance_id: The orchestration.
-            seconds: How long the poll may be.
-            at_most: Seconds after which it is over, also where the transport loses the poll and it is made again.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers.
-        """
-        poll = min(seconds, self._longest_wait)
-        waiting = functools.partial(self._call, "wait_for_orchestration_completion", instance_id, timeout=poll)
-        with anyio.move_on_after(at_most + MARGIN):
-            try:
-                return await self._patiently(waiting)
-            except TimeoutError:
-                pass
-        return None
-
-    async def state(self, instance_id: str) -> OrchestrationState | None:
-        """An orchestration with its input and output, or None where there is none.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers.
-        """
-        return await self._patiently(functools.partial(self._call, "get_orchestration_state", instance_id))
-
-    async def terminate(self, instance_id: str, reason: str) -> None:
-        """End an orchestration, wherever it stands.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers.
-        """
-        ending = functools.partial(self._call, "terminate_orchestration", instance_id, output=reason)
-        await self._patiently(ending)
-
-    async def signal(self, entity: EntityInstanceId, operation: str, input: Json) -> None:
-        """Send an operation to an entity. Not repeated when it got lost: it might arrive twice.
-
-        Raises:
-            SchedulerUnreachable: It may or may not have arrived.
-        """
-        signalling = functools.partial(self._call, "signal_entity", entity, operation, input)
-        await self._patiently(signalling, again=False)
-
-    async def raise_event(self, instance_id: str, name: str, data: Json) -> None:
-        """Raise an event for an orchestration. Not repeated when it got lost: it might arrive twice.
-
-        Raises:
-            SchedulerUnreachable: Nothing answered; the event may have arrived.
-        """
-        raising = functools.partial(self._call, "raise_orchestration_event", instance_id, name, data=data)
-        await self._patiently(raising, again=False)
-
-    async def thread(self, entity_id: EntityInstanceId) -> Json:
-        """The stored document of a thread, or None where there is none.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers.
-        """
-        found = await self._patiently(functools.partial(self._call, "get_entity", entity_id))
-        return None if found is None else found.get_typed_state()
-
-    async def threads(self, entity: str) -> dict[str, Json]:
-        """The stored documents of all threads of an entity, by their keys.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers.
-        """
-        query = EntityQuery(instance_id_starts_with=f"@{entity.lower()}@")
-        found = await self._patiently(functools.partial(self._call, "get_all_entities", query))
-        return {each.id.key: each.get_typed_state() for each in found}
-
-    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        call = functools.partial(getattr(self._client, method), *args, **kwargs)
-        if self._is_async:
-            return await call()
-        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
-
-    async def _patiently(self, call: Callable[[], Awaitable[T]], *, again: bool = True) -> T:
-        """Make a call, `again` and again at growing intervals while the transport loses it.
-
-        A scheduler that never answered is given up soon: it may not be there at all. One that did is being restarted.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers.
-            SchedulerRefused: It answers that it cannot.
-        """
-        give_up, pause = time.monotonic() + (_PATIENCE if self._answered else _FIRST_PATIENCE), 0.05
-        while True:
-            try:
-                result = await call()
-            except TimeoutError:
-                self._answered = True
-                raise
-            except grpc.RpcError as error:
-                code, details = code_of(error), cast("Callable[[], str | None]", getattr(error, "details", str))
-                if code in _REFUSED:
-                    self._answered = True
-                    raise SchedulerRefused(self.where.endpoint, code.name, details() or "") from error
-                if code not in _LOST:
-                    self._answered = True
-                    raise
-                if not again or time.monotonic() + pause > give_up:
-                    raise SchedulerUnreachable(self.where.endpoint, details() or "") from error
-            else:
-                self._answered = True
-                return result
-            await anyio.sleep(pause)
-            pause = min(pause * 2, 1.0)

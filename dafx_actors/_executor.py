@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
+import anyio
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors import _codec
 from dafx_actors._agent_tasks import answer, turn_input
-from dafx_actors._connect import MARGIN, Backend
+from dafx_actors._backend import Backend
+from dafx_actors._calls import Sent, within
 from dafx_actors._json import object_in
 from dafx_actors._peer import PeerThreads, handed_over, request_in
 from dafx_actors._peer_forms import dump_for_peer
@@ -34,7 +38,58 @@ from dafx_actors.transcript import Json, Transcript
 _GRACE = 1.0
 """Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
 _START_TIMEOUT = 10.0
-"""Seconds that it has where the scheduler cannot tell, or where the agent was hosted before."""
+"""Seconds that it has where the scheduler cannot tell."""
+_AWAY = 30.0
+"""Seconds that it has where the agent was hosted a while ago: it is being deployed, or restarted. A caller who has said
+how long to wait waits so long."""
+_LOOK_AGAIN, _LONGEST_PAUSE = 10.0, 60.0
+"""Seconds between two looks at a turn that no worker has begun; they grow."""
+_A_WHILE = 600.0
+"""Seconds for which an agent that was hosted is taken to come back."""
+
+
+class _Vigil:
+    """When a turn that no worker has begun is looked at."""
+
+    def __init__(self, first: float) -> None:
+        """Begin it.
+
+        Args:
+            first: Seconds until the first look.
+        """
+        self.begin()
+        self._look = self._since + first
+
+    def begin(self) -> None:
+        """Workers are there: from now on one may go away."""
+        self._since = time.monotonic()
+        self._pause = _LOOK_AGAIN
+        self._look = self._since + self._pause
+
+    def go_on(self, patience: float) -> None:
+        """Look again when patience is over, and before."""
+        now = time.monotonic()
+        self._look = min(self._since + patience, now + self._pause)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def end(self) -> None:
+        """A worker has begun it: it needs no looks."""
+        self._look = math.inf
+
+    @property
+    def waited(self) -> float:
+        """Seconds without a worker."""
+        return time.monotonic() - self._since
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look."""
+        return self._look <= time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return max(self._look - time.monotonic(), 0.001)
 
 
 class ClientAgentExecutor:
@@ -47,21 +102,40 @@ class ClientAgentExecutor:
 
     def __init__(self, backend: Backend, start_timeout: float | None, *, hosted_by_peer: bool = False) -> None:
         self._backend = backend
-        self._looks = (_GRACE, _START_TIMEOUT) if start_timeout is None else (start_timeout,)
-        self.start_timeout = self._looks[-1]
+        self._given = start_timeout
+        self.start_timeout = _START_TIMEOUT if start_timeout is None else start_timeout
         self._hosted_by_peer = hosted_by_peer
         self._peer = PeerThreads(backend)
-        self._seen: set[str] = set()
-        """Agents that workers of ours have hosted."""
+        self._seen: dict[str, float] = {}
+        """Agents that workers of ours have hosted, and when that was seen."""
         self._by_peer: set[str] = set()
         """Agents that the peer hosts, where it took a while to find out."""
 
-    async def transcript(self, thread: AgentThread) -> Transcript:
+    async def transcript(self, thread: AgentThread, timeout: float | None = None) -> Transcript:
         """See `DurableAIAgent.get_transcript`."""
-        return _codec.load_transcript(await self._backend.thread(thread.entity_id))
+        with self.bounded(timeout):
+            return _codec.load_transcript(await self._backend.thread(thread.entity_id))
 
-    async def start(self, thread: AgentThread, request: RunRequest) -> None:
-        """Start the turn, unless it was started before.
+    def bounded(self, timeout: float | None) -> AbstractContextManager[None]:
+        """Bound what is asked of the scheduler inside: `SchedulerUnreachable` where it has not answered by then."""
+        return self._backend.bounded(timeout)
+
+    @contextmanager
+    def bounded_turn(
+        self, agent: str, thread: AgentThread | None, turn: str, timeout: float | None, sent: Sent, operation: str = ""
+    ) -> Generator[None]:
+        """Bound what is sent to a turn inside.
+
+        Raises:
+            TurnTimeout: It may have arrived, but has no answer yet.
+            SchedulerUnreachable: It has not arrived.
+        """
+        late = TurnTimeout(agent, "" if thread is None else thread.thread_id, turn, timeout or 0.0, operation)
+        with within(timeout, lambda: late if sent.maybe else self._backend.silence(timeout)):
+            yield
+
+    async def start(self, thread: AgentThread, request: RunRequest, sent: Sent | None = None) -> None:
+        """Start the turn, unless it was started before. One that was withdrawn, so that nobody did anything, was not.
 
         Raises:
             CorrelationConflict: Something else has that id.
@@ -70,37 +144,44 @@ class ClientAgentExecutor:
         by_peer = await self._is_by_peer(thread.agent)
         if by_peer:
             dump_for_peer(thread.agent, request)  # refused before anything is on record
-        sent = turn_input(thread, request)
-        if await self._backend.start(turn_name(thread.agent), request.correlation_id, sent):
-            if by_peer:
-                await self._peer.hand_over(thread, request, created=True)
-            return
-        state = await self._backend.state(request.correlation_id)
+        started = functools.partial(
+            self._backend.start,
+            turn_name(thread.agent),
+            request.correlation_id,
+            turn_input(thread, request),
+            sent=sent,
+        )
+        created = await started()
+        state = None if created else await self._backend.state(request.correlation_id)
+        if state is not None and await self._was_withdrawn(state):
+            # Where another client does the same in this moment, one of the two starts it, and both wait for it.
+            created = await started(anew=True)
+            state = None if created else await self._backend.state(request.correlation_id)
+        if created and by_peer:
+            await self._peer.hand_over(thread, request, created=True)
         if state is not None and (differs := _difference(state, thread, request)):
             raise CorrelationConflict(request.correlation_id, differs)
 
-    async def wait(
-        self, thread: AgentThread, correlation_id: str, timeout: float | None, response_format: Any
-    ) -> AgentRunResponse[Any]:
+    async def wait(self, thread: AgentThread, correlation_id: str, response_format: Any) -> AgentRunResponse[Any]:
         """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`."""
-        begun = time.monotonic()
         try:
             if not self._hosted_by_peer:
-                state = await self._end_of(thread.agent, correlation_id, timeout)
-                if state is None:
-                    raise TurnTimeout(thread.agent, thread.thread_id, correlation_id, timeout or 0.0)
+                state = await self._end_of(thread.agent, correlation_id)
                 if not _is_by_peer(state):
-                    return self._answer(state, thread, correlation_id, response_format)
-            left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
-            response = await self._peer.response(thread, correlation_id, left)
+                    return await self._answer(state, thread, correlation_id, response_format)
+            response = await self._peer.response(thread, correlation_id, None)
         except SchedulerUnreachable as error:
             resume = f"the turn may still be running; pick it up with correlation_id={correlation_id!r}"
             raise SchedulerUnreachable(error.endpoint, f"{error.detail}; {resume}") from error
-        if response is None:
-            raise TurnTimeout(thread.agent, thread.thread_id, correlation_id, timeout or 0.0)
         return answer(response, thread, response_format)
 
-    async def tell(self, thread: AgentThread, operation: str, input: Mapping[str, Json]) -> Json:
+    async def tell(
+        self,
+        thread: AgentThread,
+        operation: Literal["decide", "cancel"],
+        input: Mapping[str, Json],
+        sent: Sent | None = None,
+    ) -> Json:
         """Tell a thread something, and hear what it says. A worker that hosts the agent carries it there.
 
         Raises:
@@ -111,10 +192,9 @@ class ClientAgentExecutor:
         if await self._is_by_peer(thread.agent):
             raise UnsupportedByPeer(thread.agent, f"hear of a turn while it runs ({operation!r})")
         telling = new_id()
-        sent = {"thread": thread.thread_id, "operation": operation, "input": dict(input)}
-        await self._backend.start(tell_name(thread.agent), telling, sent)
-        state = await self._end_of(thread.agent, telling, None)
-        assert state is not None  # waited for without an end
+        told = {"thread": thread.thread_id, "operation": operation, "input": dict(input)}
+        await self._backend.start(tell_name(thread.agent), telling, told, sent=sent)
+        state = await self._end_of(thread.agent, telling)
         if state.runtime_status is not OrchestrationStatus.COMPLETED:
             raise _failure(state, thread.agent, telling)
         outcome = output_of(state)
@@ -173,68 +253,114 @@ class ClientAgentExecutor:
         if hosted is None:
             return agent in self._by_peer
         if hosted.orchestrations.take(turn_name(agent)):
-            self._seen.add(agent)
+            self._see(agent)
         return await self._peer.hosts(agent)
 
-    async def _end_of(self, agent: str, correlation_id: str, timeout: float | None) -> OrchestrationState | None:
-        """An orchestration when it has ended, or when its turn was handed over; None where neither came in time."""
-        begun = time.monotonic()
-        give_up = math.inf if timeout is None else begun + timeout
-        looks = [begun + wait for wait in self._looks]
-        while (left := give_up - time.monotonic()) > 0:
-            poll = min(left, max(looks[0] - time.monotonic(), 0.001)) if looks else left
-            state = await self._backend.wait(correlation_id, poll, at_most=left)
-            if state is None and looks and looks[0] <= time.monotonic() < give_up + MARGIN:
-                waited = looks.pop(0) - begun
-                state = await self._withdraw_if_pending(agent, correlation_id, waited, last=not looks)
+    def _see(self, agent: str) -> None:
+        self._seen[agent] = time.monotonic()
+
+    def _patience(self, agent: str, *, is_told: bool) -> float:
+        """Seconds that a turn is left to wait for a worker, where none takes the agent's turns now."""
+        if self._given is not None:
+            return self._given
+        if time.monotonic() - self._seen.get(agent, -math.inf) < _A_WHILE:
+            return _AWAY if math.isinf(anyio.current_effective_deadline()) else math.inf
+        return _GRACE if is_told else _START_TIMEOUT
+
+    async def _end_of(self, agent: str, correlation_id: str) -> OrchestrationState:
+        """An orchestration when it has ended, or when its turn was handed over.
+
+        Raises:
+            AgentNotHosted: No worker took it in time, and it was withdrawn.
+        """
+        vigil = _Vigil(_GRACE if self._given is None else self._given)
+        while True:
+            state = await self._backend.wait(correlation_id, vigil.left)
+            if state is None and vigil.is_due:
+                state = await self._look(agent, correlation_id, vigil)
             if state is not None:
                 if not _is_by_peer(state):
-                    self._seen.add(agent)
+                    self._see(agent)
                 return state
-        return None
 
-    async def _withdraw_if_pending(
-        self, agent: str, correlation_id: str, waited: float, *, last: bool
-    ) -> OrchestrationState | None:
-        """Terminate a turn that no worker has taken, at the last look, or where it is known that none will.
+    async def _look(self, agent: str, correlation_id: str, vigil: _Vigil) -> OrchestrationState | None:
+        """See to a turn that has not ended: whether a worker has it, and whether one will.
 
-        Gives the turn's state if it ended by itself in that moment, or if the peer has it now. An agent that was hosted
-        before may just be starting again, and gets the whole `start_timeout`.
+        Gives its state if the peer has it now, or if it ended by itself in this moment; None where it is to be waited
+        for, and looked at again if the vigil says so.
 
         Raises:
             AgentNotHosted: The turn was withdrawn. A scheduler may show its end only once some worker takes it.
         """
         state = await self._backend.state(correlation_id)
         if state is None or state.runtime_status is not OrchestrationStatus.PENDING:
-            self._seen.add(agent)
+            self._see(agent)
+            vigil.end()
             return None
         hosted = await self._backend.hosted()
         known = None if hosted is None else hosted.orchestrations
         if known is not None and known.take(turn_name(agent)):
+            self._see(agent)
+            vigil.begin()
             return None  # its workers are busy, and will come to it
+        patience = self._patience(agent, is_told=known is not None)
+        is_last = vigil.waited >= patience
         request = request_in(state)
-        if request is not None and (last or known is not None) and await self._peer.hosts(agent):
+        if request is not None and (is_last or known is not None) and await self._peer.hosts(agent):
             self._by_peer.add(agent)
             thread = AgentThread(agent, json.loads(state.serialized_input or "{}")["thread"])
             return await self._peer.hand_over(thread, request)
-        if not last and (known is None or agent in self._seen):
+        if not is_last:
+            vigil.go_on(patience)
             return None
-        await self._backend.terminate(correlation_id, "withdrawn: no worker took the turn")
-        ended = await self._backend.wait(correlation_id, 0.5)
-        if ended is not None and ended.runtime_status is not OrchestrationStatus.TERMINATED:
-            return ended
         agents = None if known is None else sorted(filter(None, map(agent_of_turn, known.names)))
-        where = self._backend.where
-        raise AgentNotHosted(agent, where.endpoint, where.task_hub, waited, agents)
+        return await self._withdraw(agent, correlation_id, vigil.waited, agents)
 
-    def _answer(
+    async def _withdraw(
+        self, agent: str, correlation_id: str, waited: float, agents: list[str] | None
+    ) -> OrchestrationState | None:
+        if not await self._backend.withdraw(correlation_id, _withdrawal(waited, agents)):
+            return None  # a worker has begun it in this moment
+        ended = await self._backend.wait(correlation_id, 0.5)
+        if ended is None or await self._was_withdrawn(ended):
+            where = self._backend.where
+            raise AgentNotHosted(agent, where.endpoint, where.task_hub, waited, agents)
+        return ended
+
+    async def _was_withdrawn(self, state: OrchestrationState) -> bool:
+        """Whether a turn was withdrawn, and that before any worker had begun it."""
+        return _withdrawal_in(state) is not None and not await self._backend.was_begun(state.instance_id)
+
+    async def _answer(
         self, state: OrchestrationState, thread: AgentThread, correlation_id: str, response_format: Any
     ) -> AgentRunResponse[Any]:
         if state.runtime_status is OrchestrationStatus.COMPLETED:
             return answer(output_of(state), thread, response_format)
         if state.runtime_status is OrchestrationStatus.TERMINATED:
-            raise TurnTerminated(thread.agent, correlation_id, str(output_of(state) or ""))
+            mark = _withdrawal_in(state)
+            if mark is not None and await self._was_withdrawn(state):  # by another client
+                where = self._backend.where
+                seconds, agents = float(mark.get("seconds") or 0.0), mark.get("hosted")
+                raise AgentNotHosted(thread.agent, where.endpoint, where.task_hub, seconds, agents)
+            detail = output_of(state) if mark is None else mark.get("reason")
+            raise TurnTerminated(thread.agent, correlation_id, str(detail or ""))
         raise _failure(state, thread.agent, correlation_id)
+
+
+_WITHDRAWN = "withdrawn: no worker took the turn"
+
+
+def _withdrawal(waited: float, hosted: list[str] | None) -> Json:
+    """The output of a turn that was withdrawn. An object, so that nobody's reason to terminate one looks like it."""
+    return {"dafx": "withdrawn", "reason": _WITHDRAWN, "seconds": round(waited, 3), "hosted": hosted}
+
+
+def _withdrawal_in(state: OrchestrationState) -> Mapping[str, Json] | None:
+    """Likewise, of a turn; None where it ended otherwise."""
+    if state.runtime_status is not OrchestrationStatus.TERMINATED:
+        return None
+    output = object_in(output_of(state))
+    return output if output.get("dafx") == "withdrawn" else None
 
 
 def _is_by_peer(record: OrchestrationState) -> bool:

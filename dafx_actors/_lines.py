@@ -23,7 +23,9 @@ from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _bundles
 from dafx_actors._bundles import Piece
+from dafx_actors._calls import details_of
 from dafx_actors._connect import channels_of, is_plain
+from dafx_actors._outages import Seldom, one_line
 
 _logger = logging.getLogger("dafx_actors.worker")
 
@@ -116,8 +118,14 @@ def line_maker(worker: TaskHubGrpcWorker) -> Callable[[], Line]:
     return make
 
 
-def _lost(what: object) -> None:
-    _logger.warning("An answer did not reach the scheduler, which will hand out its work again: %s", what)
+_lost_answers = Seldom()
+
+
+def _lost(what: BaseException | str) -> None:
+    why = what if isinstance(what, str) else one_line(details_of(what))
+    line = _lost_answers.say(f"An answer did not reach the scheduler, which will hand out its work again: {why}")
+    if line is not None:
+        _logger.warning("%s", line)
 
 
 class _Stub:

@@ -19,7 +19,7 @@ import attrs
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors import _codec, _peer_forms
-from dafx_actors._connect import Backend
+from dafx_actors._backend import Backend
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread, entity_name, new_id, turn_name
 from dafx_actors.transcript import Json

@@ -10,10 +10,11 @@ from typing import Any, Literal, TypedDict, TypeVar, overload
 from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
 from typing_extensions import Unpack
 
-from dafx_actors import _codec
+from dafx_actors import _codec, _credentials
+from dafx_actors._backend import Backend
+from dafx_actors._calls import Sent
 from dafx_actors._connect import (
     Address,
-    Backend,
     DurableTaskClient,
     address,
     address_of,
@@ -69,17 +70,21 @@ class DurableAIAgentClient:
             client: A `DurableTaskSchedulerClient`, a `TaskHubGrpcClient`, or the async form of one.
             where: The client's endpoint and task hub, for error messages; by default what the client tells.
             start_timeout: Seconds that a turn waits for a worker that takes it, before it is withdrawn; by default 10,
-                or 1 where the scheduler tells that no worker has the agent. Where it tells that a connected worker
-                hosts the agent, a turn waits as long as it takes.
+                or 1 where the scheduler tells that no worker has the agent. Where one had it within the last ten
+                minutes, a turn waits as long as the caller's `timeout`, without one 30 seconds; where the scheduler
+                tells that a connected worker hosts the agent, as long as it takes.
 
         Raises:
             ConfigurationError: It is no durabletask client.
         """
         check_wrapped("Client", client, TaskHubGrpcClient, AsyncTaskHubGrpcClient)
-        self._backend = Backend(client, where or address_of(client))
+        self._use(Backend(client, where or address_of(client)), start_timeout)
         self._owned = False
-        self._executor = ClientAgentExecutor(self._backend, start_timeout)
-        self._peers_executor = ClientAgentExecutor(self._backend, start_timeout, hosted_by_peer=True)
+
+    def _use(self, backend: Backend, start_timeout: float | None) -> None:
+        self._backend = backend
+        self._executor = ClientAgentExecutor(backend, start_timeout)
+        self._peers_executor = ClientAgentExecutor(backend, start_timeout, hosted_by_peer=True)
 
     @classmethod
     def connect(
@@ -95,19 +100,23 @@ class DurableAIAgentClient:
         Args:
             endpoint: `http://host:port`, or `https://...` for a deployed scheduler.
             taskhub: The task hub.
-            credential: For `https` only: an async Azure credential; by default `DefaultAzureCredential`.
+            credential: For `https` only: an Azure credential, of either kind, which stays the caller's to close; by
+                default azure-identity's `DefaultAzureCredential`.
             start_timeout: See `__init__`.
 
         Raises:
-            ConfigurationError: The endpoint has no scheme.
+            ConfigurationError: The endpoint has no scheme, or azure-identity is set up wrongly.
         """
         where = address(endpoint, taskhub)
-        made = cls(make_client(where, credential), where=where, start_timeout=start_timeout)
+        own = _credentials.default_credential() if where.is_secure and credential is None else None
+        client = make_client(where, credential if own is None else own)
+        made = cls(client, where=where, start_timeout=start_timeout)
+        made._use(Backend(client, where, is_ours=True, credential=own), start_timeout)
         made._owned = True
         return made
 
     async def close(self) -> None:
-        """Close the connection, if `connect()` made it."""
+        """Close the connection, if `connect()` made it. Whoever waits for an answer hears `SchedulerUnreachable`."""
         if self._owned:
             await self._backend.close()
 
@@ -139,6 +148,7 @@ class DurableAIAgentClient:
         *,
         input: In,
         instance_id: str | None = None,
+        timeout: float | None = None,
     ) -> OrchestrationHandle[Out]: ...
 
     @overload
@@ -147,15 +157,26 @@ class DurableAIAgentClient:
         orchestrator: Callable[[OrchestrationContext], Coroutine[Any, Any, Out]],
         *,
         instance_id: str | None = None,
+        timeout: float | None = None,
     ) -> OrchestrationHandle[Out]: ...
 
     @overload
     async def schedule_new_orchestration(
-        self, orchestrator: str | Callable[..., Any], *, input: Any = None, instance_id: str | None = None
+        self,
+        orchestrator: str | Callable[..., Any],
+        *,
+        input: Any = None,
+        instance_id: str | None = None,
+        timeout: float | None = None,
     ) -> OrchestrationHandle[Any]: ...
 
     async def schedule_new_orchestration(
-        self, orchestrator: str | Callable[..., Any], *, input: Any = None, instance_id: str | None = None
+        self,
+        orchestrator: str | Callable[..., Any],
+        *,
+        input: Any = None,
+        instance_id: str | None = None,
+        timeout: float | None = None,
     ) -> OrchestrationHandle[Any]:
         """Start an orchestration; await the handle for its result.
 
@@ -163,41 +184,52 @@ class DurableAIAgentClient:
             orchestrator: The decorated function, or its name.
             input: What it is given.
             instance_id: Where an orchestration of this id exists, it is taken up instead of a new one.
+            timeout: Seconds that the scheduler has to take it, outages included; by default as long as it takes.
 
         Raises:
             ValueMismatch: JSON cannot hold `input`.
-            SchedulerUnreachable: Nothing answers.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; it may have been started, as it says.
             SchedulerRefused: It answers that it cannot.
         """
         name = orchestrator if isinstance(orchestrator, str) else orchestrator.__name__
         annotation = Any if isinstance(orchestrator, str) else returned_by(definition_of(orchestrator))
         instance_id = instance_id or new_id()
-        await self._backend.start(name, instance_id, dump_value(input))
+        sent = Sent()
+        with self._backend.bounded(timeout, sent):
+            await self._backend.start(name, instance_id, dump_value(input), sent=sent)
         return OrchestrationHandle(self._backend, instance_id, annotation)
 
     # --- What waits for a person ----------------------------------------------------------------------------------
 
     async def pending_approvals(
-        self, agent: str | type | object, thread: AgentThread | str | None = None
+        self, agent: str | type | object, thread: AgentThread | str | None = None, *, timeout: float | None = None
     ) -> list[PendingDecision]:
         """Tool calls that wait for `approve` or `deny`.
 
         Args:
             agent: By name or class.
             thread: Of this thread, and of the agents that it uses as tools; by default of all threads of the agent.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
-        return [asked for asked in await self._pending(agent, thread) if asked.kind == "approval"]
+        return [asked for asked in await self._pending(agent, thread, timeout) if asked.kind == "approval"]
 
     async def pending_outcomes(
-        self, agent: str | type | object, thread: AgentThread | str | None = None
+        self, agent: str | type | object, thread: AgentThread | str | None = None, *, timeout: float | None = None
     ) -> list[PendingDecision]:
         """Tool calls with `effect="once"` that were cut off, so that nobody knows whether they acted: `resolve` them.
 
         Args:
             agent: By name or class.
             thread: As of `pending_approvals`.
+            timeout: Likewise.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
-        return [asked for asked in await self._pending(agent, thread) if asked.kind == "outcome"]
+        return [asked for asked in await self._pending(agent, thread, timeout) if asked.kind == "outcome"]
 
     async def approve(
         self,
@@ -206,6 +238,7 @@ class DurableAIAgentClient:
         arguments: Mapping[str, Json] | None = None,
         by: str = "",
         reason: str = "",
+        timeout: float | None = None,
     ) -> Decision:
         """Let a tool call be made. When this returns, the decision is on record; the same one again is fine.
 
@@ -214,16 +247,21 @@ class DurableAIAgentClient:
             arguments: Makes it with these instead of those that the model wrote.
             by: Who decided; kept in the transcript.
             reason: Likewise.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Raises:
             DecisionRefused: The turn does not wait for it any more, or somebody has decided otherwise.
             AgentNotHosted: No worker hosts the agent; nothing was changed.
+            TurnTimeout: Not within `timeout`; it may be on record, or will be.
+            SchedulerUnreachable: Nothing answers; nothing was sent.
         """
-        return await self._decide(approval, "approve", by=by, reason=reason, arguments=arguments)
+        return await self._decide(approval, "approve", timeout, by=by, reason=reason, arguments=arguments)
 
-    async def deny(self, approval: PendingDecision, reason: str = "", *, by: str = "") -> Decision:
+    async def deny(
+        self, approval: PendingDecision, reason: str = "", *, by: str = "", timeout: float | None = None
+    ) -> Decision:
         """Do not let a tool call be made. The model is told, with the reason, and goes on. See `approve`."""
-        return await self._decide(approval, "deny", by=by, reason=reason)
+        return await self._decide(approval, "deny", timeout, by=by, reason=reason)
 
     async def resolve(
         self,
@@ -233,6 +271,7 @@ class DurableAIAgentClient:
         result: Any = None,
         by: str = "",
         reason: str = "",
+        timeout: float | None = None,
     ) -> Decision:
         """Say what became of a tool call that was cut off, after you have looked at what it acts on.
 
@@ -243,22 +282,27 @@ class DurableAIAgentClient:
             result: With `result`.
             by: Who decided; kept in the transcript.
             reason: Likewise.
+            timeout: As of `approve`.
 
         Raises:
             DecisionRefused: The turn does not wait for it any more, or somebody has decided otherwise.
             ValueMismatch: JSON cannot hold `result`.
-            AgentNotHosted: No worker hosts the agent; nothing was changed.
+            AgentNotHosted, TurnTimeout, SchedulerUnreachable: As of `approve`.
         """
-        return await self._decide(outcome, action, by=by, reason=reason, result=dump_value(result))
+        return await self._decide(outcome, action, timeout, by=by, reason=reason, result=dump_value(result))
 
-    async def _pending(self, agent: str | type | object, thread: AgentThread | str | None) -> list[PendingDecision]:
+    async def _pending(
+        self, agent: str | type | object, thread: AgentThread | str | None, timeout: float | None
+    ) -> list[PendingDecision]:
         name = agent_name(agent)
-        return await self._executor.pending(name, None if thread is None else thread_of(name, thread))
+        with self._backend.bounded(timeout):
+            return await self._executor.pending(name, None if thread is None else thread_of(name, thread))
 
     async def _decide(
         self,
         asked: PendingDecision,
         action: Action,
+        timeout: float | None,
         *,
         by: str,
         reason: str,
@@ -282,7 +326,9 @@ class DurableAIAgentClient:
             "digest": asked.digest,
             "decision": _codec.dump_decision(decision),
         }
-        outcome = await self._executor.tell(asked.thread, "decide", told)
+        sent, thread = Sent(), asked.thread
+        with self._executor.bounded_turn(thread.agent, thread, asked.correlation_id, timeout, sent, operation="decide"):
+            outcome = await self._executor.tell(thread, "decide", told, sent)
         return _codec.load_decision(outcome["decided"])
 
     def get_orchestration(self, instance_id: str, *, return_type: Any = Any) -> OrchestrationHandle[Any]:
@@ -309,13 +355,18 @@ class DurableAIAgent:
         """
         return AgentThread(self.name, thread_id)
 
-    async def get_transcript(self, thread: AgentThread | str) -> Transcript:
+    async def get_transcript(self, thread: AgentThread | str, *, timeout: float | None = None) -> Transcript:
         """What a thread remembers; empty where it has not been used.
+
+        Args:
+            thread: The thread, or its id.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Raises:
             UnsupportedTranscript: It was stored by a newer version.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
-        return await self._executor.transcript(thread_of(self.name, thread))
+        return await self._executor.transcript(thread_of(self.name, thread), timeout)
 
     @overload
     async def run(
@@ -380,7 +431,8 @@ class DurableAIAgent:
             messages: A text, a content such as an image, a message, or a list of them.
             response_format: The type of `response.value`: a pydantic model, an attrs class, a dataclass, a TypedDict;
                 or a JSON schema. An answer that does not fit goes back to the model once.
-            timeout: Seconds to wait; by default as long as it takes. The turn goes on when it is over.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes. The turn goes
+                on when it is over.
             cancel_on_timeout: Makes `timeout` the turn's own deadline, kept by the scheduler whether or not this
                 program lives: it is stopped then, and ends with `TurnDeadlineExceeded`. Where no worker is left to
                 stop it, `TurnTimeout` is raised a while later.
@@ -391,61 +443,78 @@ class DurableAIAgent:
         Raises:
             AgentNotHosted: No worker took it in time; nothing was done.
             CorrelationConflict: The correlation id names another request.
-            TurnTimeout: No answer in time; the turn may still be running.
+            TurnTimeout: No answer in time; the turn may still be running, or be taken up by the scheduler's return.
             TurnCancelled, TurnDeadlineExceeded, TurnLimitExceeded: It was stopped.
             InvalidAnswer: The answer does not fit `response_format`.
             ModelError: The model's call failed.
             TurnError: Any other end of the turn without an answer.
             UnsupportedByPeer: A worker of the peer hosts the agent, and cannot do this; nothing was sent.
-            SchedulerUnreachable: Nothing answers at the endpoint.
+            SchedulerUnreachable: Nothing answers at the endpoint. Where `timeout` is over, nothing was sent.
             SchedulerRefused: It answers that it cannot; its disk is full, for example.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
         deadline = timeout if cancel_on_timeout else None
-        handle = await self._start(messages, response_format, deadline, how)
-        if not wait_for_response:
-            return handle.correlation_id
+        where, request = self._request(messages, response_format, deadline, how)
         # Its own deadline ends the turn, which is what is waited for; a while longer, for where no worker is left.
-        return await handle.result(timeout if deadline is None else deadline + self._executor.start_timeout)
-
-    @overload
-    async def start(self, messages: Messages, **how: Unpack[RunOptions]) -> TurnHandle[None]: ...
+        bound = timeout if deadline is None else deadline + self._executor.start_timeout
+        sent = Sent()
+        with self._executor.bounded_turn(self.name, where, request.correlation_id, bound, sent):
+            await self._executor.start(where, request, sent)
+            if not wait_for_response:
+                return request.correlation_id
+            return await self._executor.wait(where, request.correlation_id, response_format)
 
     @overload
     async def start(
-        self, messages: Messages, *, response_format: type[T], **how: Unpack[RunOptions]
+        self, messages: Messages, *, timeout: float | None = None, **how: Unpack[RunOptions]
+    ) -> TurnHandle[None]: ...
+
+    @overload
+    async def start(
+        self, messages: Messages, *, response_format: type[T], timeout: float | None = None, **how: Unpack[RunOptions]
     ) -> TurnHandle[T]: ...
 
     @overload
     async def start(
-        self, messages: Messages, *, response_format: Any, **how: Unpack[RunOptions]
+        self, messages: Messages, *, response_format: Any, timeout: float | None = None, **how: Unpack[RunOptions]
     ) -> TurnHandle[Any]: ...
 
     async def start(
-        self, messages: Messages, *, response_format: Any = None, **how: Unpack[RunOptions]
+        self,
+        messages: Messages,
+        *,
+        response_format: Any = None,
+        timeout: float | None = None,
+        **how: Unpack[RunOptions],
     ) -> TurnHandle[Any]:
         """Send a request, and get a handle: await it for the answer, ask it for the status, cancel the turn.
 
         Args:
             messages: See `run`.
             response_format: See `run`.
+            timeout: Seconds that the scheduler has to take it, outages included; by default as long as it takes.
             **how: See `RunOptions`.
 
         Raises:
             CorrelationConflict: The correlation id names another request.
-            SchedulerUnreachable: Nothing answers at the endpoint.
+            TurnTimeout: Not within `timeout`; the turn may have been started.
+            SchedulerUnreachable: Nothing answers at the endpoint. Where `timeout` is over, nothing was sent.
             SchedulerRefused: It answers that it cannot; its disk is full, for example.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
-        return await self._start(messages, response_format, None, how)
+        where, request = self._request(messages, response_format, None, how)
+        sent = Sent()
+        with self._executor.bounded_turn(self.name, where, request.correlation_id, timeout, sent):
+            await self._executor.start(where, request, sent)
+        return TurnHandle(self._executor, self.name, request.correlation_id, where, response_format)
 
     def get_turn(self, correlation_id: str, *, response_format: Any = None) -> TurnHandle[Any]:
         """A turn that was started before, perhaps by another process."""
         return TurnHandle(self._executor, self.name, correlation_id, None, response_format)
 
-    async def _start(
+    def _request(
         self, messages: Messages, response_format: Any, deadline: float | None, how: RunOptions
-    ) -> TurnHandle[Any]:
+    ) -> tuple[AgentThread, RunRequest]:
         if unknown := how.keys() - RunOptions.__annotations__.keys():
             raise TypeError(f"run() takes no argument {', '.join(sorted(unknown))}")
         if deadline is not None and not deadline > 0:
@@ -464,6 +533,4 @@ class DurableAIAgent:
         )
         if mistake := instance_id_mistake(request.correlation_id):
             raise ValueError(f"{request.correlation_id!r} cannot be a correlation id: {mistake}")
-        where = self.get_new_thread() if thread is None else thread_of(self.name, thread)
-        await self._executor.start(where, request)
-        return TurnHandle(self._executor, self.name, request.correlation_id, where, response_format)
+        return self.get_new_thread() if thread is None else thread_of(self.name, thread), request

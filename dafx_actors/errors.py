@@ -18,6 +18,7 @@
     ├── SchedulerError              between this process and the scheduler
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
     │   ├── SchedulerRefused        it answers that it cannot: its disk is full, or a token is missing
+    │   ├── SchedulerCredentialError  it wants a token of Azure's, and there is none to be had
     │   ├── SchedulerInUse          another process has the embedded scheduler's database open
     │   ├── SchedulerDatabaseError  its database file cannot be used as it is
     │   ├── SchedulerWriteFailed    its disk refused a write; nothing that was acknowledged is lost
@@ -265,6 +266,22 @@ class SchedulerRefused(SchedulerError):
 
 
 @attrs.define(eq=False, slots=False)
+class SchedulerCredentialError(SchedulerError):
+    """The scheduler wants to know who calls, and azure-identity has no token to tell it."""
+
+    endpoint: str
+    detail: str = ""
+    """What azure-identity says: which ways it has tried."""
+
+    def __str__(self) -> str:
+        because = f" ({self.detail})" if self.detail else ""
+        return (
+            f"There is no Azure token for the scheduler at {self.endpoint}{because}. Nothing was sent. Run `az login`, "
+            "use a managed identity, or pass a `credential`; a scheduler without TLS (http://) wants none."
+        )
+
+
+@attrs.define(eq=False, slots=False)
 class SchedulerInUse(SchedulerError):
     """Another process has the database of the embedded scheduler open."""
 
@@ -418,10 +435,19 @@ class TurnTimeout(TurnError, TimeoutError):
 
     agent: str
     thread_id: str
+    """Empty where it was not found out in time."""
     correlation_id: str
     seconds: float
+    operation: str = ""
+    """What the thread was told about the turn, such as `decide` or `cancel`; empty where the answer was waited for."""
 
     def __str__(self) -> str:
+        if self.operation:
+            return (
+                f"The thread of {self.agent!r} did not say within {self.seconds:g} s what became of {self.operation!r} "
+                f"for turn {self.correlation_id}: it may be on record, or follow. Send the same again, which is fine "
+                "where it has arrived."
+            )
         return (
             f"{self.agent!r} did not answer within {self.seconds:g} s; the turn may still be running, and its answer "
             f"will be kept. Pick it up with the same messages, thread and correlation_id={self.correlation_id!r}."

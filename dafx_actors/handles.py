@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Generator, Mapping
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
@@ -12,7 +11,8 @@ import attrs
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors import _codec
-from dafx_actors._connect import Backend
+from dafx_actors._backend import Backend
+from dafx_actors._calls import Sent, within
 from dafx_actors._executor import ClientAgentExecutor, output_of, unfinished
 from dafx_actors._json import object_in
 from dafx_actors._peer import response_in
@@ -76,33 +76,50 @@ class TurnHandle(Generic[T]):
     def __await__(self) -> Generator[Any, None, AgentRunResponse[T]]:
         return self.result().__await__()
 
-    async def thread(self) -> AgentThread:
+    async def thread(self, *, timeout: float | None = None) -> AgentThread:
         """The thread that it belongs to.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Raises:
             TurnNotFound: There is no such turn.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
-        if self._thread is None:
-            self._thread, _ = await self._executor.turn(self.agent, self.correlation_id)
-        return self._thread
+        with self._executor.bounded(timeout):
+            if self._thread is None:
+                self._thread, _ = await self._executor.turn(self.agent, self.correlation_id)
+            return self._thread
 
     async def result(self, timeout: float | None = None) -> AgentRunResponse[T]:
         """The answer.
 
         Args:
-            timeout: Seconds to wait; by default as long as it takes. The turn goes on when it is over.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes. The turn goes
+                on when it is over.
 
         Raises:
+            TurnTimeout: No answer in time.
             TurnError: As `DurableAIAgent.run`; `TurnNotFound` where there is no such turn.
+            SchedulerUnreachable: Nothing answers, and there is no `timeout` to wait for longer.
         """
-        return await self._executor.wait(await self.thread(), self.correlation_id, timeout, self._response_format)
+        with self._executor.bounded_turn(self.agent, self._thread, self.correlation_id, timeout, Sent(maybe=True)):
+            return await self._executor.wait(await self.thread(), self.correlation_id, self._response_format)
 
-    async def status(self) -> TurnStatus:
+    async def status(self, *, timeout: float | None = None) -> TurnStatus:
         """Where it stands now.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Raises:
             TurnNotFound: There is no such turn.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
+        with self._executor.bounded(timeout):
+            return await self._status()
+
+    async def _status(self) -> TurnStatus:
         thread, state = await self._executor.turn(self.agent, self.correlation_id)
         shown: Json = json.loads(state.serialized_custom_status or "null") or {}
         steps = int(shown.get("steps") or 0)
@@ -127,7 +144,7 @@ class TurnHandle(Generic[T]):
             error=shown.get("error"),
         )
 
-    async def cancel(self, reason: str = "", *, by: str = "") -> bool:
+    async def cancel(self, reason: str = "", *, by: str = "", timeout: float | None = None) -> bool:
         """Cancel the turn. When this returns True it is on record: none of its tools begins to act after that.
 
         The turn ends with `TurnCancelled`; a model call on its way is aborted, where its worker can be reached, and the
@@ -137,6 +154,7 @@ class TurnHandle(Generic[T]):
         Args:
             reason: For the transcript, and for whoever awaits the turn.
             by: Who cancels it; likewise.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Returns:
             False where it had ended before, unless by this very cancellation.
@@ -145,14 +163,23 @@ class TurnHandle(Generic[T]):
             TurnNotFound: There is no such turn.
             AgentNotHosted: No worker hosts the agent; nothing was changed.
             UnsupportedByPeer: A worker of the peer hosts it.
+            TurnTimeout: Not within `timeout`; it may be cancelled, or will be.
+            SchedulerUnreachable: Nothing answers; nothing was sent.
         """
+        sent = Sent()
+        with self._executor.bounded_turn(
+            self.agent, self._thread, self.correlation_id, timeout, sent, operation="cancel"
+        ):
+            return await self._cancel(reason, by, sent)
+
+    async def _cancel(self, reason: str, by: str, sent: Sent) -> bool:
         thread, state = await self._executor.turn(self.agent, self.correlation_id)
         if state.runtime_status in _ENDED and not self._executor.is_handed_over(state):
             # Its thread need not know it: it may have been refused, or withdrawn.
             ended = _codec.load_error(state.failure_details.message) if state.failure_details else None
         else:
             told = {"correlationId": self.correlation_id, "mark": {"reason": reason, "by": by}}
-            outcome: Json = await self._executor.tell(thread, "cancel", told)
+            outcome: Json = await self._executor.tell(thread, "cancel", told, sent)
             if "cancelled" in outcome:
                 return True
             ended = _codec.load_cancellation(outcome["ended"])
@@ -188,7 +215,7 @@ class OrchestrationHandle(Generic[T]):
         """The result, as the function's annotation says.
 
         Args:
-            timeout: Seconds to wait; as long as it takes by default.
+            timeout: Seconds to wait, outages of the scheduler included; as long as it takes by default.
 
         Raises:
             OrchestrationFailed: It failed, or was terminated; `__cause__` is the agent's error where there is one.
@@ -214,31 +241,64 @@ class OrchestrationHandle(Generic[T]):
         Raises:
             TimeoutError: It has not ended; it goes on.
         """
-        give_up = math.inf if timeout is None else time.monotonic() + timeout
-        while (left := give_up - time.monotonic()) > 0:
-            if (state := await self._backend.wait(self.instance_id, left, at_most=left)) is not None:
-                return state
-        raise TimeoutError(
+        late = TimeoutError(
             f"orchestration {self.instance_id} has not ended within {timeout} s; it goes on, if a worker hosts it"
         )
+        with within(timeout, lambda: late):
+            while True:
+                if (state := await self._backend.wait(self.instance_id, math.inf)) is not None:
+                    return state
 
-    async def state(self) -> OrchestrationState | None:
-        """What durabletask knows of it now, or None if there is no such orchestration."""
-        return await self._backend.state(self.instance_id)
+    async def state(self, *, timeout: float | None = None) -> OrchestrationState | None:
+        """What durabletask knows of it now, or None if there is no such orchestration.
 
-    async def custom_status(self) -> Any:
-        """What the orchestration has shown last with `context.set_custom_status`; None where it has shown nothing."""
-        state = await self.state()
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+        """
+        with self._backend.bounded(timeout):
+            return await self._backend.state(self.instance_id)
+
+    async def custom_status(self, *, timeout: float | None = None) -> Any:
+        """What the orchestration has shown last with `context.set_custom_status`; None where it has shown nothing.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+        """
+        state = await self.state(timeout=timeout)
         return json.loads((state.serialized_custom_status if state else None) or "null")
 
-    async def raise_event(self, name: str, data: Any = None) -> None:
+    async def raise_event(self, name: str, data: Any = None, *, timeout: float | None = None) -> None:
         """Raise an event for it.
+
+        Args:
+            name: What it waits for.
+            data: What comes with it.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Raises:
             ValueMismatch: JSON cannot hold `data`.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; the event may have arrived.
         """
-        await self._backend.raise_event(self.instance_id, name, dump_value(data))
+        sent = Sent()
+        with self._backend.bounded(timeout, sent):
+            await self._backend.raise_event(self.instance_id, name, dump_value(data), sent)
 
-    async def terminate(self, reason: str = "") -> None:
-        """End it, and the turns that it waits for."""
-        await self._backend.terminate(self.instance_id, reason)
+    async def terminate(self, reason: str = "", *, timeout: float | None = None) -> None:
+        """End it, and the turns that it waits for.
+
+        Args:
+            reason: Its output.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; it may have ended, or will.
+        """
+        sent = Sent()
+        with self._backend.bounded(timeout, sent):
+            await self._backend.terminate(self.instance_id, reason, sent)

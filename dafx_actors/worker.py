@@ -23,7 +23,7 @@ from durabletask import task
 from durabletask.client import TaskHubGrpcClient
 from durabletask.worker import TaskHubGrpcWorker
 
-from dafx_actors import _codec
+from dafx_actors import _codec, _credentials
 from dafx_actors._agent_tasks import CrossingError
 from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make_worker, reader_of
 from dafx_actors._intake import Intake, Step, said, watch_of_step
@@ -112,6 +112,7 @@ class DurableAIAgentWorker:
         # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
         self._reporter: ThreadPoolExecutor | None = None
         self._stack: AsyncExitStack | None = None
+        self._sign_in: Callable[[], None] | None = None
         self._max_concurrent_steps = max_concurrent_steps
         self._limit("activity", max_concurrent_steps)
         self._limit("orchestration", _ORCHESTRATIONS)
@@ -141,14 +142,20 @@ class DurableAIAgentWorker:
             extended_sessions: See `__init__`.
 
         Raises:
-            ConfigurationError: The endpoint has no scheme.
+            ConfigurationError: The endpoint has no scheme, or azure-identity is set up wrongly.
         """
-        return cls(
-            make_worker(address(endpoint, taskhub), credential),
+        where = address(endpoint, taskhub)
+        if where.is_secure and credential is None:
+            credential = _credentials.default_credential()
+        made = cls(
+            make_worker(where, credential),
             max_concurrent_steps=max_concurrent_steps,
             stop_timeout=stop_timeout,
             extended_sessions=extended_sessions,
         )
+        if where.is_secure:
+            made._sign_in = functools.partial(_credentials.check, credential, where.endpoint)
+        return made
 
     # --- What is hosted -------------------------------------------------------------------------------------------
 
@@ -232,7 +239,13 @@ class DurableAIAgentWorker:
 
         Raises:
             RuntimeError: The worker is running.
+            SchedulerCredentialError: The scheduler wants a token, and there is none; nothing was started.
         """
+        if self._sign_in is not None:
+            self._sign_in()
+        self._start()
+
+    def _start(self) -> None:
         self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
 
     def stop(self) -> None:
@@ -252,13 +265,15 @@ class DurableAIAgentWorker:
         self._gate.close(0)
 
     async def __aenter__(self) -> DurableAIAgentWorker:
+        if self._sign_in is not None:  # it may take many seconds, and leaves nothing behind
+            await anyio.to_thread.run_sync(self._sign_in, abandon_on_cancel=True)
         async with AsyncExitStack() as stack:
             self._loop.use(await stack.enter_async_context(anyio.from_thread.BlockingPortal()))
             stack.callback(self._loop.use, None)
             stack.push_async_callback(self._shielded, self._close_agents)
             # Not on this loop: the steps that are waited for run on it.
             stack.push_async_callback(self._shielded, functools.partial(anyio.to_thread.run_sync, self._drain))
-            self.start()
+            self._start()
             self._stack = stack.pop_all()
         return self
 

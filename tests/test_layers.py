@@ -13,7 +13,9 @@ import dafx_actors
 PACKAGE = Path(dafx_actors.__file__).parent
 ROWS = [
     {"errors"},
-    {"ids", "_bundles"},
+    {"ids", "_bundles", "_outages"},
+    {"_credentials"},
+    {"_calls"},
     {"transcript"},
     {"decisions", "exchange", "models"},
     {"_json", "tools._docstrings", "_open_calls"},
@@ -40,6 +42,7 @@ ROWS = [
     {"models.environment"},
     {"_agent_tasks"},
     {"orchestration"},
+    {"_backend"},
     {"_peer", "_seam", "_sessions", "_turn_base", "_host"},
     {"_intake", "_agent_steps", "_turn_calls"},
     {"_executor", "_turn_steps"},
@@ -55,9 +58,9 @@ ROWS = [
 """The layers, from the ground up. `models` alone is the protocol, in `models/__init__.py`."""
 OWNERS = {
     "openai": {"models"},
-    "azure": {"models", "_connect"},
+    "azure": {"models", "_credentials"},
     "sqlite3": {"scheduler"},
-    "durabletask.internal": {"scheduler", "_connect", "_intake", "_lines", "_sessions", "testing"},
+    "durabletask.internal": {"scheduler", "_connect", "_backend", "_intake", "_lines", "_sessions", "testing"},
     "pydantic": {"_schemas"},
     "mcp": {"mcp"},
     "mcp_types": {"mcp"},
@@ -67,7 +70,7 @@ OWNERS = {
 """Who may import what, by the first part of the module's name."""
 SEEN_BY_THE_SCHEDULER = {"errors", "_bundles"}
 """What it shares with the layers: what it raises, and the form in which it speaks with our workers."""
-HOSTS_OF_THE_SCHEDULER = {"_connect", "testing._host", "cli"}
+HOSTS_OF_THE_SCHEDULER = {"_backend", "testing._host", "cli"}
 """Modules that know that there is an embedded scheduler; it stands beside the layers."""
 
 

@@ -1,4 +1,4 @@
-"""The scheduler's own small service, `dafx.scheduler.v1.Admin`: what is hosted, figures, backup.
+"""The scheduler's own small service, `dafx.scheduler.v1.Admin`: what is hosted, figures, withdrawals, backup.
 
 Requests and replies are JSON objects in UTF-8, so that nobody needs generated code to use it: any gRPC client that
 can send bytes will do. Metadata are those of every other call (`taskhub`, `authorization`).
@@ -8,6 +8,8 @@ method     request                reply
 =========  =====================  =====================================================================
 Hosted     `{}`                   which names the workers of the task hub take; see `hosted`
 Stats      `{}`                   counts, queues and workers of every task hub; see `stats`
+Withdraw   `{"instance_id": "i",  `{"withdrawn": true}`: an orchestration that no worker has begun is over, with
+           "output": "null"}`     that output (JSON); false where one has, or it is over: then nothing changes
 Backup     `{"name": "new.db"}`   `{"path": ..., "bytes": ...}`; a new file in the scheduler's folder for
                                   backups, which by default is that of its database
 =========  =====================  =====================================================================
@@ -99,6 +101,23 @@ async def _stats(engine: Engine, _: TaskHub, __: bytes) -> bytes:
     return json.dumps(await stats(engine)).encode()
 
 
+async def _withdraw(_: Engine, hub: TaskHub, request: bytes) -> bytes:
+    try:
+        asked = json.loads(request)
+        instance_id, output = asked["instance_id"], asked["output"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        instance_id = output = None
+    if not isinstance(instance_id, str) or not isinstance(output, str):
+        raise Refused("INVALID_ARGUMENT", 'Send a JSON object with two texts: {"instance_id": "i", "output": "null"}.')
+    it = hub.orchestrations.find(instance_id)
+    withdrawn = it is not None and it.status == Status.PENDING
+    if it is not None and withdrawn:
+        with hub.changing() as changes:
+            hub.orchestrations.terminate(changes, it, output, recurse=False)
+        await changes.committed()
+    return json.dumps({"withdrawn": withdrawn}).encode()
+
+
 async def _backup(engine: Engine, _: TaskHub, request: bytes) -> bytes:
     try:
         name = json.loads(request)["name"]
@@ -127,5 +146,6 @@ def _is_file_name(name: str) -> bool:
 METHODS: Mapping[str, Callable[[Engine, TaskHub, bytes], Awaitable[bytes]]] = {
     "Hosted": _hosted,
     "Stats": _stats,
+    "Withdraw": _withdraw,
     "Backup": _backup,
 }

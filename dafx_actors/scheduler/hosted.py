@@ -86,6 +86,29 @@ async def hosted_async(channel: Any, metadata: Metadata = (), *, timeout: float 
     return None if reply is None else Hosted.load(reply)
 
 
+async def withdraw_async(
+    channel: Any, metadata: Metadata = (), *, instance_id: str, output: str, timeout: float = _TIMEOUT
+) -> bool | None:
+    """End an orchestration that no worker has begun, over a `grpc.aio.Channel`; None if the backend does not know how.
+
+    Args:
+        channel: To the scheduler.
+        metadata: Of every call.
+        instance_id: The orchestration.
+        output: Its output, as JSON.
+        timeout: Seconds.
+
+    Returns:
+        False where a worker has begun it, or it is over, or there is none; nothing was changed then.
+
+    Raises:
+        grpc.RpcError: the backend cannot be reached, or refuses the caller.
+    """
+    request = {"instance_id": instance_id, "output": output}
+    reply = await _call_async(channel, "Withdraw", request, metadata, timeout)
+    return None if reply is None else bool(reply["withdrawn"])
+
+
 def stats(channel: Any, metadata: Metadata = (), *, timeout: float = _TIMEOUT) -> dict[str, Any] | None:
     """Counts, queues and workers of every task hub, as JSON, over a `grpc.Channel`."""
     return _call(channel, "Stats", {}, metadata, timeout)

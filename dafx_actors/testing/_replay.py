@@ -32,7 +32,7 @@ from durabletask.task import FailureDetails
 from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf import json_format
 
-from dafx_actors._connect import code_of
+from dafx_actors._calls import code_of
 from dafx_actors._coroutines import work_item
 from dafx_actors.ids import turn_name
 from dafx_actors.transcript import Json
