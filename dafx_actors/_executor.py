@@ -314,7 +314,7 @@ class ClientAgentExecutor:
             vigil.go_on(patience)
             return None
         agents = None if known is None else sorted(filter(None, map(agent_of_turn, known.names)))
-        return await self._withdraw(agent, correlation_id, vigil.waited, agents)
+        return await self._withdraw(agent, correlation_id, patience, agents)
 
     async def _withdraw(
         self, agent: str, correlation_id: str, waited: float, agents: list[str] | None
