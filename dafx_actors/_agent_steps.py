@@ -10,16 +10,31 @@ import attrs
 from dafx_actors import _codec, _turn
 from dafx_actors._answers import answer_mismatch
 from dafx_actors._host import Host
+from dafx_actors._json import check_json, shown
 from dafx_actors._toolbox import Toolbox
 from dafx_actors.agents import Agent, Turn
 from dafx_actors.errors import TurnFailed
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
-from dafx_actors.models import ModelReply, ModelRequest, ending_of
+from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ending_of
 from dafx_actors.tools import ToolContext
-from dafx_actors.transcript import ChatMessage, FunctionCallContent, Json, Transcript
+from dafx_actors.transcript import ChatMessage, Content, FunctionCallContent, Json, Transcript
 
 _logger = logging.getLogger("dafx_actors.worker")
+
+
+def _storable(reply: ModelReply) -> ModelReply:
+    """A reply whose calls JSON can hold: arguments that it cannot are not those of a call that can be made."""
+    contents: list[Content] = []
+    for content in reply.message.contents:
+        if isinstance(content, FunctionCallContent):
+            try:
+                check_json(content.arguments)
+            except ValueError:
+                written = {UNPARSED_ARGUMENTS: shown(content.arguments)}
+                content = FunctionCallContent(content.call_id, content.name, extra=written)
+        contents.append(content)
+    return attrs.evolve(reply, message=attrs.evolve(reply.message, contents=tuple(contents)))
 
 
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens", "num_predict", "n_predict")
@@ -76,7 +91,7 @@ class AgentSteps:
         instructions = await self.agent.instructions(turn)
         if instructions:
             turn = attrs.evolve(turn, messages=(ChatMessage("system", instructions), *conversation))
-        reply = await self.agent.respond(turn)
+        reply = _storable(await self.agent.respond(turn))
         calls = [content for content in reply.message.contents if isinstance(content, FunctionCallContent)]
         invalid = None if calls else answer_mismatch(reply.message.text, request.response_schema)
         ending = ending_of(reply.finish_reason)

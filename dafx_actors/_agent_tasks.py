@@ -13,7 +13,7 @@ from durabletask import task
 
 from dafx_actors import _codec, _peer_forms
 from dafx_actors._coroutines import DurableTask
-from dafx_actors._json import as_object
+from dafx_actors._json import as_object, check_json, load_json
 from dafx_actors._values import json_schema, load_value
 from dafx_actors.errors import DafxError, InvalidAnswer, ValueMismatch
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
@@ -67,11 +67,11 @@ def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResp
     if isinstance(response_format, Mapping):
         annotation = _KINDS.get(str(as_object(response_format).get("type")), Any)
     try:
-        return attrs.evolve(response, value=load_value(json.loads(response.text), annotation))
-    except json.JSONDecodeError as error:
-        raise InvalidAnswer(response.text, f"it is not JSON ({error})") from error
+        return attrs.evolve(response, value=load_value(load_json(response.text), annotation))
     except ValueMismatch as error:
         raise InvalidAnswer(response.text, str(error)) from error
+    except ValueError as error:
+        raise InvalidAnswer(response.text, f"it is not JSON ({error})") from error
 
 
 class OrchestrationAgentExecutor:
@@ -122,7 +122,15 @@ class OrchestrationAgentExecutor:
 
 
 def turn_input(thread: AgentThread, request: RunRequest) -> dict[str, Json]:
-    """The input of a turn's orchestration."""
+    """The input of a turn's orchestration.
+
+    Raises:
+        ValueMismatch: JSON cannot hold the request's options, or its schema.
+    """
+    try:
+        check_json([request.options, request.response_schema])
+    except ValueError as error:
+        raise ValueMismatch(f"the request cannot be sent: {error}") from error
     return {"thread": thread.thread_id, "request": _codec.dump_request(request), "eager": True}
 
 

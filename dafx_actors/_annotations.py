@@ -7,7 +7,6 @@ converted, for the time that it takes.
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import (
@@ -34,7 +33,8 @@ from cattrs.gen import typeddicts
 from cattrs.preconf.json import make_converter as json_converter
 
 from dafx_actors._codec import dump_entry, dump_message, load_message, load_response
-from dafx_actors._json import as_object, dump_time, load_time, reason_of, shown
+from dafx_actors._forms import dump_bytes, dump_clock, key_text, load_bytes, load_clock
+from dafx_actors._json import as_object, load_json, reason_of, shown
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Json, Response
@@ -59,18 +59,61 @@ def make_converter() -> Converter:
         made.register_structure_hook(scalar, _by_pydantic)
         made.register_unstructure_hook(scalar, _for_json)
     made.register_structure_hook_func(_is_pydantic, _by_pydantic)
-    # What pydantic does not know, such as an attrs class, is left to this converter.
-    made.register_unstructure_hook_func(_is_pydantic, lambda it: it.model_dump(mode="json", fallback=made.unstructure))
+    made.register_unstructure_hook_func(_is_pydantic, _dump_model(made))
+    for binary in _BINARY:
+        made.register_structure_hook(binary, _from_bytes)
+        made.register_unstructure_hook(binary, dump_bytes)
+    made.register_unstructure_hook_func(lambda cls: cls is dict, _dump_dict(made))
+    made.register_structure_hook_func(_is_like_a_scalar, lambda value, cls: cls(value))
     made.register_structure_hook(ChatMessage, lambda value, _: load_message(value))
     made.register_unstructure_hook(ChatMessage, dump_message)
     made.register_unstructure_hook_func(lambda cls: cls is AgentRunResponse, _dump_answer)
     made.register_structure_hook_factory(_is_answer)(_load_answer)
     made.register_structure_hook(type(None), _nothing)
-    made.register_structure_hook(datetime, lambda value, _: load_time(value))
-    made.register_unstructure_hook(datetime, dump_time)
+    made.register_structure_hook(datetime, lambda value, _: load_clock(value))
+    made.register_unstructure_hook(datetime, dump_clock)
     return made
 
 
+def _dump_dict(converter: Converter) -> Callable[[dict[Any, Any]], Json]:
+    """With keys as text; cattrs would lose one of two that come to the same."""
+
+    def dump(value: dict[Any, Any]) -> Json:
+        named = {key_text(converter.unstructure(key)): converter.unstructure(item) for key, item in value.items()}
+        if len(named) != len(value):
+            raise ValueError("two keys of a mapping are the same as text")
+        return named
+
+    return dump
+
+
+def _from_bytes(value: Json, kind: Any) -> Any:
+    return kind(load_bytes(value))
+
+
+def _is_like_a_scalar(cls: Any) -> bool:
+    """Whether it is a number as numpy has them, which is made of one; arrays can be changed, and are none."""
+    return isinstance(cls, type) and all(hasattr(cls, name) for name in ("item", "dtype")) and not _is_array(cls)
+
+
+def _is_array(cls: Any) -> bool:
+    return hasattr(cls, "__setitem__")
+
+
+def _dump_model(converter: Converter) -> Callable[[Any], Json]:
+    """What pydantic does not know, such as an attrs class, is left to this converter; so are bytes, as everywhere."""
+
+    def dump(model: Any) -> Json:
+        from dafx_actors._schemas import fields_of_bytes  # not at the top, for the time that pydantic takes
+
+        ours = fields_of_bytes(cast("type[Any]", type(model)))
+        said = model.model_dump(mode="json", fallback=converter.unstructure, exclude=set(ours))
+        return said | {name: converter.unstructure(getattr(model, field)) for field, name in ours.items()}
+
+    return dump
+
+
+_BINARY: tuple[Any, ...] = (bytes, bytearray, memoryview)
 _ARRAYS: Mapping[Any, Callable[[Any], Any]] = {
     list: list,
     tuple: tuple,
@@ -117,9 +160,25 @@ def _mapping(cls: Any, converter: Converter) -> Hook:
 
     def structure(value: Json, _: Any) -> Any:
         items = as_object(value).items()
-        return {converter.structure(key, of_key): converter.structure(item, of_item) for key, item in items}
+        return {_structured_key(key, of_key, converter): converter.structure(item, of_item) for key, item in items}
 
     return structure
+
+
+def _structured_key(key: str, kind: Any, converter: Converter) -> Any:
+    """A key, which JSON has as text; of numbers, booleans and null it is the text of their JSON."""
+    if kind in (str, Any):
+        return key
+    try:
+        return converter.structure(key, kind)
+    except Exception as error:
+        try:
+            scalar = load_json(key)
+        except ValueError:
+            raise error from None
+        if isinstance(scalar, str | list | dict):
+            raise
+        return converter.structure(scalar, kind)
 
 
 def _has_fields(cls: Any) -> bool:
@@ -241,7 +300,7 @@ def _load_answer(annotation: Any, converter: Converter) -> Hook:
         answer = load_response(value, AgentThread(value["thread"]["agent"], value["thread"]["threadId"]))
         if not typed:
             return answer
-        return attrs.evolve(answer, value=converter.structure(json.loads(answer.text), wanted[0]))
+        return attrs.evolve(answer, value=converter.structure(load_json(answer.text), wanted[0]))
 
     return structure
 

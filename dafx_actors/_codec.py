@@ -25,6 +25,7 @@ from dafx_actors._json import (
     as_object,
     as_text,
     as_whole_number,
+    check_json,
     dump_time,
     load_json,
     load_time,
@@ -225,7 +226,8 @@ def check_decision(raw: Json) -> Mapping[str, Json]:
     for field in ("by", "reason", "digest"):
         _text(decision, field)
     if decision.get("arguments") is not None:
-        as_object(decision["arguments"])
+        as_object(check_json(decision["arguments"]))
+    check_json(decision.get("result"))
     return decision
 
 

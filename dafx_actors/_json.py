@@ -3,26 +3,85 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from dafx_actors.transcript import Json
 
 _FRACTION = re.compile(r"\.(\d+)")
+MOST_LEVELS = 100
+"""Of objects and lists. Python reads some more, but fails where it has to write them in a deep call."""
+_MOST_DIGITS = 1000
+_MOST_BITS = int(_MOST_DIGITS * math.log2(10))
+_MOST_IN_SENTENCES = 400
 
 
 def load_json(text: str) -> Json:
-    """Read a JSON text.
+    """Read a JSON text that others wrote, strictly: it is JSON, and can be written again.
 
     Raises:
-        ValueError: It is none, or nested too deeply to be read.
+        ValueError: It is none; or holds NaN, a number that is out of bounds, or is nested more than `MOST_LEVELS` deep.
     """
     try:
-        return json.loads(text)
+        return check_json(json.loads(text, parse_constant=_refuse_constant))
     except RecursionError as error:
-        raise ValueError(f"not a JSON text that can be read, nested too deeply: {shown(text)}") from error
+        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        # Python's own words about numbers of thousands of digits are advice to programmers.
+        raise ValueError(_no_number() if "int_max_str_digits" in str(error) else str(error)) from error
+
+
+def check_json(value: Json, levels: int = MOST_LEVELS) -> Json:
+    """A value that others gave, if JSON can hold it.
+
+    Raises:
+        ValueError: JSON cannot: it holds NaN, a number that is out of bounds, or something else than JSON has; or it is
+            nested more than `levels` deep.
+    """
+    todo = [(value, 0)]
+    while todo:  # without recursion: it is to find out what is nested too deeply for that
+        item, level = todo.pop()
+        if item is None or isinstance(item, str | bool):
+            continue
+        if isinstance(item, int | float):
+            _check_number(item)
+        elif isinstance(item, Mapping | list | tuple):
+            if level >= levels:
+                raise ValueError(f"it is nested more than {levels} levels deep")
+            todo += [(each, level + 1) for each in _items_of(cast("Any", item))]
+        else:
+            raise ValueError(f"JSON has no {type(cast('object', item)).__name__}")  # noqa: TRY004 - bad data
+    return value
+
+
+def _items_of(container: Any) -> Any:
+    if not isinstance(container, Mapping):
+        return container
+    mapping = cast("Mapping[Any, Any]", container)
+    if wrong := [key for key in mapping if not isinstance(key, str)]:
+        raise ValueError(f"a name in an object is a text, not {shown(wrong[0])}")
+    return mapping.values()
+
+
+def _check_number(number: float) -> None:
+    if isinstance(number, int):
+        if number.bit_length() > _MOST_BITS:
+            raise ValueError(_no_number())
+    elif not math.isfinite(number):
+        raise ValueError(f"JSON has no {number}")
+
+
+def _no_number() -> str:
+    return f"a number in it has more than {_MOST_DIGITS} digits"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}")
 
 
 def dump_time(moment: datetime) -> str:
@@ -36,16 +95,25 @@ def load_time(text: Json) -> datetime:
     Raises:
         ValueError: It is no such time.
     """
+    moment = parse_time(text)
+    try:
+        return _in_utc(moment)
+    except OverflowError as error:
+        raise ValueError(f"not a time that can be told in UTC: {text!r}") from error
+
+
+def parse_time(text: Json) -> datetime:
+    """Read RFC 3339 and keep what the clock said: a zone only if one is given.
+
+    Raises:
+        ValueError: It is no such time.
+    """
     if not isinstance(text, str):
         raise ValueError(f"not a time: {text!r}")  # noqa: TRY004 - bad data, not a bad program
     micros = text
     if "." in text:
         micros = _FRACTION.sub(lambda found: "." + found.group(1)[:6].ljust(6, "0"), text, count=1)
-    moment = datetime.fromisoformat(micros[:-1] + "+00:00" if micros[-1:] in {"Z", "z"} else micros)
-    try:
-        return _in_utc(moment)
-    except OverflowError as error:
-        raise ValueError(f"not a time that can be told in UTC: {text!r}") from error
+    return datetime.fromisoformat(micros[:-1] + "+00:00" if micros[-1:] in {"Z", "z"} else micros)
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -112,19 +180,27 @@ def as_number(value: Json) -> float:
 
 def shown(value: Json) -> str:
     """A value for a sentence: its beginning, where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        text = f"a {type(value).__name__} that is too large to be shown"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def cut(text: str) -> str:
+    """A text for a sentence that a model or a person is to read: its beginning, where it is long."""
+    return text if len(text) <= _MOST_IN_SENTENCES else f"{text[: _MOST_IN_SENTENCES - 3]}..."
+
+
 def reason_of(error: BaseException) -> str:
-    """What an error says at its innermost cause: cattrs wraps that in a group for each level."""
+    """What an error says at its innermost cause, cut where that is long: cattrs wraps it in a group for each level."""
     inner: Any = getattr(error, "exceptions", None)
     while inner:
         error = inner[0]
         inner = getattr(error, "exceptions", None)
     if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return str(error) or type(error).__name__
+        return cut(f"{error} is missing")
+    return cut(str(error)) or type(error).__name__
 
 
 def object_in(value: Json) -> Mapping[str, Json]:

@@ -30,6 +30,7 @@ from durabletask.entities import EntityContext
 from dafx_actors import _codec, _operations, _peer_forms, _thread
 from dafx_actors._agent_steps import AgentSteps
 from dafx_actors._agent_tasks import turn_input
+from dafx_actors._forms import in_form
 from dafx_actors._host import Host
 from dafx_actors._json import as_object, as_text, dump_time, load_time
 from dafx_actors._recent import RecentDocuments, RecentEntries
@@ -266,7 +267,12 @@ class HostedAgent:
             return {"error": _codec.dump_error(TurnCancelled(self.agent.name, turn))}
 
     async def tool_step(self, _: task.ActivityContext, raw: Json) -> Json:
-        """A tool call of a turn, as a value: see `Toolbox.call`; `unknown`, `notDone`, or `stopped`.
+        """A tool call of a turn, in the form of values that it was planned in; see `_tool_step`."""
+        with in_form(raw.get("form", 1)):
+            return await self._tool_step(raw)
+
+    async def _tool_step(self, raw: Json) -> Json:
+        """The outcome as a value: see `Toolbox.call`; `unknown`, `notDone`, or `stopped`.
 
         It acts only after it has read in the thread that the turn goes on, and that what needs approval has it; one
         that may act only once, after its attempt is on record.

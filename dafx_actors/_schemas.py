@@ -19,16 +19,30 @@ from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 import typing_extensions
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    RootModel,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaWarningKind
-from pydantic_core import CoreSchema, core_schema, to_jsonable_python
+from pydantic_core import CoreSchema, PydanticSerializationError, core_schema, to_jsonable_python
 
-from dafx_actors._json import shown
+from dafx_actors._forms import dump_bytes, load_bytes_of_arguments
+from dafx_actors._json import cut, shown
 from dafx_actors.transcript import Json
 
 NoSchema = (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError)
 """What is raised where no schema can be made."""
+NoJson: tuple[type[Exception], ...] = (PydanticSerializationError, ValueError)
+"""What is raised where pydantic knows no JSON of a value."""
+_MOST_CLAUSES = 20
+"""Mistakes that a model is told at once."""
 
 
 def schema_of(annotation: Any) -> dict[str, Json]:
@@ -67,8 +81,12 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 
 def dump(value: Any) -> Json:
-    """JSON of a value that is written as text."""
-    return to_jsonable_python(value)
+    """JSON of a value that is written as text.
+
+    Raises:
+        NoJson: One of them, where pydantic knows none.
+    """
+    return to_jsonable_python(value, bytes_mode="base64")
 
 
 class Arguments:
@@ -96,12 +114,14 @@ class Arguments:
         try:
             text = json.dumps(_whole(arguments), allow_nan=False)
         except (ValueError, RecursionError) as error:
-            return {}, [f"JSON cannot hold them: {error}"]
+            return {}, [cut(f"JSON cannot hold them: {error}")]
         try:
             # As JSON, where a date is text and a tuple is an array; strict, so that "3" is no number.
             return self._adapter.validate_json(text, strict=True), []
         except ValidationError as error:
-            return {}, _clauses(error, arguments)
+            clauses = [cut(clause) for clause in _clauses(error, arguments)]
+            more = len(clauses) - _MOST_CLAUSES
+            return {}, [*clauses[:_MOST_CLAUSES], *([f"and {more} more"] if more > 0 else [])]
 
 
 def _whole(value: Json) -> Json:
@@ -185,10 +205,72 @@ class _Mirrored:
         return core_schema.no_info_after_validator_function(make, handler.generate_schema(mirror))
 
 
+_BYTES = (bytes, bytearray, memoryview)
+
+
+@attrs.frozen
+class _Base64:
+    """Beside a kind of bytes in `Annotated`: JSON has them as base64, where pydantic would take any text."""
+
+    kind: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def load(text: str) -> Any:
+            return self.kind(load_bytes_of_arguments(text))
+
+        return core_schema.json_or_python_schema(
+            json_schema=core_schema.no_info_after_validator_function(load, core_schema.str_schema()),
+            python_schema=core_schema.is_instance_schema(self.kind),
+            serialization=core_schema.plain_serializer_function_ser_schema(dump_bytes, when_used="json"),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "contentEncoding": "base64"}
+
+
+@functools.cache
+def fields_of_bytes(model: type) -> Mapping[str, str]:
+    """Fields of a model's class in which pydantic would write bytes as text, each with its name in JSON."""
+    if not _is_model(model) or issubclass(model, RootModel):
+        return {}
+    cls = cast("Any", model)
+    if cls.__pydantic_decorators__.model_serializers:
+        return {}
+    told = {name for each in cls.__pydantic_decorators__.field_serializers.values() for name in each.info.fields}
+    by_alias = cls.model_config.get("serialize_by_alias")
+    return {
+        name: (by_alias and field.serialization_alias) or name
+        for name, field in cls.model_fields.items()
+        if not field.exclude
+        and name not in told
+        and not any(hasattr(note, "return_type") for note in field.metadata)  # serializers in `Annotated`
+        and _holds_bytes(field.rebuild_annotation(), set())
+    }
+
+
+def _holds_bytes(annotation: Any, seen: set[Any]) -> bool:
+    if annotation in _BYTES:
+        return True
+    if typing.get_origin(annotation) is typing.Annotated and any(
+        hasattr(note, "encoder") for note in annotation.__metadata__
+    ):
+        return False
+    if annotation in seen or typing.get_origin(annotation) is typing.Literal:
+        return False
+    seen = seen | {annotation}
+    if any(_holds_bytes(argument, seen) for argument in typing.get_args(annotation)):
+        return True
+    if supertype := _behind(annotation):
+        return _holds_bytes(supertype, seen)
+    return _has_fields(annotation) and any(_holds_bytes(hint, seen) for hint in _hints(annotation).values())
+
+
 def _readable(annotation: Any) -> Any:
     """`annotation` with mirrors where pydantic needs them."""
     if not _needs_mirror(annotation, set()):
         return annotation
+    if annotation in _BYTES:
+        return typing.Annotated[annotation, _Base64(annotation)]
     if supertype := _behind(annotation):
         return _readable(supertype)
     if _has_fields(annotation):
@@ -207,6 +289,10 @@ def _needs_mirror(annotation: Any, seen: set[Any]) -> bool:
     origin = typing.get_origin(annotation)
     if origin is typing.Literal:
         return False
+    if annotation in _BYTES:
+        return True
+    if origin is typing.Annotated and any(hasattr(note, "encoder") for note in annotation.__metadata__):
+        return False  # pydantic's own types of bytes, which say what they are as text
     if origin is typing.Annotated and any(_as_field(note) is not note for note in annotation.__metadata__):
         return True
     if supertype := _behind(annotation):
@@ -341,16 +427,23 @@ _QUALIFIERS: tuple[Any, ...] = (
 
 def _of_model(cls: Any, hints: Mapping[str, Any]) -> _Made:
     """A subclass whose fields are read by their mirrors."""
+    # What needs no mirror stands as it was declared: its notes come with the field, and must not be there twice.
+    kinds = {
+        name: field.annotation if (hint := hints.get(name, Any)) == field.rebuild_annotation() else hint
+        for name, field in cls.model_fields.items()
+    }
     fields: dict[str, Any] = {
         "__module__": cls.__module__,
         "__doc__": cls.__doc__,
-        "__annotations__": {name: hints.get(name, Any) for name in cls.model_fields},
+        "__annotations__": kinds,
         "model_config": ConfigDict(defer_build=True),
         **cls.model_fields,
     }
     mirror = type(cls)(cls.__name__, (cls,), fields)
 
     def make(read: Any) -> Any:
+        if issubclass(cls, RootModel):
+            return cast("Any", cls).model_construct(read.root, read.model_fields_set)
         return cls.model_construct(read.model_fields_set, **dict(read))
 
     return mirror, make

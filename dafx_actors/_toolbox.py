@@ -6,7 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from dafx_actors import _codec
-from dafx_actors._json import shown
+from dafx_actors._forms import FORM
+from dafx_actors._json import load_json, shown
+from dafx_actors._values import dump_value
 from dafx_actors.errors import InvalidArguments, NotDone
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
 from dafx_actors.tools import AgentTool, Approval, Tool, ToolContext, ToolSource, source_needs_approval
@@ -45,10 +47,10 @@ class Toolbox:
 
         `refusal`: not at all, and why, in words for the model. `activity`: by this one. `agent`: as a turn of that
         agent. `approval`: after a person approved it, within `seconds`. `alone`: with no other at the same time.
-        `once`: it may act only once. `retry`: when it failed.
+        `once`: it may act only once. `retry`: when it failed. `form`: of the values in its arguments and its result.
         """
         if UNPARSED_ARGUMENTS in call.extra:
-            return {"refusal": f"the arguments are no JSON object: {shown(call.extra[UNPARSED_ARGUMENTS])}"}
+            return {"refusal": _unparsed(call.extra[UNPARSED_ARGUMENTS])}
         names = [definition.name for definition in offered]
         if call.name not in names:
             there_are = f"there are {', '.join(names)}" if names else "there are none"
@@ -73,6 +75,7 @@ class Toolbox:
             return {"refusal": str(error)}
         return {
             "activity": tool.name,
+            "form": FORM,
             **(_approval_plan(tool.approval) if await self.needs_approval(call.name, call.arguments) else {}),
             **({} if tool.parallel else {"alone": True}),
             **({"once": True} if tool.effect == "once" else {}),
@@ -104,7 +107,7 @@ class Toolbox:
                 return {"result": await entry.call(context, arguments)}
             if (source := await self._source_of(name)) is None:
                 return {"error": f"there is no tool {name!r} on this worker"}
-            return {"result": await source.call(name, arguments, context)}
+            return {"result": dump_value(await source.call(name, arguments, context))}
         except InvalidArguments as error:
             return {"error": str(error)}
         except TimeoutError as error:
@@ -137,6 +140,17 @@ class Toolbox:
         """Give back what the sources hold."""
         for source in self._sources:
             await source.aclose()
+
+
+def _unparsed(written: Json) -> str:
+    """Why a call whose arguments are no JSON object is not made."""
+    reason = "an object is expected"
+    if isinstance(written, str):
+        try:
+            load_json(written)
+        except ValueError as error:
+            reason = str(error)
+    return f"the arguments are no JSON object ({reason}): {shown(written)}"
 
 
 def _approval_plan(approval: Approval | None) -> dict[str, Json]:

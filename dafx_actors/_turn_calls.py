@@ -120,6 +120,7 @@ class ToolCalls:
                 "arguments": dict(arguments),
                 "attempt": number,
                 **({"once": True} if call.plan.get("once") else {}),
+                **({"form": call.plan["form"]} if "form" in call.plan else {}),
             }
             step = self._turn.context.call_activity(
                 tool_step_name(self._turn.thread.agent, call.plan["activity"]), input=asked

@@ -3,22 +3,32 @@
 durabletask's own converter passes on what does not fit its annotation; here that is an error. Understood are what
 JSON has, attrs classes, dataclasses, TypedDicts, pydantic models, enums, datetimes, `Literal`, unions and the
 usual containers. A parameter without an annotation, or with `Any`, takes the JSON value as it is.
+
+Times keep what the clock said, bytes are base64, names in objects are what `json.dumps` makes of keys; see `_forms.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
+import os
+import types
 import typing
 from collections.abc import (
     Callable,
     Generator,
+    Iterator,
     Mapping,
+    Sequence,
+    Set,
+    ValuesView,
 )
 from typing import TYPE_CHECKING, Any, cast
 
-from dafx_actors._json import reason_of, shown
+from dafx_actors._forms import dump_bytes, key_text, reading_what_is_stored
+from dafx_actors._json import MOST_LEVELS, check_json, reason_of, shown
 from dafx_actors.errors import ValueMismatch
 from dafx_actors.transcript import Json
 
@@ -42,17 +52,30 @@ def load_value(value: Json, annotation: Any) -> Any:
         raise ValueMismatch(f"{shown(value)} does not fit {_name(annotation)}: {reason_of(error)}") from error
 
 
+def load_stored(value: Json, annotation: Any) -> Any:
+    """`load_value` of what an earlier version may have written.
+
+    Raises:
+        ValueMismatch: It does not fit.
+    """
+    with reading_what_is_stored():
+        return load_value(value, annotation)
+
+
 def dump_value(value: Any) -> Json:
     """Make a JSON value of what user code gave.
 
     Raises:
         ValueMismatch: JSON cannot hold it.
     """
-    if _is_json(value):
-        return value  # as most of it is, and each replay of an orchestration dumps it again
     try:
-        return _plain(_converter().unstructure(value))
-    except (ValueError, TypeError) as error:
+        if _is_json(value):
+            return value  # as most of it is, and each replay of an orchestration dumps it again
+        return check_json(_plain(_converter().unstructure(value)), _MOST_LEVELS)
+    except RecursionError as error:
+        reason = f"it is nested more than {_MOST_LEVELS} levels deep, or holds itself"
+        raise ValueMismatch(f"a {type(value).__name__} cannot be stored: {reason}") from error
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueMismatch(f"{shown(value)} cannot be stored: {reason_of(error)}") from error
 
 
@@ -128,37 +151,92 @@ def _converter() -> Converter:
     return make_converter()
 
 
-_SCALARS = frozenset({str, int, bool, type(None)})
+def unreadable(annotation: Any) -> str | None:
+    """The name of a type in `annotation` of which no value can be made of JSON; None where there is none.
+
+    What returns such a value would find out only after it has acted.
+    """
+    if annotation in (None, Any, inspect.Parameter.empty, object) or isinstance(annotation, str | typing.TypeVar):
+        return None
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return unreadable(arguments[0])
+    if origin is typing.Union or origin is types.UnionType or origin in _CONTAINERS:
+        return next(filter(None, map(unreadable, arguments)), None)
+    if not isinstance(origin or annotation, type) or annotation is Ellipsis:
+        return None
+    try:
+        _converter().get_structure_hook(annotation)
+    except Exception as error:  # noqa: BLE001 - what cattrs raises at a class that it does not know depends on where
+        return _name(annotation) if type(error).__name__ == "StructureHandlerNotFoundError" else None
+    return None
 
 
-def _is_json(value: Any) -> bool:
+_CONTAINERS = (list, tuple, set, frozenset, dict, Mapping, Sequence, Set)
+_MOST_LEVELS = 2 * MOST_LEVELS
+"""Of values of user code, which need not go through as many hands as those of models."""
+_SCALARS = frozenset({str, bool, type(None)})
+_MOST_PLAIN = 2**63
+
+
+def _is_json(value: Any, levels: int = _MOST_LEVELS) -> bool:
     """Whether a value is JSON through and through, and no subclass of anything."""
+    if levels < 0:
+        return False
     kind = cast("type[object]", type(value))
     if kind is dict:
         # Without a generator, and without a call for each text: this sees all that an orchestration says.
         for key, item in value.items():
-            if type(key) is not str or (type(item) not in _SCALARS and not _is_json(item)):
+            if type(key) is not str or (type(item) not in _SCALARS and not _is_json(item, levels - 1)):
                 return False
         return True
     if kind is list:
-        return all(map(_is_json, value))
+        return all(type(item) in _SCALARS or _is_json(item, levels - 1) for item in value)
+    if kind is int:
+        return bool(-_MOST_PLAIN < value < _MOST_PLAIN)
     return kind in _SCALARS or (kind is float and math.isfinite(value))
 
 
 def _plain(value: Any) -> Json:
-    """Check that nothing but JSON is left; keys become text only where they are text already."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"JSON has no {value}")
-    if value is None or isinstance(value, str | bool | int | float):
+    """What cattrs left, as JSON: keys as `json.dumps` writes them, what is like a list as a list."""
+    if value is None or isinstance(value, str | bool):
         return value
+    if isinstance(value, int | float):
+        return value if type(value) in (int, float) else _scalar(value)
     if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        if wrong := [key for key, _ in items if not isinstance(key, str)]:
-            raise TypeError(f"a key of a mapping must be a str, not {wrong[0]!r}")
-        return {key: _plain(item) for key, item in items}
+        return {key_text(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in cast("list[Any]", value)]
-    raise TypeError(f"a {type(value).__name__} is no JSON value")
+    if isinstance(value, bytes | bytearray | memoryview):
+        return dump_bytes(cast("bytes", value))
+    if isinstance(value, Sequence | Set | ValuesView):
+        return [_plain(_converter().unstructure(item)) for item in cast("Sequence[Any]", value)]
+    return _else(value)
+
+
+def _scalar(value: float) -> int | float:
+    """Of a subclass, such as numpy's numbers: the number itself."""
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _else(value: Any) -> Json:
+    """What is like numpy's scalars and arrays, by their own methods; what pydantic knows, as that writes it."""
+    kind = cast("type[Any]", type(value))
+    if not isinstance(value, type):
+        if callable(getattr(kind, "item", None)) and getattr(value, "ndim", 0) == 0:
+            inner = value.item()
+            if type(inner) is not kind:
+                return _plain(_converter().unstructure(inner))
+        if hasattr(kind, "__array_interface__") and callable(getattr(kind, "tolist", None)):
+            return _plain(_converter().unstructure(value.tolist()))
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(cast("os.PathLike[str]", value))
+    if not isinstance(value, Iterator | complex):  # an iterator could go on for ever
+        from dafx_actors._schemas import NoJson, dump  # not at the top, for the time that pydantic takes
+
+        with contextlib.suppress(*NoJson):
+            return dump(value)
+    raise TypeError(f"a {kind.__name__} is no JSON value")
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dafx_actors._calls import Sent, within
 from dafx_actors._executor import ClientAgentExecutor, output_of, unfinished
 from dafx_actors._json import object_in
 from dafx_actors._peer import response_in
-from dafx_actors._values import dump_value, load_value
+from dafx_actors._values import dump_value, load_stored
 from dafx_actors.errors import DafxError, OrchestrationFailed, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
@@ -224,7 +224,7 @@ class OrchestrationHandle(Generic[T]):
         """
         state = await self.wait(timeout)
         if state.runtime_status is OrchestrationStatus.COMPLETED:
-            result: T = load_value(output_of(state), self._annotation)
+            result: T = load_stored(output_of(state), self._annotation)
             return result
         failure = state.failure_details
         cause = _codec.load_error(failure.message) if failure else None

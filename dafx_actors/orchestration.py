@@ -30,7 +30,7 @@ from dafx_actors._agent_tasks import (
     in_utc,
 )
 from dafx_actors._coroutines import DurableTask, Loop, as_durable_task, when_all, when_any
-from dafx_actors._values import dump_as, dump_value, load_value, parameters_of, returned_by
+from dafx_actors._values import dump_as, dump_value, load_stored, parameters_of, returned_by
 from dafx_actors.agents import agent_name
 from dafx_actors.errors import ConfigurationError, NotDurableError, ValueMismatch
 from dafx_actors.transcript import Json
@@ -313,7 +313,7 @@ class OrchestrationContext:
 
     def _follow(self, called: task.Task[Any], annotation: Any) -> DurableTask[Any]:
         durable = DurableTask[Any]()
-        durable.follow(called, lambda value: load_value(value, annotation), crossed)
+        durable.follow(called, lambda value: load_stored(value, annotation), crossed)
         return durable
 
     async def _retrying(self, once: Callable[[], DurableTask[T]], policy: task.RetryPolicy) -> T:
@@ -415,7 +415,7 @@ def _drive(
 
 async def _call(function: Callable[..., Any], context: OrchestrationContext, raw: Json) -> Any:
     arguments = [
-        load_value(raw, annotation)
+        load_stored(raw, annotation)
         for name, annotation in parameters_of(function)[1:]
         if raw is not None or inspect.signature(function).parameters[name].default is inspect.Parameter.empty
     ]

@@ -30,7 +30,7 @@ from dafx_actors._intake import Intake, Step, said, watch_of_step
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Work, WorkKind, until_turn_ends
 from dafx_actors._sessions import Sessions
-from dafx_actors._values import dump_as, load_value, parameters_of, returned_by
+from dafx_actors._values import dump_as, load_stored, parameters_of, returned_by
 from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError, DafxError
 from dafx_actors.ids import AgentThread, entity_name, model_step_name, probe_name, tell_name, turn_name
@@ -216,7 +216,7 @@ class DurableAIAgentWorker:
             raise ConfigurationError(f"activity {function.__qualname__} takes an input, or a context and an input")
 
         def bind(context: task.ActivityContext, raw: Json) -> Callable[[], Any]:
-            arguments = [load_value(raw, annotation) for _, annotation in parameters_of(function)[-1:]]
+            arguments = [load_stored(raw, annotation) for _, annotation in parameters_of(function)[-1:]]
             return functools.partial(function, *([context] if takes == 2 else []), *arguments)
 
         async def step(context: task.ActivityContext, raw: Json) -> Json:

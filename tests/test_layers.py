@@ -19,6 +19,7 @@ ROWS = [
     {"transcript"},
     {"decisions", "exchange", "models"},
     {"_json", "tools._docstrings", "_open_calls"},
+    {"_forms"},
     {"_stored"},
     {"_codec"},
     {"_schemas"},

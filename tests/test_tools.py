@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import anyio
@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from typing_extensions import Doc, NotRequired, TypedDict
 
 from dafx_actors import AgentThread, Transcript, durable_agent
+from dafx_actors._values import dump_value
 from dafx_actors.errors import ConfigurationError, InvalidArguments, NotDone, ValueMismatch
 from dafx_actors.models import ToolDefinition
 from dafx_actors.tools import (
@@ -866,3 +867,74 @@ def test_only_a_function_can_be_decorated() -> None:
     nothing: Any = 5
     with pytest.raises(ConfigurationError, match="decorates a function, not 5"):
         tool(nothing)
+
+
+# --- Forms of values ----------------------------------------------------------------------------------------------
+
+
+class Upload(pydantic.BaseModel):
+    raw: bytes
+    ready: pydantic.Base64Bytes = b""
+    shown: Annotated[bytes, pydantic.PlainSerializer(bytes.hex)] = b"\xff"
+    told: bytes = b"\xff"
+
+    @pydantic.field_serializer("told")
+    def tell(self, told: bytes) -> str:
+        return told.hex()
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def size(self) -> int:
+        return len(self.raw)
+
+
+async def test_bytes_are_base64_in_arguments_and_results() -> None:
+    def echo(data: bytes, inside: Upload, many: dict[int, bytes]) -> dict[int, bytes]:
+        seen.append((data, inside.raw, inside.ready, many))
+        return {1: data}
+
+    seen: list[Any] = []
+    made = only(echo)
+    arguments = {"data": "/w==", "inside": {"raw": "YQ", "ready": "Yg=="}, "many": {"7": "_w"}}
+    assert await made.call(a_context(), arguments) == {"1": "/w=="}
+    assert seen == [(b"\xff", b"a", b"b", {7: b"\xff"})]
+    whole = {"raw": "YQ==", "ready": "Yg==", "shown": "ff", "told": "ff", "size": 1}
+    assert dump_value([Upload(raw=b"a", ready=b"Yg==")]) == [whole]
+    with pytest.raises(InvalidArguments, match="`data`: expected bytes in base64"):
+        made.bind({**arguments, "data": "no base64!"})
+    assert made.parameters["properties"]["data"]["contentEncoding"] == "base64"
+
+
+async def test_times_are_given_to_a_tool_as_the_model_wrote_them() -> None:
+    def echo(at: datetime) -> datetime:
+        return at
+
+    for text in ("2024-07-01T15:00:00", "2024-07-01T15:00:00+02:00"):
+        assert await only(echo).call(a_context(), {"at": text}) == text
+
+
+class Alien:
+    pass
+
+
+def abducts() -> Alien | None:
+    raise AssertionError("it would act")
+
+
+def imagines() -> list[complex]:
+    raise AssertionError("likewise")
+
+
+@pytest.mark.parametrize("function", [abducts, imagines])
+def test_a_tool_whose_result_could_not_be_kept_is_refused_before_it_acts(function: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"returns `.*`, of which JSON can hold no value"):
+        only(function)
+
+
+async def test_mistakes_in_arguments_are_told_in_a_readable_length() -> None:
+    def act(numbers: list[int]) -> None: ...
+
+    for arguments in ({"numbers": ["x" * 10_000] * 1000}, {f"{n}{'x' * 10_000}": n for n in range(1000)}):
+        with pytest.raises(InvalidArguments) as caught:
+            only(act).bind(arguments)
+        assert len(str(caught.value)) < 10_000

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -18,14 +20,23 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typing_extensions import Required, TypedDict
+from typing_extensions import Never, Required, TypedDict
 
 from dafx_actors import AgentRunResponse, AgentThread, ChatMessage
-from dafx_actors._values import dump_as, dump_value, json_schema, load_value, parameters_of, returned_by
+from dafx_actors._values import (
+    dump_as,
+    dump_value,
+    json_schema,
+    load_value,
+    parameters_of,
+    returned_by,
+    unreadable,
+)
 from dafx_actors.errors import ValueMismatch
 from dafx_actors.transcript import UsageStats
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+OSLO = timezone(timedelta(hours=2))
 T = TypeVar("T")
 
 
@@ -122,6 +133,52 @@ class Bound:
     pages: list[int] = dataclasses.field(default_factory=list[int])
 
 
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+@dataclasses.dataclass
+class Photo:
+    raw: bytes
+
+
+class Album(pydantic.BaseModel):
+    cover: bytes
+    pages: list[Photo] = []
+    title: str | None = None
+
+
+class Scalar:
+    """A number as numpy has them."""
+
+    dtype = "int64"
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scalar) and self.number == other.number
+
+    def __hash__(self) -> int:
+        return hash(self.number)
+
+    def item(self) -> int:
+        return self.number
+
+
+class Array:
+    """An array as numpy has them."""
+
+    __array_interface__ = None
+    ndim = 1
+
+    def __init__(self, *items: Scalar) -> None:
+        self.items = items
+
+    def tolist(self) -> list[Scalar]:
+        return list(self.items)
+
+
 UserId = NewType("UserId", str)
 ANSWER = AgentRunResponse[None](
     messages=(ChatMessage("assistant", '{"x": 1}'),),
@@ -133,6 +190,23 @@ ANSWER = AgentRunResponse[None](
 
 
 P1 = {"x": 1, "y": 0}
+
+
+class Alien:
+    pass
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def endless() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
 
 
 def shown(value: object) -> str:
@@ -188,7 +262,20 @@ BOTH_WAYS: list[tuple[Any, Any, Any]] = [
     (Size, {"width": 1, "height": 2.0}, {"width": 1, "height": 2.0}),
     (Person, Person(name="Ann", born=date(2000, 1, 2)), {"name": "Ann", "born": "2000-01-02"}),
     (list[Person], [Person(name="Ann")], [{"name": "Ann", "born": None}]),
-    (bytes, b"\x00\xff", dump_value(b"\x00\xff")),
+    (bytes, b"\x00\xff", "AP8="),
+    (bytearray, bytearray(b"ab"), "YWI="),
+    (Photo, Photo(b"\xff"), {"raw": "/w=="}),
+    (Album, Album(cover=b"\xff", pages=[Photo(b"a")]), {"cover": "/w==", "pages": [{"raw": "YQ=="}], "title": None}),
+    (dict[int, str], {1: "a", -20: "b"}, {"1": "a", "-20": "b"}),
+    (dict[float, int], {1.5: 1}, {"1.5": 1}),
+    (dict[bool, int], {True: 1}, {"true": 1}),
+    (dict[int | None, int], {None: 1, 2: 2}, {"null": 1, "2": 2}),
+    (dict[Level, int], {Level.HIGH: 1}, {"3": 1}),
+    (dict[date, int], {date(2025, 1, 2): 1}, {"2025-01-02": 1}),
+    (dict[str, dict[int, Point]], {"a": {7: Point(1)}}, {"a": {"7": {"x": 1, "y": 0}}}),
+    (Scalar, Scalar(7), 7),
+    (datetime, datetime(2024, 7, 1, 15), "2024-07-01T15:00:00"),
+    (datetime, datetime(2024, 7, 1, 15, tzinfo=OSLO), "2024-07-01T15:00:00+02:00"),
     (Secret, Secret(7), {"code": 7, "tags": []}),
     (Node, Node(Point(1), [Node(Point(2))]), {"at": P1, "next": [{"at": {"x": 2, "y": 0}, "next": []}]}),
     (Route, {"start": Point(1)}, {"start": P1}),
@@ -288,12 +375,58 @@ def test_what_does_not_fit_is_an_error_with_a_readable_reason(value: Any, annota
 
 @pytest.mark.parametrize(
     "value",
-    [object(), int, {1: 2}, {"a": {(): 1}}, [object()], float("nan"), float("inf"), {"a": [float("-inf")]}, 1j],
+    [
+        *(object(), int, {"a": {(): 1}}, [object()], float("nan"), float("inf"), {"a": [float("-inf")]}, 1j),
+        *({1: "a", "1": "b"}, {float("nan"): 1}, {b"a"[0:0]: 1, "": 2}, iter([1]), map(str, [1]), ValueError("x"), ...),
+        *(10**5000, {"a": -(10**5000)}, nested(100_000), nested(300), {"a": nested(100_000)}, [Scalar], endless()),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_what_json_cannot_hold_is_an_error(value: Any) -> None:
-    with pytest.raises(ValueMismatch, match="cannot be stored"):
+    with pytest.raises(ValueMismatch, match="cannot be stored") as caught:
         dump_value(value)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (range(3), [0, 1, 2]),
+        (memoryview(b"ab"), "YWI="),
+        ({"a": 1}.keys(), ["a"]),
+        ({"a": Point(1)}.values(), [P1]),
+        ({"a": 1}.items(), [["a", 1]]),
+        (collections.deque([Scalar(1)]), [1]),
+        (collections.UserList([1]), [1]),
+        (collections.Counter("aab"), {"a": 2, "b": 1}),
+        ({None: 1, True: 2, 3: 4, 1.5: 5}, {"null": 1, "true": 2, "3": 4, "1.5": 5}),
+        ({Level.HIGH: {Colour.RED: [b"\xff"]}}, {"3": {"red": ["/w=="]}}),
+        ({Scalar(1): Scalar(2)}, {"1": 2}),
+        (Array(Scalar(1), Scalar(2)), [1, 2]),
+        (pathlib.PurePosixPath("/a/b"), "/a/b"),
+        (pydantic.SecretStr("x"), "**********"),
+        (10**30, 10**30),
+        (2**63, 2**63),
+        (nested(150), nested(150)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_common_is_stored_as_json_has_it(value: Any, stored: Any) -> None:
+    assert dump_value(value) == json.loads(json.dumps(dump_value(value))) == stored
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [complex, type, Exception, Alien, list[Alien], Alien | None, dict[str, list[Alien]], Annotated[Alien, "x"]],
+    ids=repr,
+)
+def test_a_type_of_which_json_has_no_value_is_known(annotation: Any) -> None:
+    assert unreadable(annotation) is not None
+
+
+@pytest.mark.parametrize("annotation", [*[each for each, *_ in BOTH_WAYS], T, "Forward", Never], ids=repr)
+def test_all_others_are_readable(annotation: Any) -> None:
+    assert unreadable(annotation) is None
 
 
 def test_a_long_value_is_cut_in_the_message() -> None:
@@ -388,9 +521,13 @@ def test_every_kind_of_type_has_a_schema(annotation: Any, kind: str) -> None:
     assert json_schema(annotation)["type"] == kind
 
 
+HAVE_NO_SCHEMA: list[Any] = [ChatMessage, object, Scalar, dict[Level, int]]
+"""Of which pydantic makes none, or one that does not take keys as JSON has them."""
+
+
 @pytest.mark.parametrize(
     ("annotation", "stored"),
-    [(annotation, stored) for annotation, _, stored in BOTH_WAYS if annotation not in (ChatMessage, object, bytes)],
+    [(annotation, stored) for annotation, _, stored in BOTH_WAYS if annotation not in HAVE_NO_SCHEMA],
     ids=shown,
 )
 def test_what_is_stored_fits_the_schema(annotation: Any, stored: Any) -> None:

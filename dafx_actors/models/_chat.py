@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeGuard, cast
@@ -20,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 import attrs
 
+from dafx_actors._json import load_json
 from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, FinishReason, ModelReply, ModelRequest, ToolDefinition
 from dafx_actors.transcript import (
@@ -333,32 +333,18 @@ def _calls(calls: Json, reply_id: Json) -> Iterator[FunctionCallContent]:
         yield _call(call_id, name, function.get("arguments"))
 
 
-_MOST_LEVELS = 100
-"""Of objects and lists in arguments. Python reads some more, but fails where it has to write them in a deep call."""
-
-
 def _call(call_id: str, name: str, arguments: Json) -> FunctionCallContent:
     if arguments is None or arguments == "":  # what some servers write for a tool without parameters
         return FunctionCallContent(call_id, name)
     if not isinstance(arguments, str):
         raise _bad_response("the arguments of a call are not text", arguments)
     try:
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
+        parsed = load_json(arguments)
+    except ValueError:
         parsed = None
-    if not _is_object(parsed) or not _can_be_stored(parsed, _MOST_LEVELS):
+    if not _is_object(parsed):
         return FunctionCallContent(call_id, name, extra={UNPARSED_ARGUMENTS: arguments})
     return FunctionCallContent(call_id, name, parsed)
-
-
-def _can_be_stored(value: Json, levels: int) -> bool:
-    """Whether it can be written as JSON again, which has no NaN, and from any depth of a program."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if not _is_object(value) and not _is_list(value):
-        return True
-    inner = value.values() if _is_object(value) else value
-    return levels > 0 and all(_can_be_stored(each, levels - 1) for each in inner)
 
 
 def _usage(usage: Json) -> UsageStats | None:

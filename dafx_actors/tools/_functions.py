@@ -15,7 +15,7 @@ import anyio.to_thread
 import attrs
 import typing_extensions
 
-from dafx_actors._values import arguments_of, dump_value, json_schema
+from dafx_actors._values import arguments_of, dump_value, json_schema, returned_by, unreadable
 from dafx_actors.errors import ValueMismatch
 from dafx_actors.tools._declared import ToolContext
 
@@ -59,6 +59,9 @@ def signature_of(
             kinds[parameter.name] = hint
             if parameter.default is not parameter.empty:
                 defaults[parameter.name] = parameter.default
+    if (unknown := unreadable(returned_by(underlying(function)))) is not None:
+        # It would act, and its result could not be kept.
+        mistakes.append(f"{label}: returns `{unknown}`, of which JSON can hold no value; return what it can hold")
     if mistakes:
         return None, mistakes
     arguments = arguments_of(kinds, frozenset(kinds.keys() - defaults.keys()), descriptions)
