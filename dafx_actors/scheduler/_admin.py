@@ -40,7 +40,10 @@ _LONGEST_NAME = 240
 
 
 def hosted(hub: TaskHub) -> dict[str, Any]:
-    """Which names connected workers take, by kind; `all` if one of them takes whatever comes."""
+    """Which names connected workers take, by kind; `all` if one of them takes whatever comes.
+
+    `lately` says the same of all workers that were connected within the last ten minutes, those of now included.
+    """
     workers = hub.delivery.queue.workers
     reply: dict[str, Any] = {"task_hub": hub.name, "workers": len(workers)}
     for kind in WORK_KINDS:
@@ -49,6 +52,8 @@ def hosted(hub: TaskHub) -> dict[str, Any]:
             "all": any(names is None for names in taken),
             "names": sorted({name for names in taken if names is not None for name in names}),
         }
+    lately = {kind: hub.lately.names(kind) for kind in WORK_KINDS}
+    reply["lately"] = {kind: {"all": takes_all, "names": sorted(names)} for kind, (names, takes_all) in lately.items()}
     return reply
 
 

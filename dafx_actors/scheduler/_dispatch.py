@@ -189,6 +189,15 @@ class WorkQueue:
         """Whether a connected worker takes work of this lane."""
         return any(worker.filters.take(lane) for worker in self.workers)
 
+    def unwanted(self, kind: WorkKind) -> dict[Lane, int]:
+        """Lanes in which work waits that no connected worker takes, each with when the oldest of it became ready."""
+        lanes = {lane: queue for lane, queue in self._lanes[kind].items() if queue.size and not self.wanted(lane)}
+        # The first of each group is its oldest, or was handed out before and is about as old.
+        return {
+            lane: min((next(iter(group)).since for group in queue.groups.values()), default=0)
+            for lane, queue in lanes.items()
+        }
+
     def oldest(self, kind: WorkKind) -> int | None:
         """Since when the oldest work of this kind waits; None if none waits."""
         since = [

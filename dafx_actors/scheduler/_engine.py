@@ -193,6 +193,8 @@ class Engine:
             await asyncio.sleep(self._patience.every)
             now = self.clock.now()
             for hub in self.hubs.values():
+                hub.lately.refresh()
+                hub.unhosted.look()
                 for work in hub.delivery.overdue(
                     {
                         "orchestration": now - int(self._patience.orchestration * SECOND),

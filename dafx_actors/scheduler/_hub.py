@@ -20,11 +20,13 @@ from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler._batches import problem_with
 from dafx_actors.scheduler._delivery import Delivery
 from dafx_actors.scheduler._entities import Entities
+from dafx_actors.scheduler._lately import Lately
 from dafx_actors.scheduler._orchestrations import Orchestrations
 from dafx_actors.scheduler._proto import Status, activity_item, pb
 from dafx_actors.scheduler._records import Activity, Entity, Operation, Orchestration
 from dafx_actors.scheduler._rewind import Rewinding
 from dafx_actors.scheduler._turns import InvalidAnswer
+from dafx_actors.scheduler._unhosted import Unhosted
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class TaskHub:
         self.orchestrations = Orchestrations(self)
         self.rewinding = Rewinding(self)
         self.delivery = Delivery(clock, store.ids, self._render)
+        self.lately = Lately(self)
+        self.unhosted = Unhosted(self)
         self._waiters: dict[str, list[_Waiter]] = {}
         self._signals: set[str] = set()
         """Request ids of signals that are not on disk yet."""
@@ -171,6 +175,7 @@ class TaskHub:
 
     def _load(self) -> None:
         now = self.clock.now()
+        self.lately.load()
         self.timers.replace(self.id, [(row[0], row[1], self.id, *row[2:]) for row in self.store.timers(self.id)])
         self.entities.load(list(self.store.lock_requests(self.id)))
         self.orchestrations.load(self.store.ready_orchestrations(self.id, now, Status.PENDING))
@@ -329,6 +334,7 @@ class TaskHub:
 
     def disconnect(self, worker: Worker) -> None:
         """A worker's stream has ended; what it held is handed out again at once."""
+        self.lately.note(worker.filters)
         for work in self.delivery.disconnect(worker):
             self.again(work)
 

@@ -72,6 +72,7 @@ class WorkStream:
         """
         about = {"task_hub": self._hub.name, "worker": self.worker.name}
         logger.info("Worker %s has connected to task hub %s", self.worker.name, self._hub.name, extra=about)
+        self._hub.lately.note(self.worker.filters)
         self._hub.delivery.queue.connect(self.worker)
         try:
             while not self._ended:

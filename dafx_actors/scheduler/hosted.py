@@ -44,6 +44,29 @@ class Names:
 
 
 @attrs.frozen(kw_only=True)
+class Lately:
+    """What the workers take, or took, that were connected within the last ten minutes; those of now included.
+
+    A scheduler remembers it across its own restart. Who is missing from `Hosted` and stands here is about to come back,
+    most likely.
+    """
+
+    orchestrations: Names
+    activities: Names
+    entities: Names
+    """In lower case."""
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> Self:
+        """From JSON."""
+        return cls(
+            orchestrations=Names.load(raw["orchestration"]),
+            activities=Names.load(raw["activity"]),
+            entities=Names.load(raw["entity"]),
+        )
+
+
+@attrs.frozen(kw_only=True)
 class Hosted:
     """What the workers take that are connected to a task hub at this moment."""
 
@@ -53,6 +76,8 @@ class Hosted:
     activities: Names
     entities: Names
     """In lower case."""
+    lately: Lately
+    """The same of the last ten minutes. A scheduler that does not remember it shows what is hosted now."""
 
     @classmethod
     def load(cls, raw: Mapping[str, Any]) -> Self:
@@ -63,6 +88,7 @@ class Hosted:
             orchestrations=Names.load(raw["orchestration"]),
             activities=Names.load(raw["activity"]),
             entities=Names.load(raw["entity"]),
+            lately=Lately.load(raw.get("lately") or raw),
         )
 
 

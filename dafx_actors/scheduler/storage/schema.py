@@ -146,7 +146,18 @@ CREATE TABLE signals (
 CREATE INDEX signals_at ON signals (at);
 """
 
-STEPS: Final[tuple[str, ...]] = (_FIRST,)
+_HOSTED: Final = """
+-- Which names workers took, and when one that did was last known to be connected.
+CREATE TABLE hosted (
+    hub INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    name TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (hub, kind, name)
+) WITHOUT ROWID;
+"""
+
+STEPS: Final[tuple[str, ...]] = (_FIRST, _HOSTED)
 """Step n brings a file from version n to version n + 1."""
 
 VERSION: Final = len(STEPS)

@@ -279,6 +279,10 @@ class Store:
         )
         return None if found is None else (found[0], tables.read_operation(found[1:]))
 
+    def hosted_lately(self, hub: int) -> list[Row]:
+        """Kind, name and time of each name that workers took."""
+        return self.rows("SELECT kind, name, at FROM hosted WHERE hub = ?", hub)
+
     def hub_is_stored(self, row: int) -> bool:
         """Whether there is a task hub of this row."""
         return self.row("SELECT 1 FROM hubs WHERE id = ?", row) is not None

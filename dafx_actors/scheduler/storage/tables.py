@@ -255,6 +255,16 @@ def delete_signals(changes: Changes, before: int) -> None:
     changes.write("DELETE FROM signals WHERE at < ?", before)
 
 
+def write_hosted(changes: Changes, hub: int, kind: str, name: str, at: int) -> None:
+    """A worker that takes this name was connected."""
+    changes.write("INSERT OR REPLACE INTO hosted (hub, kind, name, at) VALUES (?, ?, ?, ?)", hub, kind, name, at)
+
+
+def delete_hosted(changes: Changes, hub: int, before: int) -> None:
+    """Nobody has taken these for long."""
+    changes.write("DELETE FROM hosted WHERE hub = ? AND at < ?", hub, before)
+
+
 def touch(changes: Changes, at: int) -> None:
     """Write something, to see whether that is possible."""
     changes.write("INSERT OR REPLACE INTO signals (hub, request, at) VALUES (0, 'touch', ?)", at)
