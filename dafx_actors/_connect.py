@@ -27,7 +27,7 @@ from durabletask.internal.shared import get_grpc_channel  # pyright: ignore[repo
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _credentials
-from dafx_actors._outages import logger_of_worker
+from dafx_actors._outages import WorkerLogger
 from dafx_actors.errors import ConfigurationError
 
 DurableTaskClient: TypeAlias = TaskHubGrpcClient | AsyncTaskHubGrpcClient
@@ -93,6 +93,7 @@ def make_client(where: Address, credential: Any = None) -> AsyncTaskHubGrpcClien
     """An async client. A secure endpoint gets `credential`, of either kind."""
     from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
 
+    _quieten_grpc()
     return AsyncDurableTaskSchedulerClient(
         host_address=where.endpoint,
         taskhub=where.task_hub,
@@ -109,6 +110,7 @@ def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
     """A worker. A secure endpoint gets `credential`, a synchronous one."""
     from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 
+    _quieten_grpc()
     return DurableTaskSchedulerWorker(
         host_address=where.endpoint,
         taskhub=where.task_hub,
@@ -121,8 +123,13 @@ def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
             reconnect_backoff_base_seconds=0.2,
             reconnect_backoff_cap_seconds=1.0,
         ),
-        logger=logger_of_worker(where.endpoint, _sdk_logger),
+        logger=WorkerLogger(where.endpoint, _sdk_logger),
     )
+
+
+def _quieten_grpc() -> None:
+    """Have gRPC's core, which looks when it makes its first channel, keep what is no error from the standard error."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def check_wrapped(what: str, given: object, *kinds: type) -> None:

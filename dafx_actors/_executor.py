@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -162,11 +162,30 @@ class ClientAgentExecutor:
         if state is not None and (differs := _difference(state, thread, request)):
             raise CorrelationConflict(request.correlation_id, differs)
 
-    async def wait(self, thread: AgentThread, correlation_id: str, response_format: Any) -> AgentRunResponse[Any]:
-        """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`."""
+    async def wait(
+        self,
+        thread: AgentThread,
+        correlation_id: str,
+        response_format: Any,
+        *,
+        again: Callable[[], Awaitable[object]] | None = None,
+    ) -> AgentRunResponse[Any]:
+        """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`.
+
+        Args:
+            thread: Its thread.
+            correlation_id: The turn.
+            response_format: Of the answer.
+            again: Starts it. A turn that somebody else withdraws meanwhile is started anew, once: some schedulers show
+                that only when there is a worker again.
+        """
+        vigil = self._vigil()
         try:
             if not self._hosted_by_peer:
-                state = await self._end_of(thread.agent, correlation_id)
+                state = await self._end_of(thread.agent, correlation_id, vigil)
+                if again is not None and await self._was_withdrawn(state):
+                    await again()
+                    state = await self._end_of(thread.agent, correlation_id, vigil)
                 if not _is_by_peer(state):
                     return await self._answer(state, thread, correlation_id, response_format)
             response = await self._peer.response(thread, correlation_id, None)
@@ -194,7 +213,7 @@ class ClientAgentExecutor:
         telling = new_id()
         told = {"thread": thread.thread_id, "operation": operation, "input": dict(input)}
         await self._backend.start(tell_name(thread.agent), telling, told, sent=sent)
-        state = await self._end_of(thread.agent, telling)
+        state = await self._end_of(thread.agent, telling, self._vigil())
         if state.runtime_status is not OrchestrationStatus.COMPLETED:
             raise _failure(state, thread.agent, telling)
         outcome = output_of(state)
@@ -267,13 +286,15 @@ class ClientAgentExecutor:
             return _AWAY if math.isinf(anyio.current_effective_deadline()) else math.inf
         return _GRACE if is_told else _START_TIMEOUT
 
-    async def _end_of(self, agent: str, correlation_id: str) -> OrchestrationState:
+    def _vigil(self) -> _Vigil:
+        return _Vigil(_GRACE if self._given is None else self._given)
+
+    async def _end_of(self, agent: str, correlation_id: str, vigil: _Vigil) -> OrchestrationState:
         """An orchestration when it has ended, or when its turn was handed over.
 
         Raises:
             AgentNotHosted: No worker took it in time, and it was withdrawn.
         """
-        vigil = _Vigil(_GRACE if self._given is None else self._given)
         while True:
             state = await self._backend.wait(correlation_id, vigil.left)
             if state is None and vigil.is_due:
@@ -359,8 +380,11 @@ def _withdrawal_in(state: OrchestrationState) -> Mapping[str, Json] | None:
     """Likewise, of a turn; None where it ended otherwise."""
     if state.runtime_status is not OrchestrationStatus.TERMINATED:
         return None
-    output = object_in(output_of(state))
-    return output if output.get("dafx") == "withdrawn" else None
+    output: Json = output_of(state)
+    if not isinstance(output, dict):
+        return None
+    found = object_in(output)
+    return found if found.get("dafx") == "withdrawn" else None
 
 
 def _is_by_peer(record: OrchestrationState) -> bool:

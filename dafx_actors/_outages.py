@@ -98,32 +98,35 @@ def one_line(text: str) -> str:
     return text if len(text) <= _LONGEST_DETAIL else text[: _LONGEST_DETAIL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def logger_of_worker(endpoint: str, parent: logging.Logger) -> logging.Logger:
+class WorkerLogger(logging.Logger):
     """For a worker of durabletask, which tells of each attempt to connect several times, with all that gRPC knows.
 
-    Of its connection there is a line when it is lost, one a minute, and one when it is back; all else goes to `parent`.
+    Of its connection there is a line when it is lost, one a minute, and one when it is back; all else that is at least
+    a warning goes to `parent`. One for each worker, which goes with it.
     """
-    outage = Outage(endpoint)
-    # One for each worker, which goes with it.
-    logger = logging.Logger(parent.name, logging.WARNING)  # noqa: LOG001
-    logger.parent = parent
 
-    def heard(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
+    def __init__(self, endpoint: str, parent: logging.Logger) -> None:
+        super().__init__(parent.name, logging.WARNING)
+        self.parent = parent
+        self._outage = Outage(endpoint)
+        self.addFilter(self._is_something_else)
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name is logging's
+        """Whether it wants to hear of this. durabletask tells at INFO that it is connected, and of every call."""
+        return level >= (logging.INFO if self._outage.is_on else logging.WARNING)
+
+    def _is_something_else(self, record: logging.LogRecord) -> bool:
+        said, line = record.getMessage(), None
         if said.startswith(_LOST_BY_WORKER):
-            line = None if _STOPPED in said else outage.lost(_detail_in(said))
-            logger.setLevel(logging.INFO)  # there it tells of a connection
+            if _STOPPED not in said:
+                line = self._outage.lost(_detail_in(said))
         elif said.startswith(_CONNECTED):
-            line = outage.back()
-            logger.setLevel(logging.WARNING)
+            line = self._outage.back()
         else:
             return record.levelno >= logging.WARNING
         if line is not None:
             _logger.warning("%s", line)
         return False
-
-    logger.addFilter(heard)
-    return logger
 
 
 def _detail_in(said: str) -> str:

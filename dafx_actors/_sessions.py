@@ -31,10 +31,18 @@ from typing import Any
 import attrs
 import durabletask.worker
 import grpc
-from durabletask.internal.orchestrator_service_pb2 import HistoryEvent, OrchestratorRequest, OrchestratorResponse
+from durabletask.internal.orchestrator_service_pb2 import (
+    ORCHESTRATION_STATUS_TERMINATED,
+    CompleteOrchestrationAction,
+    HistoryEvent,
+    OrchestratorAction,
+    OrchestratorRequest,
+    OrchestratorResponse,
+)
 from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf.wrappers_pb2 import StringValue
 
+from dafx_actors._calls import details_of
 from dafx_actors._coroutines import Loop, keeping
 
 _logger = logging.getLogger("dafx_actors.worker")
@@ -44,6 +52,24 @@ _IDLE = 60.0
 _NEVER_KEPT = ("executionSuspended", "executionRewound")
 """What happened to orchestrations that durabletask keeps books about which are not in the context."""
 _ENDS = ("completeOrchestration", "rewindOrchestration")
+
+
+def ended_before_it_began(request: OrchestratorRequest) -> OrchestratorResponse | None:
+    """The answer to the first episode of an orchestration that was terminated before; None for any other episode.
+
+    Backends differ: some end such an orchestration by themselves, some leave it to the worker. durabletask has it take
+    its first steps then; but whoever withdrew it since no worker took it was told that nothing would be done.
+    """
+    kinds = {event.WhichOneof("eventType"): event for event in request.newEvents}
+    if "executionTerminated" not in kinds or "executionStarted" not in kinds:
+        return None
+    ended = kinds["executionTerminated"].executionTerminated
+    completed = CompleteOrchestrationAction(
+        orchestrationStatus=ORCHESTRATION_STATUS_TERMINATED,
+        result=ended.input if ended.HasField("input") else None,
+    )
+    action = OrchestratorAction(id=1, completeOrchestration=completed)
+    return OrchestratorResponse(instanceId=request.instanceId, actions=[action])
 
 
 @attrs.define(kw_only=True)
@@ -91,6 +117,10 @@ class Sessions:
 
         What is kept is there before the answer is sent: the next episode may come at once.
         """
+        if (ended := ended_before_it_began(request)) is not None:
+            ended.completionToken = token
+            stub.CompleteOrchestratorTask(ended)
+            return
         if self._goes_on(request, stub, token):
             return
         with keeping() as loops:
@@ -135,7 +165,9 @@ class Sessions:
         try:
             stub.CompleteOrchestratorTask(answer)
         except grpc.RpcError as error:
-            _logger.warning("An answer did not reach the scheduler, which will hand out its work again: %s", error)
+            _logger.warning(
+                "An answer did not reach the scheduler, which will hand out its work again: %s", details_of(error)
+            )
         return True
 
     def _begins(self, request: OrchestratorRequest) -> Any:

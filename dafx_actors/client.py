@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timezone
 from types import TracebackType
@@ -459,10 +460,11 @@ class DurableAIAgent:
         bound = timeout if deadline is None else deadline + self._executor.start_timeout
         sent = Sent()
         with self._executor.bounded_turn(self.name, where, request.correlation_id, bound, sent):
-            await self._executor.start(where, request, sent)
+            start = functools.partial(self._executor.start, where, request, sent)
+            await start()
             if not wait_for_response:
                 return request.correlation_id
-            return await self._executor.wait(where, request.correlation_id, response_format)
+            return await self._executor.wait(where, request.correlation_id, response_format, again=start)
 
     @overload
     async def start(
