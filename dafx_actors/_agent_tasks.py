@@ -13,7 +13,7 @@ from durabletask import task
 
 from dafx_actors import _codec, _peer_forms
 from dafx_actors._coroutines import DurableTask
-from dafx_actors._json import as_object, check_json, load_json
+from dafx_actors._json import MOST_LEVELS, as_object, check_json, load_json
 from dafx_actors._values import json_schema, load_value
 from dafx_actors.errors import DafxError, InvalidAnswer, ValueMismatch
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
@@ -125,13 +125,14 @@ def turn_input(thread: AgentThread, request: RunRequest) -> dict[str, Json]:
     """The input of a turn's orchestration.
 
     Raises:
-        ValueMismatch: JSON cannot hold the request's options, or its schema.
+        ValueMismatch: JSON cannot hold something in it.
     """
+    sent = _codec.dump_request(request)
     try:
-        check_json([request.options, request.response_schema])
+        check_json(sent, 2 * MOST_LEVELS)
     except ValueError as error:
         raise ValueMismatch(f"the request cannot be sent: {error}") from error
-    return {"thread": thread.thread_id, "request": _codec.dump_request(request), "eager": True}
+    return {"thread": thread.thread_id, "request": sent, "eager": True}
 
 
 class OrchestrationAgent:

@@ -106,7 +106,7 @@ def _dump_model(converter: Converter) -> Callable[[Any], Json]:
     def dump(model: Any) -> Json:
         from dafx_actors._schemas import fields_of_bytes  # not at the top, for the time that pydantic takes
 
-        ours = fields_of_bytes(cast("type[Any]", type(model)))
+        ours = fields_of_bytes(cast("Any", type(model)))
         said = model.model_dump(mode="json", fallback=converter.unstructure, exclude=set(ours))
         return said | {name: converter.unstructure(getattr(model, field)) for field, name in ours.items()}
 

@@ -22,7 +22,7 @@ import inspect
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, ItemsView, Iterable, KeysView, Set
 from contextlib import contextmanager
 from types import CoroutineType
 from typing import Any, TypeVar, cast, overload
@@ -34,6 +34,8 @@ from dafx_actors.errors import NotDurableError
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 _MOST_CLOSES = 1000
+_MOST_MADE = 100
+"""Tasks that a coroutine has made that are kept before the completed ones are let go."""
 
 
 class DurableTask(task.CompletableTask[T]):
@@ -46,6 +48,9 @@ class DurableTask(task.CompletableTask[T]):
         super().__init__()
         self._error: Exception | None = None
         self._child: task.Task[Any] | None = None
+        loop = _running.get(None)
+        if loop is not None and loop.current is not None:
+            loop.current.adopt(self)
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.is_complete:
@@ -72,7 +77,14 @@ class DurableTask(task.CompletableTask[T]):
         self.fail(str(error), error)
 
     def cancel(self) -> bool:
-        """Stop waiting for a timer or an event; False where that is not possible or it has completed."""
+        """Give it up; whoever awaits it gets durabletask's `TaskCancelledError`.
+
+        A timer or an event is waited for no more, and the next event of that name goes to who waits then. A coroutine
+        is ended where it stands, with all that it waits for; its `finally` blocks run, and cannot await.
+
+        Returns:
+            False where it has completed, or cannot be given up: activities, agents and other orchestrations go on.
+        """
         return isinstance(self._child, task.CancellableTask) and self._child.cancel()
 
     def follow(
@@ -112,12 +124,45 @@ class CoroutineTask(DurableTask[T]):
         assert isinstance(coroutine, CoroutineType)  # has a name and frames, to say what went wrong where
         self._loop = loop
         self._coroutine = coroutine
+        self._made: list[DurableTask[Any]] = []
+        """What it has made and may be waiting for, some of it completed."""
+        self._kept = _MOST_MADE
+        self._is_root = not loop.has_begun
         # Its own: `set` in one coroutine is not seen by those beside it, as under asyncio.
         self._variables = contextvars.copy_context()
         self._variables.run(_running.set, loop)
 
+    def adopt(self, made: DurableTask[Any]) -> None:
+        """Take note of a task that is given up with this coroutine. Nobody gives up the first one."""
+        if self._is_root:
+            return
+        self._made.append(made)
+        if len(self._made) > self._kept:
+            self._made = [each for each in self._made if not each.is_complete]
+            self._kept = 2 * len(self._made) + _MOST_MADE
+
+    def cancel(self) -> bool:
+        """See `DurableTask.cancel`; False for a coroutine that gives itself up."""
+        if self.is_complete or inspect.getcoroutinestate(self._coroutine) == inspect.CORO_RUNNING:
+            return False
+        self.close()
+        made, self._made = self._made, []
+        for each in made:
+            each.cancel()
+        self.fail_with(task.TaskCancelledError(f"`{self._coroutine.__qualname__}` was given up"))
+        return True
+
     def step(self) -> None:
         """Go on until the coroutine awaits something incomplete, or ends."""
+        if self.is_complete:
+            return  # it was given up, and what it waited for has come
+        self._loop.current = self
+        try:
+            self._go_on()
+        finally:
+            self._loop.current = None
+
+    def _go_on(self) -> None:
         awaited: Any = None
         mistake: NotDurableError | None = None
         while True:
@@ -176,9 +221,16 @@ class Loop:
         """
         self.context = context
         self.closed = False
+        self.current: CoroutineTask[Any] | None = None
+        """The coroutine that runs."""
         self._tasks: list[CoroutineTask[Any]] = []
         self._ready: deque[CoroutineTask[Any]] = deque()
         self._wakeup: task.CompletableTask[None] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a coroutine."""
+        return bool(self._tasks)
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> CoroutineTask[T]:
         """Let a coroutine run beside the others."""
@@ -303,7 +355,7 @@ def when_all(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[li
         tasks: Agents' runs, activities, timers, events, coroutines, in any mix. None at all is complete at once.
 
     Raises:
-        NotDurableError: One of them is something else.
+        NotDurableError: One of them is something else; or they are a set, which has no order that could be repeated.
     """
     return as_durable_task(task.when_all(_as_durable_tasks(tasks)))
 
@@ -314,7 +366,7 @@ def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[Du
     The others go on; stop a timer or an event that lost with its `cancel()`.
 
     Raises:
-        NotDurableError: One of them is nothing that can be replayed.
+        NotDurableError: One of them is nothing that can be replayed; or they are a set, as in `when_all`.
         ValueError: There are none, which would wait for ever.
     """
     durable = _as_durable_tasks(tasks)
@@ -326,12 +378,19 @@ def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[Du
 def _as_durable_tasks(given: Iterable[Any]) -> list[task.Task[Any]]:
     waited_for = list(given)
     try:
+        _check_order(given)
         return [as_durable_task(each) for each in waited_for]
     except NotDurableError:
         for each in waited_for:
             if isinstance(each, CoroutineType):
                 each.close()  # else Python warns that it was never awaited, which is not the mistake
         raise
+
+
+def _check_order(given: Iterable[Any]) -> None:
+    """Refuse a set: its coroutines would start in another order at each replay, and get each other's results."""
+    if isinstance(given, Set) and not isinstance(given, KeysView | ItemsView):
+        raise NotDurableError(f"{_kind(given)}, which has no order", "Give a list, as in `when_all([first, second])`.")
 
 
 # --- Mistakes, named ----------------------------------------------------------------------------------------------

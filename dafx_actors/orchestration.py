@@ -29,7 +29,7 @@ from dafx_actors._agent_tasks import (
     crossed,
     in_utc,
 )
-from dafx_actors._coroutines import DurableTask, Loop, as_durable_task, when_all, when_any
+from dafx_actors._coroutines import CoroutineTask, DurableTask, Loop, as_durable_task, when_all, when_any
 from dafx_actors._values import dump_as, dump_value, load_stored, parameters_of, returned_by
 from dafx_actors.agents import agent_name
 from dafx_actors.errors import ConfigurationError, NotDurableError, ValueMismatch
@@ -281,7 +281,12 @@ class OrchestrationContext:
             timeout: How long to wait at most; then `TimeoutError` is raised. Without one, for ever.
         """
         event = self._follow(self._durable.wait_for_external_event(name), data_type or Any)
-        return event if timeout is None else self.create_task(self._in_time(event, name, timeout))
+        if timeout is None:
+            return event
+        timed = as_durable_task(self._in_time(event, name, timeout))
+        if isinstance(timed, CoroutineTask):
+            timed.adopt(event)
+        return timed
 
     def send_event(self, instance_id: str, name: str, *, data: Any = None) -> None:
         """Raise an event for another orchestration; dropped where that does not exist or has ended.
@@ -305,6 +310,8 @@ class OrchestrationContext:
 
     def create_task(self, coroutine: Coroutine[Any, Any, T]) -> DurableTask[T]:
         """Let a coroutine run beside this one, as a task to await later or to compare with what `when_any` gives.
+
+        `cancel()` of the task gives up the coroutine with what it waits for, also coroutines that it let run.
 
         Raises:
             NotDurableError: Outside `@orchestrator`.

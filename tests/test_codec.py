@@ -792,3 +792,10 @@ EMPTY_JSON: list[Any] = [None, "", [], {}, 0, False]
 )
 def test_a_decision_with_what_is_empty_comes_back_as_it_was(made: Decision) -> None:
     assert _codec.load_decision(json.loads(json.dumps(_codec.dump_decision(made)))) == made
+
+
+def test_a_request_without_the_field_offers_the_tools() -> None:
+    assert _codec.load_request({"correlationId": "c1", "message": "Hi"}).enable_tool_calls
+    assert not _codec.load_request(
+        {"correlationId": "c1", "message": "Hi", "enable_tool_calls": False}
+    ).enable_tool_calls

@@ -131,9 +131,17 @@ async def test_a_model_is_told_what_is_wrong_with_its_arguments(text: str) -> No
     assert (await box.plan(FunctionCallContent("c1", "act", {"a": 1}), await box.definitions()))["form"] == 2
 
 
-@pytest.mark.parametrize("wrong", [{"options": {"seed": float("nan")}}, {"response_schema": {"a": {1: 2}}}])
+CALLED = ChatMessage("assistant", (FunctionCallContent("c1", "f", {"a": float("inf")}),))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"options": {"seed": float("nan")}}, {"response_schema": {"a": {1: 2}}}, {"messages": (CALLED,)}],
+    ids=str,
+)
 def test_what_a_caller_sends_is_json_or_refused_there(wrong: dict[str, Any]) -> None:
-    request = RunRequest(correlation_id="c1", messages=(ChatMessage("user", "Hi"),), **wrong)
+    sent: dict[str, Any] = {"correlation_id": "c1", "messages": (ChatMessage("user", "Hi"),), **wrong}
+    request = RunRequest(**sent)
     with pytest.raises(ValueMismatch, match="cannot be sent"):
         turn_input(THREAD, request)
 

@@ -29,6 +29,7 @@ from dafx_actors import (
     DurableAIAgentClient,
     DurableAIAgentOrchestrationContext,
     DurableAIAgentWorker,
+    DurableTask,
     OrchestrationContext,
     OrchestrationHandle,
     durable_agent,
@@ -681,7 +682,236 @@ async def test_a_timer_that_lost_can_be_cancelled(run: Run) -> None:
     assert await run(race, activities=(double,)) == [True, False, False, True]
 
 
+async def test_a_coroutine_that_gives_itself_up_goes_on(run: Run) -> None:
+    @orchestrator
+    async def waits(context: OrchestrationContext) -> list[bool]:
+        mine: list[Any] = []
+
+        async def inner() -> bool:
+            await context.call_activity(double, input=1)
+            return bool(mine[0].cancel())
+
+        mine.append(context.create_task(inner()))
+        return [await mine[0], mine[0].cancel()]
+
+    assert await run(waits, activities=(double,)) == [False, False]
+
+
+async def test_a_coroutine_that_is_given_up_ends_where_it_stands(run: Run) -> None:
+    @orchestrator
+    async def waits(context: OrchestrationContext) -> list[Any]:
+        said: list[Any] = []
+
+        async def below() -> None:
+            try:
+                await context.sleep(NEVER)
+            finally:
+                said.append("below")
+
+        async def inner() -> None:
+            try:
+                await when_any([below(), context.sleep(NEVER)])
+            finally:
+                said.append("inner")
+
+        async def never_begun() -> None:
+            said.append("begun")
+
+        loser = context.create_task(inner())
+        await context.call_activity(double, input=1)
+        said.append(loser.cancel())
+        said.append(loser.cancel())
+        unborn = context.create_task(never_begun())
+        said.append(unborn.cancel())
+        for each in (loser, unborn):
+            try:
+                await each
+            except task.TaskCancelledError:
+                said.append("given up")
+        await context.call_activity(double, input=1)
+        return said
+
+    seen = await run(waits, activities=(double,))
+    assert sorted(map(str, seen[:2])) == ["below", "inner"]
+    assert seen[2:] == [True, False, True, "given up", "given up"]
+
+
+async def test_a_call_with_a_retry_policy_that_is_given_up_is_not_made_again(run: Run) -> None:
+    made: list[int] = []
+
+    def fails(number: int) -> None:
+        made.append(number)
+        raise ValueError(number)
+
+    policy = task.RetryPolicy(first_retry_interval=SOON, max_number_of_attempts=50)
+
+    @orchestrator
+    async def gives_up(context: OrchestrationContext) -> list[bool]:
+        call = context.call_activity(fails, input=1, retry_policy=policy)
+        await when_any([call, context.call_activity(double, input=1)])
+        cancelled = [call.cancel(), call.cancel()]
+        for _ in range(10):
+            await context.sleep(SOON)
+        return cancelled
+
+    assert await run(gives_up, activities=(double, fails)) == [True, False]
+    assert len(made) < 10
+
+
+@pytest.mark.parametrize("wait", [when_all, when_any])
+@pytest.mark.parametrize("kind", [set, frozenset])
+async def test_what_has_no_order_is_refused(run: Run, wait: Any, kind: Any) -> None:
+    async def stream(context: OrchestrationContext, number: int) -> int:
+        return int(await context.call_activity(double, input=number))
+
+    @orchestrator
+    async def mixes(context: OrchestrationContext, tasks: bool) -> list[str]:
+        said: list[str] = []
+        for given in (
+            kind(stream(context, number) for number in range(3)),
+            kind(context.create_task(stream(context, number)) for number in range(3)),
+            kind(),
+        ):
+            try:
+                await wait(given)
+            except NotDurableError as error:
+                said.append(str(error))
+        return said
+
+    said = await run(mixes, input=True, activities=(double,))
+    assert len(said) == 3
+    assert all(f"a {kind.__name__}, which has no order" in each and "Give a list" in each for each in said)
+
+
+async def test_the_views_of_a_dict_have_its_order(run: Run) -> None:
+    @orchestrator
+    async def waits(context: OrchestrationContext) -> list[list[int]]:
+        calls = {number: context.call_activity(double, input=number) for number in range(5)}
+        named = {context.call_activity(double, input=number): number for number in range(5)}
+        return [await when_all(calls.values()), await when_all(named.keys()), await when_all(iter(calls.values()))]
+
+    assert await run(waits, activities=(double,)) == [[0, 2, 4, 6, 8]] * 3
+
+
+async def test_nothing_runs_on_when_the_first_coroutine_has_ended(host: Host) -> None:
+    @orchestrator
+    async def ends(context: OrchestrationContext) -> str:
+        call = context.call_activity(double, input=1)
+
+        async def beside() -> None:
+            await call
+            context.set_custom_status("beside")
+
+        context.set_custom_status("begun")
+
+        async def before() -> None:
+            await call
+
+        first = context.create_task(before())
+        context.create_task(beside())
+        await first
+
+        async def late() -> None:
+            context.set_custom_status("late")
+
+        context.create_task(late())
+        return "ended"
+
+    async with host(ends, activities=(double,)) as client:
+        handle = await client.schedule_new_orchestration(ends)
+        assert await handle.result(timeout=30) == "ended"
+        assert await handle.custom_status() == "beside"  # what was ready before it has run
+
+
+def test_an_error_while_converting_is_raised_as_it_is() -> None:
+    def convert(_: Any) -> Any:
+        raise LookupError("convert")
+
+    def explain(error: Exception) -> Exception:
+        return RuntimeError(f"explained: {error}")
+
+    converted, explained = DurableTask[Any](), DurableTask[Any]()
+    fine, broken = task.CompletableTask[int](), task.CompletableTask[int]()
+    converted.follow(fine, convert, explain)
+    explained.follow(broken, convert, explain)
+    fine.complete(1)
+    broken.fail("no", ValueError("no"))
+    with pytest.raises(LookupError, match="convert"):
+        converted.get_result()
+    with pytest.raises(RuntimeError, match="explained"):
+        explained.get_result()
+
+
 # --- Events -------------------------------------------------------------------------------------------------------
+
+
+def waits_by(context: OrchestrationContext, how: str) -> Any:
+    """A wait for the event `x` that can be given up."""
+
+    async def approved() -> Any:
+        return await context.wait_for_external_event("x")
+
+    async def nested() -> Any:
+        return await when_all([approved(), context.sleep(NEVER)])
+
+    async def first_of() -> Any:
+        return await when_any([context.wait_for_external_event("X", timeout=NEVER), context.sleep(NEVER)])
+
+    async def held() -> Any:
+        event = context.wait_for_external_event("x")
+        await context.sleep(NEVER)
+        return await event
+
+    if how == "plain":
+        return context.wait_for_external_event("x")
+    if how == "timeout":
+        return context.wait_for_external_event("x", timeout=NEVER)
+    return context.create_task({"coroutine": approved, "nested": nested, "first": first_of, "held": held}[how]())
+
+
+@pytest.mark.parametrize("how", ["plain", "timeout", "coroutine", "nested", "first", "held"])
+async def test_a_wait_that_was_given_up_does_not_swallow_the_next_event(host: Host, how: str) -> None:
+    @orchestrator
+    async def waits(context: OrchestrationContext) -> list[Any]:
+        cancelled: list[bool] = []
+        for _ in range(3):
+            loser = waits_by(context, how)
+            await when_any([loser, context.call_activity(double, input=1)])
+            cancelled.append(loser.cancel())
+        kept = context.wait_for_external_event("x", timeout=30)
+        context.set_custom_status("waiting")
+        return [cancelled, await kept]
+
+    async with host(waits, activities=(double,)) as client:
+        handle = await client.schedule_new_orchestration(waits)
+        with anyio.fail_after(30):
+            while await handle.custom_status() != "waiting":
+                await anyio.sleep(0.01)
+        await handle.raise_event("X", 5)
+        assert await handle.result(timeout=30) == [[True] * 3, 5]
+
+
+async def test_a_wait_that_others_share_is_not_given_up_with_one_of_them(host: Host) -> None:
+    @orchestrator
+    async def waits(context: OrchestrationContext) -> Any:
+        event = context.wait_for_external_event("x")
+
+        async def shares() -> Any:
+            return await event
+
+        loser = context.create_task(shares())
+        await context.call_activity(double, input=1)
+        loser.cancel()
+        context.set_custom_status("waiting")
+        return await event
+
+    async with host(waits, activities=(double,)) as client:
+        handle = await client.schedule_new_orchestration(waits)
+        with anyio.fail_after(30):
+            while await handle.custom_status() != "waiting":
+                await anyio.sleep(0.01)
+        await handle.raise_event("x", 5)
+        assert await handle.result(timeout=30) == 5
 
 
 async def test_no_event_is_lost_to_a_loop_in_a_nested_coroutine(host: Host) -> None:
