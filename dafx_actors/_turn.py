@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import attrs
 from durabletask.task import RetryPolicy
 
-from dafx_actors import _codec
+from dafx_actors import _codec, _retold
 from dafx_actors._open_calls import closed
 from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
 from dafx_actors.exchange import AgentRunResponse, Limits
@@ -30,7 +30,6 @@ from dafx_actors.ids import call_key
 from dafx_actors.models import ending_of
 from dafx_actors.transcript import (
     ChatMessage,
-    Entry,
     ErrorContent,
     FunctionCallContent,
     FunctionResultContent,
@@ -48,6 +47,8 @@ REPAIRS = 1
 """How often a model is told that its answer does not fit."""
 CUTS = 1
 """How often a model is asked again where its answer was cut off before it could be used."""
+NOT_MADE = "the call was not made: the turn ended before it"
+"""Of a call that has not begun, so that it cannot have acted."""
 _LONGEST_PAUSE = timedelta(days=36_500)
 _JITTER = 0.1
 """Of a pause, so that many turns that were refused together do not come again together."""
@@ -332,20 +333,49 @@ def denied(call: Call, decision: Mapping[str, Json]) -> Json:
     return {"error": f"the call was not made: a person denied it{because}", "decision": decision}
 
 
+def with_calls_not_made(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+    """What a turn ends with that cannot go on: the calls in it were not made, and are known not to have acted."""
+    told = f"Error: {NOT_MADE}"
+    results = tuple(
+        FunctionResultContent(call.call_id, told, extra={"dafx": {"failed": True}})
+        for message in messages
+        for call in _calls_in(message)
+    )
+    return (*messages, ChatMessage("tool", results)) if results else tuple(messages)
+
+
 # --- What a model sees --------------------------------------------------------------------------------------------
 
 
 def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
-    """The messages that a model sees in this turn, oldest first.
+    """The messages that a model sees in this turn, oldest first, turn by turn.
 
-    Turns that ended with an error are left out, request and all: what the provider refused once (too long, filtered,
-    not an image) would be refused again in every later turn. So is what was never answered, and what models do not
-    take: reasoning, usage and errors. A call without a result gets one that says so: others may have left it in the
-    history, and a turn that died in the middle and was begun anew, in its draft.
+    Turns that ended without an answer are retold as text, see `_retold.py`: what they did is not to be done again. Left
+    out of them is what made no call and was refused (too long, filtered, not an image): it would be refused again in
+    every later turn. So is what was never answered nor ended, and what models do not take: reasoning, usage and errors.
+    A call without a result gets one that says so: others may have left it in the history, and a turn that died in the
+    middle and was begun anew, in its draft.
+
+    A turn stands where it ended: requests that were withdrawn while another turn ran do not come between its request
+    and its answer.
     """
-    answered = {e.correlation_id for e in transcript.entries if isinstance(e, Response) and e.error is None}
-    seen = [entry for entry in transcript.entries if _is_seen(entry, answered, turn)]
-    messages = [message for entry in seen for message in _messages(entry)] + list(transcript.draft)
+    responses = [entry for entry in transcript.entries if isinstance(entry, Response)]
+    brief = _retold.in_brief(responses)
+    asked: dict[str | None, Request] = {}
+    messages: list[ChatMessage] = []
+    ended = 0
+    for entry in transcript.entries:
+        if isinstance(entry, Request):
+            asked[entry.correlation_id] = entry
+        elif isinstance(entry, Response):
+            request = asked.pop(entry.correlation_id, None)
+            if entry.error is None:
+                messages += [*(request.messages if request else ()), *entry.messages]
+            elif _retold.is_retold(entry):
+                messages += _retold.retold(request, entry, brief=ended in brief)
+            ended += 1
+    messages += asked[turn].messages if turn in asked else ()
+    messages += transcript.draft
     return closed(message for message in map(_for_models, messages) if message.contents)
 
 
@@ -354,11 +384,3 @@ def _for_models(message: ChatMessage) -> ChatMessage:
     if not any(isinstance(content, _NOT_FOR_MODELS) for content in message.contents):
         return message
     return attrs.evolve(message, contents=[c for c in message.contents if not isinstance(c, _NOT_FOR_MODELS)])
-
-
-def _is_seen(entry: Entry, answered: set[str | None], turn: str) -> bool:
-    return isinstance(entry, Request | Response) and (entry.correlation_id in answered or entry.correlation_id == turn)
-
-
-def _messages(entry: Entry) -> tuple[ChatMessage, ...]:
-    return entry.messages if isinstance(entry, Request | Response) else ()

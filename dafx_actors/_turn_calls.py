@@ -40,6 +40,8 @@ class ToolCalls:
         self._calls: tuple[_turn.Call, ...] = ()
         """On their way: recorded without their results."""
         self._outcomes: dict[str, Json] = {}
+        self._begun: set[str] = set()
+        """The keys of those that a step or another agent was given: they may have acted."""
         self._decided: dict[str, dict[str, Json]] = {}
         """What persons decided about them, for the record: the `decision` of an approval, and what was `resolved`."""
         self.fatal: DafxError | None = None
@@ -70,9 +72,12 @@ class ToolCalls:
 
     def unrecorded(self) -> Sequence[ChatMessage]:
         """The results that the thread does not have yet; of calls that were decided about, also where there is none."""
-        cut_off = {key: {"result": _CUT_OFF} for key in self._decided if key not in self._outcomes}
+        open_ = [call.key for call in self._calls if call.key not in self._outcomes]
+        cut_off: dict[str, Json] = {key: {"result": _CUT_OFF} for key in open_ if key in self._decided}
+        # What no step was given cannot have acted, whatever becomes of the turn.
+        cut_off |= {key: {"error": _turn.NOT_MADE} for key in open_ if key not in self._begun}
         outcomes = {key: {**outcome, **self._decided.get(key, {})} for key, outcome in self._outcomes.items()}
-        known = {key: {**outcome, **self._decided[key]} for key, outcome in cut_off.items()}
+        known = {key: {**outcome, **self._decided.get(key, {})} for key, outcome in cut_off.items()}
         results = _turn.results_message(self._calls, {**outcomes, **known})
         return [results] if results else []
 
@@ -105,6 +110,7 @@ class ToolCalls:
         return await self._perform(call, call.content.arguments if edited is None else edited)
 
     async def _perform(self, call: _turn.Call, arguments: Mapping[str, Json]) -> Json:
+        self._begun.add(call.key)
         if call.plan.get("agent"):
             return await self._ask_agent(call)
         policy = _codec.load_retry(call.plan["retry"]) if call.plan.get("retry") else None

@@ -136,7 +136,7 @@ class TurnSteps(TurnBase):
                 if self._calls.fatal is not None:
                     return await self._abort(self._calls.fatal, self._calls.unrecorded())
             case _turn.Fail(error, messages):
-                return await self._abort(error, messages)
+                return await self._abort(error, _turn.with_calls_not_made(messages))
         return None
 
     # --- The thread -----------------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ class WholeTurn:
                     usage, about = progress.usage, progress.about
                     return _thread.commit(state, thread, turn, (message,), usage, now, about=about)
                 case _turn.Fail(error, messages):
+                    messages = _turn.with_calls_not_made(messages)
                     usage, about = progress.usage, progress.about
                     return _thread.abort(state, thread, turn, error, now, messages=messages, usage=usage, about=about)
                 case _turn.Repair(messages):

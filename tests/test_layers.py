@@ -24,7 +24,7 @@ ROWS = [
     {"_codec"},
     {"_schemas"},
     {"_peer_forms"},
-    {"_annotations", "_answers", "_thread_state"},
+    {"_annotations", "_answers", "_retold", "_thread_state"},
     {"_values"},
     {"tools._declared"},
     {"tools._functions"},

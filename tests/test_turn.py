@@ -37,7 +37,6 @@ from dafx_actors.models import ending_of
 from dafx_actors.transcript import (
     ChatMessage,
     Content,
-    ErrorContent,
     FunctionCallContent,
     FunctionResultContent,
     OpaqueContent,
@@ -66,10 +65,6 @@ def shown(*entries: Any, turn: str = "now", draft: tuple[ChatMessage, ...] = ())
 
 def test_a_model_sees_what_was_asked_and_answered_and_the_turns_own_request() -> None:
     assert shown(request("c1"), response("c1"), request("now")) == ["c1?", "c1", "now?"]
-
-
-def test_it_does_not_see_turns_that_failed() -> None:
-    assert shown(request("c1"), response("c1", ErrorContent("too long")), request("now")) == ["now?"]
 
 
 def test_it_does_not_see_requests_that_were_never_answered() -> None:
