@@ -83,7 +83,7 @@ async def test_a_turn_that_waits_in_line_is_cancelled_at_once(hosting: Hosting) 
             await second
         held.release.set()
         assert (await first).text == "First (2 messages)"
-        assert (await worker.run("Third", thread="here")).text == "Third (4 messages)"
+        assert (await worker.run("Third", thread="here")).text == "Third (6 messages)"
         transcript = await worker.get_transcript("here")
     assert (caught.value.by, caught.value.reason) == ("ana", "not needed")
     assert len(held.model.requests) == 2
@@ -196,7 +196,9 @@ async def test_a_running_tool_is_left_to_finish_and_its_result_is_not_used(hosti
     assert answer.text == "Answer to: Next"
     assert is_balanced(transcript)
     results = results_in(transcript)
-    assert ["may have acted" in str(each.result) for each in results] == [True, True]
+    told = sorted(str(each.result) for each in results)
+    assert "the call was not made" in told[0]
+    assert "may have acted" in told[1]
     assert "after" not in busy.acted
     assert all(unbalanced(each["messages"]) is None for each in openai.requests)
 
@@ -276,7 +278,7 @@ async def test_a_deadline_stops_a_model_call(hosting: Hosting, durability: str) 
         with pytest.raises(TurnDeadlineExceeded) as caught:
             await worker.run("Hello", thread="here", timeout=0.3, cancel_on_timeout=True)
         held.release.set()
-        assert (await worker.run("Next", thread="here")).text == "Next (2 messages)"
+        assert (await worker.run("Next", thread="here")).text == "Next (4 messages)"
     assert caught.value.seconds == 0.3
 
 
@@ -290,7 +292,7 @@ async def test_a_deadline_counts_while_the_turn_waits_in_line(hosting: Hosting) 
             await worker.run("Second", thread="here", timeout=0.3, cancel_on_timeout=True)
         held.release.set()
         assert (await first).text == "First (2 messages)"
-        assert (await worker.run("Third", thread="here")).text == "Third (4 messages)"
+        assert (await worker.run("Third", thread="here")).text == "Third (6 messages)"
 
 
 async def test_a_deadline_stops_waiting_for_approval_and_leaves_the_agents_limits(hosting: Hosting) -> None:

@@ -62,7 +62,7 @@ async def test_cancel_previous_takes_the_place_of_all_before_it(hosting: Hosting
         answer = await second
         transcript = await client.get_agent("Worker").get_transcript("here")
     assert (caught.value.by, caught.value.reason) == ("second", "a newer request took its place")
-    assert answer.text == "second (2 messages)"
+    assert answer.text == "second (4 messages)"
     assert is_balanced(transcript)
 
 

@@ -86,7 +86,7 @@ async def test_a_terminated_turn_does_not_wedge_its_thread(hosting: Hosting, end
         held.release.set()
         answer = await joker.run("Next", thread=thread)
         transcript = await joker.get_transcript(thread)
-    assert answer.text == "Next (2 messages)"
+    assert answer.text == "Next (4 messages)"
     ended = transcript.response(dead)
     assert ended is not None
     assert ended.error is not None
@@ -106,7 +106,7 @@ async def test_a_turn_that_is_terminated_while_it_waits_lets_the_others_pass(hos
         held.release.set()
         first = await joker.run("0", thread=thread, correlation_id=ids[0])
         last = await joker.run("2", thread=thread, correlation_id=ids[2])
-    assert [first.text, last.text] == ["0 (2 messages)", "2 (4 messages)"]
+    assert [first.text, last.text] == ["0 (2 messages)", "2 (6 messages)"]
 
 
 # durabletask's in-memory scheduler never hands out again what the stopping worker was given at its end.
