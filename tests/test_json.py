@@ -18,7 +18,7 @@ from dafx_actors._toolbox import Toolbox
 from dafx_actors.errors import InvalidAnswer, ValueMismatch
 from dafx_actors.exchange import RunRequest
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
-from dafx_actors.models._chat import reply
+from dafx_actors.models._reading import reply
 from dafx_actors.tools import Approval, tools_of
 from dafx_actors.transcript import FunctionCallContent, Json, Response
 

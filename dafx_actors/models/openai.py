@@ -22,7 +22,7 @@ from anyio import to_thread
 from anyio.lowlevel import RunVar
 
 from dafx_actors.errors import ConfigurationError, ModelError, ModelFailure
-from dafx_actors.models import ModelDelta, ModelReply, ModelRequest, _chat
+from dafx_actors.models import ModelDelta, ModelReply, ModelRequest, _reading, _wire
 from dafx_actors.models._failures import failure
 from dafx_actors.transcript import Json
 
@@ -80,14 +80,14 @@ class _ChatCompletionsModel(ABC):
             ModelError: The call failed; chained from the package's own error, where there was one.
             ConfigurationError: The package finds no key, or a setting of its own is wrong.
         """
-        body = _chat.body(self.model, request, self.options)
+        body = _wire.body(self.model, request, self.options)
         client = await self._connected()
         # Typed by hand: the package's overloads cannot be chosen among for arguments that come in a dict.
         create = cast("Callable[..., Awaitable[_RawResponse]]", client.chat.completions.with_raw_response.create)
         with _typed_failures():
             response = await create(**_as_arguments(body))
         # Not the package's `parse()`: it takes anything for a completion, and fails later on whoever reads it.
-        return _chat.reply(_read_json(response.content))
+        return _reading.reply(_read_json(response.content))
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelDelta | ModelReply, None]:
         """Make one call, once; gives pieces of text as they come, and last the whole reply.
@@ -98,11 +98,11 @@ class _ChatCompletionsModel(ABC):
             ModelError: The call failed; of kind `bad_response` where an answer began and was cut.
             ConfigurationError: As for `complete()`.
         """
-        body = _chat.body(self.model, request, {"stream_options": {"include_usage": True}, **self.options})
+        body = _wire.body(self.model, request, {"stream_options": {"include_usage": True}, **self.options})
         client = await self._connected()
         with _typed_failures():
             chunks = await client.chat.completions.create(stream=True, **_as_arguments(body))
-        streamed = _chat.StreamedReply()
+        streamed = _reading.StreamedReply()
         async with chunks:
             iterator = aiter(chunks)
             while True:

@@ -16,7 +16,7 @@ import attrs
 from dafx_actors import _codec, _peer_forms, _thread
 from dafx_actors.errors import InvalidArguments, ModelError, TurnTimeout, UnsupportedByPeer, UnsupportedTranscript
 from dafx_actors.models import ModelReply
-from dafx_actors.models._chat import StreamedReply, reply
+from dafx_actors.models._reading import StreamedReply, reply
 from dafx_actors.transcript import FunctionCallContent
 from tests.fuzz.test_models import ANSWER, SAYS, TOOLS
 from tests.fuzz.test_threads import ACTIVE, STATES, TOLD, document, refuse, request, tell

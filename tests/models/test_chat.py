@@ -9,7 +9,9 @@ import pytest
 
 from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelRequest, ToolDefinition
-from dafx_actors.models._chat import StreamedReply, body, can_be_strict, reply
+from dafx_actors.models._reading import StreamedReply, reply
+from dafx_actors.models._strict import can_be_strict
+from dafx_actors.models._wire import body
 from dafx_actors.transcript import (
     ChatMessage,
     Content,
