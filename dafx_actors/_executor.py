@@ -278,11 +278,17 @@ class ClientAgentExecutor:
     def _see(self, agent: str) -> None:
         self._seen[agent] = time.monotonic()
 
-    def _patience(self, agent: str, *, is_told: bool) -> float:
-        """Seconds that a turn is left to wait for a worker, where none takes the agent's turns now."""
+    def _patience(self, agent: str, *, is_told: bool, had_workers: bool) -> float:
+        """Seconds that a turn is left to wait for a worker, where none takes the agent's turns now.
+
+        Args:
+            agent: The agent.
+            is_told: Whether the scheduler tells what is hosted.
+            had_workers: Whether it tells that somebody took them a while ago.
+        """
         if self._given is not None:
             return self._given
-        if time.monotonic() - self._seen.get(agent, -math.inf) < _A_WHILE:
+        if had_workers or time.monotonic() - self._seen.get(agent, -math.inf) < _A_WHILE:
             return _AWAY if math.isinf(anyio.current_effective_deadline()) else math.inf
         return _GRACE if is_told else _START_TIMEOUT
 
@@ -324,7 +330,8 @@ class ClientAgentExecutor:
             self._see(agent)
             vigil.begin()
             return None  # its workers are busy, and will come to it
-        patience = self._patience(agent, is_told=known is not None)
+        had_workers = hosted is not None and hosted.lately.orchestrations.take(turn_name(agent))
+        patience = self._patience(agent, is_told=known is not None, had_workers=had_workers)
         is_last = vigil.waited >= patience
         request = request_in(state)
         if request is not None and (is_last or known is not None) and await self._peer.hosts(agent):

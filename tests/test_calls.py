@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import anyio
@@ -84,6 +85,17 @@ async def client_of(kind: str, host: str) -> AsyncGenerator[DurableAIAgentClient
         wrapped.close()
 
 
+async def warm(client: DurableAIAgentClient, handler: Hanging) -> None:
+    """Have it import what it needs, and connect, so that what is sent next arrives at once."""
+    assert await client._backend.hosted() is None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client._backend.state, "any")
+        with anyio.fail_after(30):
+            while not handler.calls:
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
+
+
 # --- Every door ---------------------------------------------------------------------------------------------------
 
 Door = Callable[[DurableAIAgentClient, float | None], Coroutine[Any, Any, object]]
@@ -132,9 +144,7 @@ DOORS = {**TURNS, **OTHERS, **ORCHESTRATIONS}
 async def test_a_timeout_bounds_every_call_and_says_what_may_have_arrived(kind: str) -> None:
     """The scheduler takes each call, and answers none but whether it is an embedded one."""
     async with hanging("Hosted", "Withdraw") as (host, handler), client_of(kind, host) as client:
-        assert await client._backend.hosted() is None  # imports what it needs
-        with anyio.move_on_after(0.2):
-            await client._backend.state("so that it is connected")
+        await warm(client, handler)
         for name, door in DOORS.items():
             expected: type[Exception] = SchedulerUnreachable
             if name in TURNS:
@@ -142,7 +152,7 @@ async def test_a_timeout_bounds_every_call_and_says_what_may_have_arrived(kind: 
             elif name in ORCHESTRATIONS:
                 expected = TimeoutError
             with pytest.raises(expected) as caught:
-                await door(client, 0.5 if name in TURNS else 0.05)
+                await door(client, 1.0 if name in TURNS else 0.05)
             assert type(caught.value) is expected, name
     assert {"StartInstance", "WaitForInstanceCompletion", "GetEntity", "TerminateInstance"} <= {*handler.calls}
 
@@ -165,9 +175,10 @@ async def test_what_waits_for_a_connection_was_not_sent() -> None:
 
 
 async def test_a_decision_that_may_have_arrived_is_told_so() -> None:
-    async with hanging("Hosted") as (host, _), client_of("async", host) as client:
+    async with hanging("Hosted") as (host, handler), client_of("async", host) as client:
+        await warm(client, handler)
         with pytest.raises(TurnTimeout, match="what became of 'decide' for turn c1: it may be on record"):
-            await client.approve(ASKED, timeout=0.2)
+            await client.approve(ASKED, timeout=1.0)
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -359,8 +370,14 @@ def test_a_worker_looks_for_its_scheduler_every_second() -> None:
 
 async def test_a_sent_request_is_one_that_may_have_arrived() -> None:
     sent = Sent()
-    async with hanging("Hosted") as (host, handler), client_of("async", host) as client:
-        with anyio.move_on_after(0.2):
-            await client._backend.start("name", "i", None, sent=sent)
-        assert handler.calls == ["StartInstance"]
+    async with (
+        hanging("Hosted") as (host, handler),
+        client_of("async", host) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(partial(client._backend.start, "name", "i", None, sent=sent))
+        with anyio.fail_after(30):
+            while not handler.calls:
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
     assert sent.maybe

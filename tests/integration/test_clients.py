@@ -20,6 +20,7 @@ from dafx_actors.client import RunOptions
 from dafx_actors.errors import AgentNotHosted, CorrelationConflict, TurnCancelled, TurnTerminated, TurnTimeout
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
+from tests.conftest import free_port
 from tests.integration.test_conversations import agent_with, echo
 from tests.integration.turns import agent, asked_of, asks, in_state, until, using
 
@@ -246,6 +247,42 @@ async def test_a_turn_that_a_worker_took_in_the_moment_of_its_withdrawal_does_no
 
 
 # --- How long a worker is waited for ------------------------------------------------------------------------------
+
+
+async def test_the_scheduler_remembers_through_its_own_restart_who_is_about_to_come_back(tmp_path: Path) -> None:
+    """A client that has never seen the agent waits as long as it says, and is answered when a worker is back."""
+    model, port = ScriptedModel(echo), free_port()
+
+    def worker() -> DurableAIAgentWorker:
+        made = DurableAIAgentWorker.connect(f"http://127.0.0.1:{port}")
+        made.add_agent(agent_with(model))
+        return made
+
+    async with (
+        EmbeddedScheduler(db=tmp_path / "dafx.db", port=port) as scheduler,
+        DurableAIAgentClient.connect(scheduler.endpoint) as client,
+        worker(),
+    ):
+        await hosts(client, "Joker")
+    async with (
+        EmbeddedScheduler(db=tmp_path / "dafx.db", port=port) as scheduler,
+        DurableAIAgentClient.connect(scheduler.endpoint) as client,
+    ):
+        joker, answers = client.get_agent("Joker"), list[str]()
+
+        async def ask(timeout: float | None) -> None:
+            answers.append((await joker.run("Still?", timeout=timeout)).text)
+
+        with pytest.raises(TurnTimeout):  # and not withdrawn, which would take a second
+            await joker.run("Are you there?", timeout=2.0, **LOST)
+        async with anyio.create_task_group() as tasks:
+            for timeout in (None, 60.0):
+                tasks.start_soon(ask, timeout)
+            await anyio.sleep(1.5)  # past the look at which an unknown agent's turn is withdrawn
+            async with worker():
+                answers.append((await joker.run("Are you there?", timeout=60, **LOST)).text)
+                await until(lambda: _is(len(answers) == 3))
+    assert len(answers) == 3
 
 
 @pytest.mark.parametrize("endpoint", ["embedded"], indirect=True)
