@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 
@@ -11,6 +12,7 @@ from dafx_actors import _codec, _turn
 from dafx_actors._answers import answer_mismatch
 from dafx_actors._host import Host
 from dafx_actors._json import check_json, shown
+from dafx_actors._raised import contained, kind_of, text_of
 from dafx_actors._toolbox import Toolbox
 from dafx_actors.agents import Agent, Turn
 from dafx_actors.errors import TurnFailed
@@ -59,12 +61,13 @@ class AgentSteps:
     async def reply(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:
         """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker."""
         try:
-            return await self._ask(thread, request, transcript, first=first)
+            asked = functools.partial(self._ask, thread, request, transcript, first=first)
+            return await contained(asked, lambda: self.host.is_stopping)
         except Exception as error:
             if _codec.crosses(error):
                 return {"error": _codec.dump_error(error)}
             _logger.exception("Turn %s of agent %s failed.", request.correlation_id, thread.agent)
-            failed = TurnFailed(thread.agent, request.correlation_id, type(error).__name__, str(error))
+            failed = TurnFailed(thread.agent, request.correlation_id, kind_of(error), text_of(error))
             return {"error": _codec.dump_error(failed)}
 
     async def _ask(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:

@@ -14,6 +14,7 @@ from durabletask import task
 from dafx_actors import _codec, _peer_forms
 from dafx_actors._coroutines import DurableTask
 from dafx_actors._json import MOST_LEVELS, as_object, check_json, load_json
+from dafx_actors._raised import safe
 from dafx_actors._values import json_schema, load_value
 from dafx_actors.errors import DafxError, InvalidAnswer, ValueMismatch
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
@@ -33,9 +34,21 @@ class CrossingError(Exception):
         super().__init__(json.dumps(_codec.dump_error(error)))
 
 
+def told(error: BaseException) -> Exception:
+    """An error as it is told outside: typed where that is possible, and always so that durabletask can record it.
+
+    Raise it where no other error is being handled; see `_raised.safe`.
+    """
+    return CrossingError(error) if _codec.crosses(error) else safe(error)
+
+
 def crossed(error: Exception) -> Exception:
     """The typed error that another orchestration ended with, or what durabletask made of it."""
-    return (_codec.load_error(error.details.message) if isinstance(error, task.TaskFailedError) else None) or error
+    if not isinstance(error, task.TaskFailedError):
+        return error
+    inner = error.details.inner_failure  # where an operation of an entity failed, the error is in there
+    said = [error.details.message, *([inner.message] if inner else [])]
+    return next(filter(None, map(_codec.load_error, said)), error)
 
 
 class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):

@@ -35,8 +35,9 @@ ANSWERS = (
     "AbandonTaskEntityWorkItem",
 )
 """The calls that answers stand for; each holds the request of its call."""
-USUAL = 2**20
-"""Bytes that a bundle holds at most, unless it is one piece; by default gRPC receives four times as much."""
+USUAL = 2**19
+"""Bytes that a bundle holds at most, unless it is one piece; by default gRPC receives eight times as much, and some
+schedulers that are deployed take messages of 2**20."""
 _FIRST_ANSWER = 16
 _HEAD = struct.Struct(">BII")
 _TIMEOUT = 10.0

@@ -36,7 +36,9 @@ from dafx_actors.errors import (
     ConfigurationError,
     DafxError,
     InvalidThreadId,
+    MessageTooLarge,
     ModelNotConfigured,
+    ResultNotKept,
     TurnCancelled,
     TurnError,
     TurnFailed,
@@ -506,7 +508,17 @@ def _turn_errors(root: type[TurnError] = TurnError) -> dict[str, type[TurnError]
 
 _CROSSING: dict[str, type[DafxError]] = {
     **_turn_errors(),
-    **{cls.__name__: cls for cls in (UnsupportedTranscript, InvalidThreadId, ConfigurationError, ModelNotConfigured)},
+    **{
+        cls.__name__: cls
+        for cls in (
+            UnsupportedTranscript,
+            InvalidThreadId,
+            ConfigurationError,
+            ModelNotConfigured,
+            MessageTooLarge,
+            ResultNotKept,
+        )
+    },
 }
 
 

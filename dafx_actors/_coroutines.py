@@ -29,6 +29,7 @@ from typing import Any, TypeVar, cast, overload
 
 from durabletask import task
 
+from dafx_actors._raised import is_ctrl_c, safe, text_of
 from dafx_actors.errors import NotDurableError
 
 T = TypeVar("T")
@@ -74,7 +75,7 @@ class DurableTask(task.CompletableTask[T]):
     def fail_with(self, error: Exception) -> None:
         """Complete with an error, which is raised as it is where the task is awaited."""
         self._error = error
-        self.fail(str(error), error)
+        self.fail(text_of(error), safe(error))
 
     def cancel(self) -> bool:
         """Give it up; whoever awaits it gets durabletask's `TaskCancelledError`.
@@ -101,6 +102,8 @@ class DurableTask(task.CompletableTask[T]):
             result = convert(child.get_result())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where the task is awaited
             self.fail_with(explain(error) if child.is_failed else error)
+        except BaseException as error:  # noqa: BLE001 - of a class of the user's, which checks what it is made of
+            self.fail_with(safe(error))
         else:
             self.complete(result)
 
@@ -174,9 +177,14 @@ class CoroutineTask(DurableTask[T]):
             except StopIteration as stop:
                 self.complete(stop.value)
             except asyncio.CancelledError as error:
-                self.fail_with(task.TaskCancelledError(str(error) or "the orchestration's code cancelled itself"))
+                text = text_of(error) if error.args else "the orchestration's code cancelled itself"
+                self.fail_with(task.TaskCancelledError(text))
             except Exception as error:  # noqa: BLE001 - it is raised where the coroutine is awaited
                 self.fail_with(_without_event_loop(error, self._coroutine) or error)
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
+                self.fail_with(safe(error))
             if self.is_complete:
                 break
             if isinstance(awaited, DurableTask):
@@ -191,7 +199,9 @@ class CoroutineTask(DurableTask[T]):
         for _ in range(_MOST_CLOSES):
             try:
                 self._variables.run(_innermost(self._coroutine).close)
-            except Exception:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 _logger.debug("A coroutine of an orchestration did not end quietly.", exc_info=True)
             if _has_ended(self._coroutine):
                 return
@@ -425,7 +435,7 @@ def _not_durable(coroutine: CoroutineType[Any, Any, Any], awaited: object) -> No
 
 def _without_event_loop(error: Exception, coroutine: CoroutineType[Any, Any, Any]) -> NotDurableError | None:
     """The same mistake where it shows itself earlier: asyncio and anyio ask for a running event loop first."""
-    text = str(error)
+    text = text_of(error)
     if not (
         (isinstance(error, RuntimeError) and ("no running event loop" in text or "no current event loop" in text))
         or type(error).__name__ in {"AsyncLibraryNotFoundError", "NoEventLoopError"}

@@ -23,6 +23,11 @@ class Host(Protocol):
         """A client to read threads and turns with, from any thread."""
         ...
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether what does not end soon is handed out again, to another worker."""
+        ...
+
     def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine function on the agents' loop, and wait for it on this thread."""
         ...

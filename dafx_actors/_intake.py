@@ -34,7 +34,9 @@ from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors._connect import intercepts, traces
 from dafx_actors._coroutines import work_item
+from dafx_actors._last_line import Answering, details_of, failed
 from dafx_actors._lines import Line, Watch, line_maker
+from dafx_actors._raised import contained, safe
 from dafx_actors._seam import AgentLoop, Gate, HandedBack
 from dafx_actors._sessions import Sessions
 from dafx_actors.transcript import Json
@@ -44,12 +46,12 @@ Ahead: TypeAlias = Callable[[str, Json, Json], Awaitable[Any]]
 """What an entity will wait for in the operation `run`: by its key, its state, and what it is told."""
 
 _HANDLERS = {
-    "orchestratorRequest": ("_execute_orchestrator", "_cancel_orchestrator"),
-    "activityRequest": ("_execute_activity", "_cancel_activity"),
-    "entityRequest": ("_execute_entity_batch", "_cancel_entity_batch"),
-    "entityRequestV2": ("_execute_entity_batch", "_cancel_entity_batch"),
+    "orchestratorRequest": ("_execute_orchestrator", "CompleteOrchestratorTask", "_cancel_orchestrator"),
+    "activityRequest": ("_execute_activity", "CompleteActivityTask", "_cancel_activity"),
+    "entityRequest": ("_execute_entity_batch", "CompleteEntityTask", "_cancel_entity_batch"),
+    "entityRequestV2": ("_execute_entity_batch", "CompleteEntityTask", "_cancel_entity_batch"),
 }
-"""What durabletask does with a kind of work, and how it gives it back."""
+"""What durabletask does with a kind of work, by what it is answered, and how durabletask gives it back."""
 
 _logger = logging.getLogger("dafx_actors.worker")
 
@@ -81,16 +83,17 @@ def _fail(error: Exception) -> Any:
     raise error
 
 
-async def _outcome_of(ahead: Callable[[], Awaitable[Any]]) -> Callable[[], Any]:
-    """What a coroutine function gives or raises, to be heard by durabletask; a cancellation is none, and goes on up."""
+async def _outcome_of(ahead: Callable[[], Awaitable[Any]], is_stopping: Callable[[], bool]) -> Callable[[], Any]:
+    """What a coroutine function gives or raises, to be heard by durabletask.
+
+    Raises:
+        CancelledError: The worker stops, and hands it back.
+        KeyboardInterrupt: Somebody has pressed Ctrl+C.
+    """
     try:
-        return functools.partial(_give, await ahead())
-    except asyncio.CancelledError:
-        raise
+        return functools.partial(_give, await contained(ahead, is_stopping))
     except Exception as error:  # noqa: BLE001 - it is the step's result
-        return functools.partial(_fail, error)
-    except BaseException as error:  # noqa: BLE001 - such as SystemExit, which would end the loop of all agents
-        return functools.partial(_fail, RuntimeError(f"it raised {error!r}"))
+        return functools.partial(_fail, safe(error))
 
 
 def _event(event: Any) -> Any:
@@ -361,10 +364,13 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         async def run() -> None:
             watch_of_step.set(line.watch(token))
             try:
-                outcome = await _outcome_of(ahead)
+                outcome = await _outcome_of(ahead, lambda: self._gate.is_closed)
             except asyncio.CancelledError:
                 over()  # handed back: no answer
                 return
+            except KeyboardInterrupt:
+                over()
+                raise
             answer = functools.partial(self._answer, outcome, kind, request, line, token, over)
             if not line.blocks:
                 answer()
@@ -416,17 +422,23 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         return False
 
     def _run(self, kind: str, request: Any, stub: Any, token: str) -> None:
-        execute, abandon = _HANDLERS[kind]
+        execute, complete, abandon = _HANDLERS[kind]
         try:
             with work_item():
                 if kind == "orchestratorRequest" and not self._is_traced:
-                    self._sessions.run(request, stub, token)
+                    self._sessions.run(request, Answering(stub, request, token), token)
                 else:
-                    getattr(self._worker, execute)(request, stub, token)
-        except asyncio.CancelledError:
-            pass  # `HandedBack`: no answer, so that the scheduler hands it out again
-        except BaseException:
-            # As durabletask does; its own code answers for what users' code raises.
-            _logger.exception("Work could not be done, and is given back.")
+                    getattr(self._worker, execute)(request, Answering(stub, request, token), token)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and self._gate.is_closed:
+                return  # handed back: no answer, so that the scheduler hands it out again
+            if self._worker._payload_store is not None and isinstance(error, Exception):  # noqa: SLF001
+                # It may only be away for a while.
+                _logger.exception("Work could not be done, and is given back.")
+                with suppress(grpc.RpcError):
+                    getattr(self._worker, abandon)(request, stub, token)
+                return
+            # durabletask answers for what users' code raises, but not for all of it.
+            _logger.exception("Work could not be done, and fails for that.")
             with suppress(grpc.RpcError):
-                getattr(self._worker, abandon)(request, stub, token)
+                getattr(stub, complete)(failed(request, token, details_of(error)))

@@ -20,11 +20,13 @@ from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ign
     TaskHubSidecarServiceStub,
 )
 from durabletask.worker import TaskHubGrpcWorker
+from google.protobuf.message import EncodeError
 
 from dafx_actors import _bundles
 from dafx_actors._bundles import Piece
 from dafx_actors._calls import details_of
 from dafx_actors._connect import channels_of, is_plain
+from dafx_actors._last_line import is_too_large, limit_in
 from dafx_actors._outages import Seldom, one_line
 
 _logger = logging.getLogger("dafx_actors.worker")
@@ -36,6 +38,9 @@ and the work is handed out again."""
 
 Watch: TypeAlias = Callable[[Callable[[bool], None]], Callable[[], object]]
 """Begins to wait; see `_connect.EndWatch.watch`."""
+
+Instead: TypeAlias = Callable[[int, "int | None"], Any]
+"""Makes the answer that counts in place of one that is too large: by its size in bytes, and the bound."""
 
 
 _SOME = 8
@@ -129,13 +134,16 @@ def _lost(what: BaseException | str) -> None:
 
 
 class _Stub:
-    """What durabletask calls to send answers."""
+    """What durabletask calls to send answers; each with what counts instead, where it is known."""
 
-    def __init__(self, send: Callable[[str, Any], None]) -> None:
+    def __init__(self, send: Callable[[str, Any, Instead | None], None]) -> None:
         self._send = send
 
-    def __getattr__(self, name: str) -> Callable[[Any], None]:
-        return functools.partial(self._send, name)
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(answer: Any, instead: Instead | None = None) -> None:
+            self._send(name, answer, instead)
+
+        return call
 
 
 class Calls:
@@ -182,21 +190,36 @@ class Calls:
         """See `Line`."""
         self._stream.cancel()
 
-    def _call(self, name: str, answer: Any) -> None:
+    def _call(self, name: str, answer: Any, instead: Instead | None = None) -> None:
         if self._may_call():
             try:
                 getattr(self._stub, name)(answer)
+            except grpc.RpcError as error:
+                if instead is None or not is_too_large(error):
+                    raise
+                getattr(self._stub, name)(instead(answer.ByteSize(), limit_in(error)))
             finally:
                 self._called()
 
-    def _send(self, name: str, answer: Any) -> None:
+    def _send(
+        self, name: str, answer: Any, instead: Instead | None = None, before: grpc.Future[Any] | None = None
+    ) -> None:
+        """Send an answer; `before` is the call whose answer was too large, which is under way until this one is not."""
         if not self._may_call():
             return
         try:
-            call: grpc.Future[Any] = getattr(self._stub, name).future(answer, timeout=_DELIVERY, wait_for_ready=True)
+            try:
+                call: grpc.Future[Any] = getattr(self._stub, name).future(
+                    answer, timeout=_DELIVERY, wait_for_ready=True
+                )
+            except grpc.RpcError as error:  # it does not even fit into what gRPC can send
+                if instead is None or not is_too_large(error):
+                    raise
+                self._send(name, instead(answer.ByteSize(), limit_in(error)))
+                return
             with self._changed:
                 self._under_way.add(call)
-            call.add_done_callback(self._sent)
+            call.add_done_callback(functools.partial(self._sent, name, answer, instead, before))
         finally:
             self._called()
 
@@ -214,11 +237,23 @@ class Calls:
             self._calling -= 1
             self._changed.notify_all()
 
-    def _sent(self, call: grpc.Future[Any]) -> None:
+    def _sent(
+        self,
+        name: str,
+        answer: Any,
+        instead: Instead | None,
+        before: grpc.Future[Any] | None,
+        call: grpc.Future[Any],
+    ) -> None:
+        error: Any = None if call.cancelled() else call.exception()
+        if instead is not None and isinstance(error, grpc.RpcError) and is_too_large(error):
+            _logger.error("An answer was too large for the scheduler, and has failed for that: %s", error)
+            self._send(name, instead(answer.ByteSize(), limit_in(error)), None, call)
+            return
         with self._changed:
-            self._under_way.discard(call)
+            self._under_way -= {call, before}
             self._changed.notify_all()
-        if not call.cancelled() and (error := call.exception()) is not None:
+        if error is not None:
             _lost(error)
 
     def hold(self, token: str) -> None:
@@ -334,10 +369,16 @@ class Bundles:
                     size += len(pieces[-1].payload)
             yield _bundles.pack(pieces)
 
-    def _send(self, name: str, answer: Any) -> None:
-        payload, kind = answer.SerializeToString(), _bundles.kind_of(name)
+    def _send(self, name: str, answer: Any, instead: Instead | None = None) -> None:
+        try:
+            payload, kind = answer.SerializeToString(), _bundles.kind_of(name)
+        except EncodeError:  # it does not even fit into what protobuf can hold
+            if instead is None:
+                raise
+            self._send(name, instead(answer.ByteSize(), None))
+            return
         if len(payload) > _bundles.USUAL:
-            getattr(self._calls.at_once, name)(answer)
+            getattr(self._calls.at_once, name)(answer, instead)
             return
         with self._changed:
             if not self._is_over:

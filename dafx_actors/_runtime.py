@@ -67,7 +67,9 @@ _POLL, _POLLS = 5, 120
 
 
 def _toolbox_of(hosted: HostedAgent) -> Toolbox:
-    return Toolbox(hosted.agent.tools)
+    agent, host = hosted.agent, hosted.host
+    bound = agent.definition.max_result_bytes
+    return Toolbox(agent.tools, max_result_bytes=bound, is_stopping=lambda: host.is_stopping)
 
 
 def _asking_of(hosted: HostedAgent) -> AgentSteps:

@@ -5,7 +5,7 @@ durabletask runs orchestrators, entities and activities as plain functions on th
 - `AgentLoop` is the event loop, on the caller's or on a thread of its own.
 - `Gate` lets steps in and counts them. When the worker stops, steps that have not begun are given back, and those that
   do not end within the bound are ended by `HandedBack`: durabletask then sends no answer, so the scheduler hands
-  them out again. (An ordinary exception, also a cancellation by the loop, would be recorded as their result.)
+  them out again. Only the gate hands work back: a cancellation at any other time is a failure like others.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import anyio.from_thread
 import attrs
 
 from dafx_actors._coroutines import at_end_of_work_item
+from dafx_actors._raised import contained, safe
 
 T = TypeVar("T")
 
@@ -112,16 +113,25 @@ class Gate:
         """The result of a step that runs on the loop; ended when the gate is closed and the bound is over.
 
         Raises:
-            HandedBack: It was ended, whoever did it: a cancellation is never a step's result.
+            HandedBack: It was cancelled, whoever did it, while the gate is closed.
+            Exception: What it raised; also that it was cancelled, at any other time.
         """
         token = self.enter(again=True)
         try:
             self.may_end(token, started.cancel)
             return started.result()
-        except (CancelledError, asyncio.CancelledError):
-            raise HandedBack from None
+        except (CancelledError, asyncio.CancelledError) as error:
+            if self._closed:
+                raise HandedBack from None
+            cancelled = error
         finally:
             self.leave(token)
+        raise safe(cancelled)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the worker stops: what is cancelled from now on is handed back."""
+        return self._closed
 
     @property
     def is_over(self) -> bool:
@@ -236,7 +246,8 @@ class AgentLoop:
         """Start a coroutine function on the loop, which is started on a thread of its own if there is none yet."""
 
         async def run() -> T:
-            return await function()
+            # What is no `Exception` would end the loop of all agents.
+            return await contained(function, lambda: True)
 
         # Not by the portal, which waits on the calling thread until it has begun: see `begin`.
         return asyncio.run_coroutine_threadsafe(run(), self._at_home().loop)

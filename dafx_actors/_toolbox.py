@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from dafx_actors import _codec
 from dafx_actors._forms import FORM
 from dafx_actors._json import load_json, shown
-from dafx_actors._values import dump_value
-from dafx_actors.errors import InvalidArguments, NotDone
+from dafx_actors._raised import attempted, contained, in_words, text_of
+from dafx_actors._values import dump_result
+from dafx_actors.agents import MAX_RESULT_BYTES
+from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
 from dafx_actors.tools import AgentTool, Approval, Tool, ToolContext, ToolSource, source_needs_approval
 from dafx_actors.transcript import FunctionCallContent, Json
@@ -20,7 +25,22 @@ _logger = logging.getLogger("dafx_actors.worker")
 class Toolbox:
     """Finds tools by the names that a model uses."""
 
-    def __init__(self, entries: Sequence[Tool | AgentTool | ToolSource]) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Tool | AgentTool | ToolSource],
+        *,
+        max_result_bytes: int = MAX_RESULT_BYTES,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take an agent's tools.
+
+        Args:
+            entries: The tools.
+            max_result_bytes: What a result may take, unless the tool says otherwise.
+            is_stopping: Whether the worker is, so that what is cancelled is handed back.
+        """
+        self._max_result_bytes = max_result_bytes
+        self._is_stopping = is_stopping
         self._own = {entry.name: entry for entry in entries if isinstance(entry, Tool | AgentTool)}
         self._sources = [entry for entry in entries if not isinstance(entry, Tool | AgentTool)]
         self._found: dict[str, ToolSource] = {}
@@ -84,15 +104,18 @@ class Toolbox:
 
     async def needs_approval(self, name: str, arguments: Mapping[str, Json]) -> bool:
         """Whether a call must not be made unless a person has approved it. A rule that fails asks."""
-        entry = self._own.get(name)
         try:
-            if isinstance(entry, Tool):
-                return await entry.needs_approval(arguments)
-            source = await self._source_of(name)
-            return source is not None and await source_needs_approval(source, name, arguments)
+            return await contained(functools.partial(self._asks, name, arguments), self._is_stopping)
         except Exception:
             _logger.exception("Whether %r needs approval could not be told; a person is asked.", name)
             return True
+
+    async def _asks(self, name: str, arguments: Mapping[str, Json]) -> bool:
+        entry = self._own.get(name)
+        if isinstance(entry, Tool):
+            return await entry.needs_approval(arguments)
+        source = await self._source_of(name)
+        return source is not None and await source_needs_approval(source, name, arguments)
 
     def tool(self, name: str) -> Tool | None:
         """The function of that name, or None: what a source has is not one."""
@@ -100,30 +123,61 @@ class Toolbox:
         return entry if isinstance(entry, Tool) else None
 
     async def call(self, name: str, arguments: Mapping[str, Json], context: ToolContext) -> Json:
-        """Make a call: `{"result": ...}`; or `{"error": text}`, `failed` where the tool itself raised."""
+        """Make a call: `{"result": ...}`; or `{"error": text}`, `failed` where the tool itself raised.
+
+        A tool that has acted, and whose result cannot be kept, has not failed: `result` says so, with `unkept`.
+        """
         try:
-            entry = self._own.get(name)
-            if isinstance(entry, Tool):
-                return {"result": await entry.call(context, arguments)}
-            if (source := await self._source_of(name)) is None:
-                return {"error": f"there is no tool {name!r} on this worker"}
-            return {"result": dump_value(await source.call(name, arguments, context))}
+            return await contained(functools.partial(self._outcome, name, arguments, context), self._is_stopping)
+        except ResultNotKept as error:
+            context.logger.warning("What tool %r returned is not kept.", name, exc_info=True)
+            return {"result": text_of(error), "unkept": True}
         except InvalidArguments as error:
-            return {"error": str(error)}
+            return {"error": text_of(error)}
         except TimeoutError as error:
             # Its own, or of what it called: whether that has acted nobody can tell.
             context.logger.warning("Tool %r ran out of time.", name, exc_info=True)
-            return {"error": f"TimeoutError: {error}", "failed": True, "timedOut": True}
+            return {"error": f"TimeoutError: {text_of(error)}", "failed": True, "timedOut": True}
         except Exception as error:
             context.logger.warning("Tool %r failed.", name, exc_info=True)
-            return {"error": f"{type(error).__name__}: {error}", "failed": True}
+            return {"error": in_words(error), "failed": True}
+
+    async def _outcome(self, name: str, arguments: Mapping[str, Json], context: ToolContext) -> Json:
+        entry = self._own.get(name)
+        if isinstance(entry, Tool):
+            return {"result": self._kept(entry, name, await entry.call(context, arguments))}
+        if (source := await self._source_of(name)) is None:
+            return {"error": f"there is no tool {name!r} on this worker"}
+        return {"result": self._kept(None, name, await source.call(name, arguments, context))}
+
+    def _kept(self, tool: Tool | None, name: str, result: Any) -> Json:
+        """A result, of which it is certain that it can be recorded.
+
+        Raises:
+            ResultNotKept: It cannot be.
+        """
+        dumped = result if tool else dump_result(name, result, Any)
+        most = (tool.max_result_bytes if tool else None) or self._max_result_bytes
+        try:
+            text = json.dumps(dumped, ensure_ascii=False, separators=(",", ":"))
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = in_words(error)
+        else:
+            size = len(text.encode(errors="surrogatepass"))
+            if size <= most:
+                return dumped
+            reason = f"it has {size:,} bytes, and may have {most:,}; ask for less at a time"
+        raise ResultNotKept(reason, name)
 
     async def reconcile(self, tool: Tool, arguments: Mapping[str, Json], context: ToolContext) -> Json:
         """What became of a call that was cut off: its result, `notDone`, or `unknown`."""
         if tool.reconcile is None:
             return {"unknown": True}
         try:
-            return {"result": await tool.call_reconcile(context, arguments)}
+            found = await contained(functools.partial(tool.call_reconcile, context, arguments), self._is_stopping)
+            return {"result": self._kept(tool, tool.name, found)}
+        except ResultNotKept as error:
+            return {"result": text_of(error), "unkept": True}
         except NotDone:
             return {"notDone": True}
         except Exception:
@@ -139,7 +193,7 @@ class Toolbox:
     async def aclose(self) -> None:
         """Give back what the sources hold."""
         for source in self._sources:
-            await source.aclose()
+            await attempted(source.aclose, _logger, f"The tools of {source.name!r}")
 
 
 def _unparsed(written: Json) -> str:

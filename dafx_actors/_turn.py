@@ -314,12 +314,14 @@ def result_of(call: Call, outcome: Json) -> FunctionResultContent:
 
     Args:
         call: The call.
-        outcome: `{"result": ...}` or `{"error": text}`; with the `decision` of a person where there was one, and with
-            what persons `resolved` where the call was cut off.
+        outcome: `{"result": ...}`, with `unkept` where that only says why there is none; or `{"error": text}`; with the
+            `decision` of a person where there was one, and with what persons `resolved` where the call was cut off.
     """
     ours: dict[str, Json] = {"key": call.key}
     if "error" in outcome:
         ours["failed"] = True
+    if outcome.get("unkept"):
+        ours["unkept"] = True
     ours |= {name: outcome[name] for name in ("decision", "resolved") if outcome.get(name)}
     said = f"Error: {outcome['error']}" if "error" in outcome else outcome.get("result")
     return FunctionResultContent(call.content.call_id, said, extra={"dafx": ours})

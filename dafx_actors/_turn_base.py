@@ -12,7 +12,7 @@ from durabletask.task import RetryPolicy
 from dafx_actors import _codec, _turn
 from dafx_actors._coroutines import DurableTask, when_any
 from dafx_actors._operations import error_in
-from dafx_actors.errors import DafxError, TurnCancelled, TurnDeadlineExceeded, TurnFailed
+from dafx_actors.errors import DafxError, MessageTooLarge, TurnCancelled, TurnDeadlineExceeded, TurnFailed
 from dafx_actors.exchange import Limits
 from dafx_actors.ids import AgentThread
 from dafx_actors.orchestration import OrchestrationContext
@@ -127,6 +127,8 @@ class TurnBase:
         try:
             if (result := await step) is not None:
                 return result
+        except MessageTooLarge as error:
+            return {"broken": True, "error": _codec.dump_error(error)}
         except task.TaskFailedError as error:
             kind, text = error.details.error_type, error.details.message
         return {"broken": True, "error": _codec.dump_error(TurnFailed(self.thread.agent, self.id, kind, text))}

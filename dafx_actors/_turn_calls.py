@@ -18,7 +18,7 @@ from dafx_actors._json import dump_time, object_in
 from dafx_actors._operations import error_in
 from dafx_actors._turn_base import CANCEL, TurnBase
 from dafx_actors.decisions import call_digest
-from dafx_actors.errors import ApprovalExpired, DafxError, OutcomeUnknown
+from dafx_actors.errors import ApprovalExpired, DafxError, MessageTooLarge, OutcomeUnknown, ResultNotKept
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread, tool_step_name, turn_name
 from dafx_actors.transcript import ChatMessage, Json
@@ -29,6 +29,19 @@ _CUT_OFF = "The turn ended before this call was answered. It may have acted, or 
 def decision_event(key: str) -> str:
     """The event that tells a turn what was decided about one of its calls."""
     return f"decision.{key}"
+
+
+def _of_broken(call: _turn.Call, error: Json) -> Json:
+    """What becomes of a call whose step failed as a whole, and did not say what the tool did."""
+    if call.plan.get("once"):
+        return {"unknown": True}
+    if isinstance(_codec.load_error(error), MessageTooLarge):
+        return _unkept(call.content.name)
+    return {"error": error["message"]}
+
+
+def _unkept(name: str) -> Json:
+    return {"result": str(ResultNotKept("it is too large for the scheduler or the thread", name)), "unkept": True}
 
 
 class ToolCalls:
@@ -66,12 +79,17 @@ class ToolCalls:
             await self._turn.unless_stopped(when_all([self._make_one(call) for call in batch]))
             if self.fatal is not None:
                 return
-        results = self.unrecorded()
+        await self._turn.record(self.unrecorded())
         self._calls, self._children = (), []
-        await self._turn.record(results)
 
-    def unrecorded(self) -> Sequence[ChatMessage]:
-        """The results that the thread does not have yet; of calls that were decided about, also where there is none."""
+    def unrecorded(self, *, kept: bool = True) -> Sequence[ChatMessage]:
+        """The results that the thread does not have yet; of calls that were decided about, also where there is none.
+
+        `kept`: False where they are more than the thread can hold, so that it only learns which calls were made.
+        """
+        if not kept:
+            made = [call for call in self._calls if "result" in self._outcomes.get(call.key, {})]
+            self._outcomes |= {call.key: _unkept(call.content.name) for call in made}
         open_ = [call.key for call in self._calls if call.key not in self._outcomes]
         cut_off: dict[str, Json] = {key: {"result": _CUT_OFF} for key in open_ if key in self._decided}
         # What no step was given cannot have acted, whatever becomes of the turn.
@@ -133,7 +151,7 @@ class ToolCalls:
             )
             outcome = await self._turn.as_value(step)
             if outcome.get("broken"):
-                outcome = {"unknown": True} if call.plan.get("once") else {"error": outcome["error"]["message"]}
+                outcome = _of_broken(call, outcome["error"])
             if "unknown" in outcome:
                 outcome = await self._resolved(call, arguments, number)
             if "wait" in outcome:

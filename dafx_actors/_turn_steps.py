@@ -32,7 +32,7 @@ from dafx_actors._json import object_in
 from dafx_actors._operations import error_in
 from dafx_actors._turn_base import CANCEL, Stopped, TurnBase
 from dafx_actors._turn_calls import ToolCalls, decision_event
-from dafx_actors.errors import DafxError, ModelError, ThreadBusy, TurnTerminated
+from dafx_actors.errors import DafxError, MessageTooLarge, ModelError, ThreadBusy, TurnTerminated
 from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, probe_name
 from dafx_actors.orchestration import OrchestrationContext
@@ -118,6 +118,9 @@ class TurnSteps(TurnBase):
         except Stopped as stopped:
             self._calls.cancel_children(stopped.error)
             return await self._abort(stopped.error, self._calls.unrecorded())
+        except MessageTooLarge as error:
+            # The thread cannot hold what was said, and is as it was before.
+            return await self._abort(error, self._calls.unrecorded(kept=False))
         return ended
 
     async def _round(self, reply: Json = None) -> Json:

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dafx_actors._forms import dump_bytes, key_text, reading_what_is_stored
 from dafx_actors._json import MOST_LEVELS, check_json, reason_of, shown
-from dafx_actors.errors import ValueMismatch
+from dafx_actors._raised import in_words, text_of
+from dafx_actors.errors import ResultNotKept, ValueMismatch
 from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
@@ -88,6 +89,21 @@ def dump_as(value: Any, annotation: Any) -> Json:
     dumped = dump_value(value)
     load_value(dumped, annotation)
     return dumped
+
+
+def dump_result(name: str, value: Any, annotation: Any) -> Json:
+    """Make a JSON value of what a tool or an activity returned, which has acted: as `dump_as`.
+
+    Raises:
+        ResultNotKept: It cannot be made, for whatever reason.
+    """
+    try:
+        return dump_as(value, annotation)
+    except ValueMismatch as error:
+        reason = text_of(error)
+    except Exception as error:  # noqa: BLE001 - it refers to itself, or its class raises what it likes
+        reason = in_words(error)
+    raise ResultNotKept(reason, name)
 
 
 @functools.lru_cache(maxsize=4096)  # every replay of an orchestration asks

@@ -18,13 +18,14 @@ from dafx_actors.errors import ConfigurationError
 from dafx_actors.exchange import Limits, Overlap, RunRequest
 from dafx_actors.ids import AgentThread, agent_name_mistake
 from dafx_actors.models import Model, ModelReply, ModelRequest, ToolDefinition
-from dafx_actors.tools import AgentTool, Tool, ToolSource, as_tool, tool_mistakes, tools_of
+from dafx_actors.tools import AgentTool, Tool, ToolSource, as_tool, is_size, tool_mistakes, tools_of
 from dafx_actors.transcript import ChatMessage, Json, Transcript
 
 C = TypeVar("C", bound=type)
 
 Durability: TypeAlias = Literal["step", "turn"]
 _DEFINITION = "__dafx_agent__"
+MAX_RESULT_BYTES = 2**20
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +50,8 @@ class AgentDefinition:
     `queue`: it waits. `reject`: it fails with `ThreadBusy`. `cancel_previous`: it takes the place of those before it.
     `steer`: it joins the running turn at its next model call, and both get one answer.
     """
+    max_result_bytes: int = MAX_RESULT_BYTES
+    """What the result of a tool may take as JSON, in UTF-8, unless the tool says otherwise."""
 
 
 @attrs.frozen(kw_only=True)
@@ -112,6 +115,7 @@ def durable_agent(
     limits: Limits | None = None,
     retry: RetryPolicy | None = None,
     overlap: Overlap = "queue",
+    max_result_bytes: int = MAX_RESULT_BYTES,
 ) -> Callable[[C], C]: ...
 
 
@@ -127,6 +131,7 @@ def durable_agent(
     limits: Limits | None = None,
     retry: RetryPolicy | None = None,
     overlap: Overlap = "queue",
+    max_result_bytes: int = MAX_RESULT_BYTES,
 ) -> C | Callable[[C], C]:
     """Declare an agent. Bare, it is called as its class and described by the class's docstring.
 
@@ -145,6 +150,7 @@ def durable_agent(
         limits: See `AgentDefinition.limits`.
         retry: See `AgentDefinition.retry`.
         overlap: See `AgentDefinition.overlap`.
+        max_result_bytes: See `AgentDefinition.max_result_bytes`; 1 MiB by default.
 
     Raises:
         ConfigurationError: Lists all that is wrong with the declaration.
@@ -164,6 +170,7 @@ def durable_agent(
             limits=limits or Limits(),
             retry=retry,
             overlap=overlap,
+            max_result_bytes=max_result_bytes,
         )
         if mistakes := _class_mistakes(decorated, definition):
             raise ConfigurationError(mistakes)
@@ -321,6 +328,9 @@ def _class_mistakes(cls: type, definition: AgentDefinition) -> list[str]:
     if definition.overlap not in get_args(Overlap):
         words = ", ".join(map(repr, get_args(Overlap)))
         mistakes.append(f"{cls.__qualname__}: overlap is one of {words}, not {definition.overlap!r}")
+    if not isinstance(definition.max_result_bytes, int) or not is_size(definition.max_result_bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not type-check
+        found = definition.max_result_bytes
+        mistakes.append(f"{cls.__qualname__}: `max_result_bytes` is a whole number above 0, not {found!r}")
     if not _is_model(definition.model):
         mistakes.append(
             f"{cls.__qualname__}: `model` is an object with async `complete()` and `aclose()`, a function that makes "

@@ -8,7 +8,8 @@
     ├── InvalidThreadId             a thread id that an entity key cannot hold
     ├── UnsupportedTranscript       stored by a newer version, or not a transcript; never rewritten
     ├── ValueMismatch               a value of user code that does not fit its annotation, or JSON
-    │   └── InvalidArguments        what a model wrote for a tool's arguments does not fit them
+    │   ├── InvalidArguments        what a model wrote for a tool's arguments does not fit them
+    │   └── ResultNotKept           what a tool or an activity that acted gave cannot be kept
     ├── NotDone                     a tool's `reconcile` found that the effect did not happen
     ├── McpError                    between this process and an MCP server
     │   ├── McpUnreachable          it cannot be started or reached; nothing was called
@@ -19,6 +20,7 @@
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
     │   ├── SchedulerRefused        it answers that it cannot: its disk is full, or a token is missing
     │   ├── SchedulerCredentialError  it wants a token of Azure's, and there is none to be had
+    │   ├── MessageTooLarge         an answer is larger than the messages that the scheduler takes
     │   ├── SchedulerInUse          another process has the embedded scheduler's database open
     │   ├── SchedulerDatabaseError  its database file cannot be used as it is
     │   ├── SchedulerWriteFailed    its disk refused a write; nothing that was acknowledged is lost
@@ -162,6 +164,20 @@ class InvalidArguments(ValueMismatch):
 
 
 @attrs.define(eq=False, slots=False)
+class ResultNotKept(ValueMismatch):
+    """A tool or an activity has acted, and what it returned cannot be kept. The call was made."""
+
+    name: str
+    """The tool's, or the activity's."""
+
+    def __str__(self) -> str:
+        return (
+            f"The call of {self.name!r} was made, and it has acted; its result could not be kept: {self.reason}. "
+            "Do not make the same call again for that."
+        )
+
+
+@attrs.define(eq=False, slots=False)
 class NotDone(DafxError):
     """Raised by a tool's `reconcile`: the effect has not happened, so that the tool may run again."""
 
@@ -278,6 +294,28 @@ class SchedulerCredentialError(SchedulerError):
         return (
             f"There is no Azure token for the scheduler at {self.endpoint}{because}. Nothing was sent. Run `az login`, "
             "use a managed identity, or pass a `credential`; a scheduler without TLS (http://) wants none."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class MessageTooLarge(SchedulerError):
+    """An answer is larger than the messages that the scheduler takes. What made it has run, and is not run again."""
+
+    what: str
+    """The answer's name, such as `activity 'fetch'`."""
+    size: int
+    """Bytes of the message."""
+    limit: int | None = None
+    """Bytes that the scheduler takes, where it says so."""
+
+    def __str__(self) -> str:
+        bound = (
+            "than the scheduler takes" if self.limit is None else f"than the {self.limit:,} that the scheduler takes"
+        )
+        return (
+            f"The answer of {self.what} is a message of {self.size:,} bytes, which is more {bound}. It was not kept, "
+            "and what made it is not run again. Keep less in it: give what is large a place of its own, and pass on "
+            "where it is; or let the scheduler take more."
         )
 
 

@@ -20,19 +20,18 @@ from typing import Any, TypeAlias, TypeVar, cast, overload
 from durabletask import task
 from durabletask.entities import EntityInstanceId, EntityLock
 
-from dafx_actors import _codec
 from dafx_actors._agent_tasks import (
-    CrossingError,
     DurableAgentTask,
     OrchestrationAgent,
     OrchestrationAgentExecutor,
     crossed,
     in_utc,
+    told,
 )
 from dafx_actors._coroutines import CoroutineTask, DurableTask, Loop, as_durable_task, when_all, when_any
 from dafx_actors._values import dump_as, dump_value, load_stored, parameters_of, returned_by
 from dafx_actors.agents import agent_name
-from dafx_actors.errors import ConfigurationError, NotDurableError, ValueMismatch
+from dafx_actors.errors import ConfigurationError, MessageTooLarge, NotDurableError, ValueMismatch
 from dafx_actors.transcript import Json
 
 __all__ = [
@@ -329,8 +328,8 @@ class OrchestrationContext:
         for attempt in range(1, policy.max_number_of_attempts + 1):
             try:
                 return await once()
-            except ValueMismatch:
-                raise  # the same result would not fit the next time either
+            except (ValueMismatch, MessageTooLarge):
+                raise  # the same result would not fit the next time either; and what made it has acted
             except Exception:
                 last = attempt == policy.max_number_of_attempts
                 if last or (deadline is not None and self.current_utc_datetime + pause > deadline):
@@ -414,10 +413,9 @@ def _drive(
     try:
         result = yield from loop.run(_call(function, context, raw))
         return dump_as(result, returned_by(function))
-    except Exception as error:
-        if _codec.crosses(error):
-            raise CrossingError(error) from error
-        raise
+    except Exception as error:  # noqa: BLE001 - it is how the orchestration ends
+        failed = error
+    raise told(failed)
 
 
 async def _call(function: Callable[..., Any], context: OrchestrationContext, raw: Json) -> Any:

@@ -9,30 +9,30 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
-import grpc
 from durabletask import task
 from durabletask.client import TaskHubGrpcClient
 from durabletask.worker import TaskHubGrpcWorker
 
-from dafx_actors import _codec, _credentials
-from dafx_actors._agent_tasks import CrossingError
+from dafx_actors import _credentials
+from dafx_actors._agent_tasks import told
 from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make_worker, reader_of
 from dafx_actors._intake import Intake, Step, said, watch_of_step
+from dafx_actors._raised import attempted, contained, in_words
 from dafx_actors._runtime import HostedAgent
 from dafx_actors._seam import AgentLoop, Gate, Work, WorkKind, until_turn_ends
 from dafx_actors._sessions import Sessions
-from dafx_actors._values import dump_as, load_stored, parameters_of, returned_by
+from dafx_actors._values import dump_result, load_stored, parameters_of, returned_by
 from dafx_actors.agents import Agent, AgentRegistry
-from dafx_actors.errors import ConfigurationError, DafxError
+from dafx_actors.errors import ConfigurationError
 from dafx_actors.ids import AgentThread, entity_name, model_step_name, probe_name, tell_name, turn_name
 from dafx_actors.models import Model
 from dafx_actors.orchestration import is_orchestrator, orchestrator
@@ -215,19 +215,32 @@ class DurableAIAgentWorker:
         if takes > 2:
             raise ConfigurationError(f"activity {function.__qualname__} takes an input, or a context and an input")
 
+        name = function.__name__
+
         def bind(context: task.ActivityContext, raw: Json) -> Callable[[], Any]:
             arguments = [load_stored(raw, annotation) for _, annotation in parameters_of(function)[-1:]]
             return functools.partial(function, *([context] if takes == 2 else []), *arguments)
 
         async def step(context: task.ActivityContext, raw: Json) -> Json:
-            with _crossing():
-                return dump_as(await bind(context, raw)(), returned_by(function))
+            try:
+                returns = returned_by(function)
+                return dump_result(name, await contained(bind(context, raw), lambda: self.is_stopping), returns)
+            except Exception as error:  # noqa: BLE001 - it is the activity's outcome
+                failed = error
+            raise told(failed)
 
         def run(context: task.ActivityContext, raw: Json) -> Json:
-            with _crossing(), self._gate.pass_through():
-                return dump_as(bind(context, raw)(), returned_by(function))
+            failed: BaseException
+            with self._gate.pass_through():
+                try:
+                    returns = returned_by(function)
+                    return dump_result(name, bind(context, raw)(), returns)
+                except BaseException as error:
+                    if isinstance(error, asyncio.CancelledError) and self.is_stopping:
+                        raise
+                    failed = error
+            raise told(failed)
 
-        name = function.__name__
         if inspect.iscoroutinefunction(function):
             return self._add_step("activity", name, name, step)
         return self._worker.add_activity(_named(self._announced("activity", name, run), name))
@@ -299,6 +312,11 @@ class DurableAIAgentWorker:
     # --- What the agents need (`_host.Host`) ----------------------------------------------------------------------
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether what does not end soon is handed out again, to another worker."""
+        return self._gate.is_closed
+
+    @property
     def reader(self) -> TaskHubGrpcClient:
         """A client to read threads and turns with, from any thread."""
         with self._making_reader:
@@ -360,9 +378,9 @@ class DurableAIAgentWorker:
                 thread, note = self._reports[key]
             try:
                 self.reader.signal_entity(thread.entity_id, "note", input=note)
-            except grpc.RpcError as error:
+            except Exception as error:  # noqa: BLE001 - the reports after this one are to be sent
                 # Progress is for people who watch: the next report makes up for this one.
-                _logger.warning("The progress of call %s could not be reported: %s", key, error)
+                _logger.warning("The progress of call %s could not be reported: %s", key, in_words(error))
             with self._reporting:
                 if self._reports[key] == (thread, note):
                     del self._reports[key]
@@ -455,19 +473,8 @@ class DurableAIAgentWorker:
         for hosted in self._hosted:
             await hosted.toolbox.aclose()
         while self._made:
-            await self._made.pop().aclose()
+            await attempted(self._made.pop().aclose, _logger, "A model")
         self._models.clear()
-
-
-@contextmanager
-def _crossing() -> Generator[None]:
-    """Errors of this package that an activity raises are rebuilt where it was called."""
-    try:
-        yield
-    except DafxError as error:
-        if _codec.crosses(error):
-            raise CrossingError(error) from error
-        raise
 
 
 def _work_of(kind: WorkKind, name: str, context: Any, raw: Json) -> Work:

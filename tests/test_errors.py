@@ -24,12 +24,14 @@ from dafx_actors.errors import (
     McpConnectionLost,
     McpToolFailed,
     McpUnreachable,
+    MessageTooLarge,
     ModelError,
     ModelNotConfigured,
     NotDone,
     NotDurableError,
     OrchestrationFailed,
     OutcomeUnknown,
+    ResultNotKept,
     SchedulerCannotListen,
     SchedulerCredentialError,
     SchedulerDatabaseError,
@@ -64,6 +66,7 @@ SAMPLES: list[tuple[DafxError, str]] = [
         InvalidArguments("look_up", ["`key`: is missing", "`k`: is not known"]),
         "\n  - `key`: is missing\n  - `k`: is not",
     ),
+    (ResultNotKept("a set is no JSON value", "pay"), "Do not make the same call again"),
     (NotDone("the parcel was never sent"), "the parcel was never sent"),
     (McpUnreachable("files", "refused"), "it is tried again at the next call"),
     (McpConnectionLost("files", "remove", "end of file"), "may have acted"),
@@ -71,6 +74,8 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (McpToolFailed("files", "remove", ""), "does not say why"),
     (SchedulerUnreachable("http://localhost:8080", "refused"), "Start one"),
     (SchedulerRefused("http://h", "RESOURCE_EXHAUSTED", "The disk is full."), "The disk is full. Nothing was changed"),
+    (MessageTooLarge("activity 'fetch'", 70_000_000, 67_108_864), "more than the 67,108,864"),
+    (MessageTooLarge("activity 'fetch'", 70_000_000), "than the scheduler takes"),
     (SchedulerInUse("dafx.db", 7), "in use by process 7"),
     (SchedulerInUse("dafx.db"), "connect to the scheduler that runs"),
     (SchedulerDatabaseError("dafx.db", "not a database"), "restore a backup"),
@@ -150,7 +155,8 @@ def test_an_error_crosses_json_and_is_the_same_there(error: DafxError) -> None:
 def test_what_can_become_of_a_turn_crosses() -> None:
     crossing = {type(error) for error in CROSSING}
     turns = {type(error) for error, _ in SAMPLES if isinstance(error, errors.TurnError)}
-    assert crossing == turns | {UnsupportedTranscript, InvalidThreadId, ConfigurationError, ModelNotConfigured}
+    others = {UnsupportedTranscript, InvalidThreadId, ConfigurationError, ModelNotConfigured}
+    assert crossing == turns | others | {MessageTooLarge, ResultNotKept}
 
 
 @pytest.mark.parametrize("error", CROSSING, ids=name)

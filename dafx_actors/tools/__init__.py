@@ -6,8 +6,8 @@ runs is the turn's business, and so is what it may repeat; *how* it runs is here
 is injected, functions that block get a thread.
 """
 
-from dafx_actors.errors import InvalidArguments, NotDone
-from dafx_actors.tools._collected import AnyTool, tool_mistakes, tools_of
+from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
+from dafx_actors.tools._collected import AnyTool, is_size, tool_mistakes, tools_of
 from dafx_actors.tools._declared import Approval, Effect, ToolContext, tool
 from dafx_actors.tools._hosted import AgentTool, Tool, ToolSource, as_tool, source_needs_approval
 
@@ -18,10 +18,12 @@ __all__ = [
     "Effect",
     "InvalidArguments",
     "NotDone",
+    "ResultNotKept",
     "Tool",
     "ToolContext",
     "ToolSource",
     "as_tool",
+    "is_size",
     "source_needs_approval",
     "tool",
     "tool_mistakes",

@@ -154,6 +154,7 @@ def _made(
         timeout=declaration.timeout,
         retry=declaration.retry,
         reconcile=reconcile,
+        max_result_bytes=declaration.max_result_bytes,
         signature=signature,
     ), []
 
@@ -205,12 +206,19 @@ def _declaration_mistakes(declaration: Declaration, label: str) -> Iterator[str]
         yield f'{label}: `reconcile` is for `effect="once"`; what is repeatable is repeated'
     if not _is_duration(timeout):
         yield f"{label}: `timeout` is a number of seconds above 0 or a timedelta, not {timeout!r}"
+    if not is_size(declaration.max_result_bytes):
+        yield f"{label}: `max_result_bytes` is a whole number above 0, not {declaration.max_result_bytes!r}"
     if not isinstance(declaration.approval, bool | Approval) and not callable(declaration.approval):
         yield f"{label}: `approval` is True, a predicate or an `Approval`, not {declaration.approval!r}"
 
 
 def _is_duration(given: object) -> bool:
     return given is None or (isinstance(given, int | float) and not isinstance(given, bool) and given > 0)
+
+
+def is_size(given: object) -> bool:
+    """Whether it is a number of bytes, or None."""
+    return given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0)
 
 
 def _approval_mistakes(approval: Approval | None, known: set[str], label: str) -> Iterator[str]:

@@ -89,6 +89,7 @@ class Declaration:
     timeout: float | None = attrs.field(default=None, converter=_seconds)
     retry: RetryPolicy | None = None
     reconcile: Callable[..., Any] | str | None = None
+    max_result_bytes: int | None = None
 
 
 @overload
@@ -106,6 +107,7 @@ def tool(
     timeout: timedelta | float | None = None,
     retry: RetryPolicy | None = None,
     reconcile: Callable[..., Any] | str | None = None,
+    max_result_bytes: int | None = None,
 ) -> Callable[[F], F]: ...
 
 
@@ -121,6 +123,7 @@ def tool(
     timeout: timedelta | float | None = None,
     retry: RetryPolicy | None = None,
     reconcile: Callable[..., Any] | str | None = None,
+    max_result_bytes: int | None = None,
 ) -> F | Callable[[F], F]:
     """Declare a tool: a method of an agent's class, or a function that the agent lists in `tools`.
 
@@ -143,6 +146,8 @@ def tool(
             the result or raises `NotDone`, after which the call is made again. A worker that lost its connection may
             still be making the call: give the tool a `timeout`, and nobody asks before that is over; a function that
             blocks may act even later, so let `reconcile` make sure that it cannot, by the idempotency key.
+        max_result_bytes: What a result may take as JSON, in UTF-8; what the agent says by default, which is 1 MiB. Of a
+            larger one the model is told that the call was made, and that its result was too large to be kept.
     """
 
     def decorate(decorated: F) -> F:
@@ -155,6 +160,7 @@ def tool(
             timeout=timeout,
             retry=retry,
             reconcile=reconcile,
+            max_result_bytes=max_result_bytes,
         )
         if not callable(decorated) and not isinstance(decorated, classmethod):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"`@tool` decorates a function, not {decorated!r}; a name is given as `name=...`")

@@ -9,7 +9,7 @@ import anyio
 import attrs
 from durabletask.task import RetryPolicy
 
-from dafx_actors._values import arguments_of, dump_as, returned_by
+from dafx_actors._values import arguments_of, dump_result, returned_by
 from dafx_actors.errors import ConfigurationError, InvalidArguments
 from dafx_actors.models import ToolDefinition
 from dafx_actors.tools._declared import Approval, Effect, ToolContext
@@ -34,6 +34,8 @@ class Tool:
     """Seconds that one attempt may take."""
     retry: RetryPolicy | None = None
     reconcile: Callable[..., Any] | None = None
+    max_result_bytes: int | None = None
+    """What a result may take as JSON, in UTF-8; None: what the agent says."""
     _signature: Signature = attrs.field(repr=False, eq=False, alias="signature")
 
     def definition(self) -> ToolDefinition:
@@ -73,7 +75,7 @@ class Tool:
 
         Raises:
             InvalidArguments: The arguments do not fit; nothing was run.
-            ValueMismatch: JSON cannot hold the result, or it is not what the annotation says.
+            ResultNotKept: It has run; JSON cannot hold the result, or it is not what the annotation says.
             TimeoutError: It took longer than `timeout`.
             Exception: What the function raised.
         """
@@ -94,8 +96,9 @@ class Tool:
         return await self._run(self.reconcile, values | dict.fromkeys(contexts_of(self.reconcile), context))
 
     async def _run(self, function: Callable[..., Any], values: Mapping[str, Any]) -> Json:
+        annotation = returned_by(underlying(function))
         with anyio.move_on_after(self.timeout):
-            return dump_as(await result_of(function, values), returned_by(underlying(function)))
+            return dump_result(self.name, await result_of(function, values), annotation)
         raise TimeoutError(f"{self.name} did not finish within {self.timeout:g} s")
 
 
