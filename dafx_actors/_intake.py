@@ -36,7 +36,7 @@ from dafx_actors._connect import intercepts, traces
 from dafx_actors._coroutines import work_item
 from dafx_actors._last_line import Answering, details_of, failed
 from dafx_actors._lines import Line, Watch, line_maker
-from dafx_actors._raised import contained, safe
+from dafx_actors._raised import contained, has_loop, safe
 from dafx_actors._seam import AgentLoop, Gate, HandedBack
 from dafx_actors._sessions import Sessions
 from dafx_actors.transcript import Json
@@ -368,6 +368,11 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             except asyncio.CancelledError:
                 over()  # handed back: no answer
                 return
+            except GeneratorExit as error:
+                # Out of a future, so that Python has closed what awaited that; or this was left behind without a loop.
+                if not has_loop():
+                    raise
+                outcome = functools.partial(_fail, safe(error))
             except KeyboardInterrupt:
                 over()
                 raise

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import attrs
 
 from dafx_actors import _codec, _thread
-from dafx_actors._json import as_list, as_object, as_text, as_whole_number
+from dafx_actors._json import as_list, as_object, as_text, as_whole_number, object_in
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import DafxError, TurnFailed
 from dafx_actors.ids import AgentThread
@@ -166,6 +166,13 @@ _OUTCOMES: Mapping[type[Any], Callable[[Any], Json]] = {
     _thread.Noted: lambda _: None,
     _thread.Refused: lambda outcome: {"error": _codec.dump_error(outcome.error)},
 }
+
+
+def in_short(aborted: Json) -> Json:
+    """What `abort` gave, of whose response the turn needs the error only: the thread may be as large as can be sent."""
+    messages = object_in(aborted.get("ended")).get("messages") or []
+    telling = [each for each in messages if any(content.get("$type") == "error" for content in each["contents"])]
+    return {**aborted, "ended": {**aborted["ended"], "messages": telling}} if telling else aborted
 
 
 def error_in(raw: Json, thread: AgentThread) -> DafxError:

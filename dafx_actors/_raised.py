@@ -137,12 +137,17 @@ def _is_from_outside(error: BaseException, is_stopping: Callable[[], bool]) -> b
     if isinstance(error, asyncio.CancelledError):
         return is_stopping() or anyio.current_effective_deadline() == float("-inf")
     if isinstance(error, GeneratorExit):
-        # Without a loop, this is a coroutine that was left behind, and that Python closes.
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return True
+        return not has_loop()
     return is_ctrl_c(error)
+
+
+def has_loop() -> bool:
+    """Whether an event loop runs here; without one, a coroutine was left behind, and Python closes it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_ctrl_c(error: BaseException) -> bool:

@@ -125,6 +125,8 @@ class HostedAgent:
         told = _operations.Message(thread=thread, raw=raw, now=datetime.now(timezone.utc), definition=definition)
         changed, outcome = decide(state, told)
         dumped = _operations.dump_outcome(outcome)
+        if context.operation == "abort":
+            dumped = _operations.in_short(dumped)
         if changed is not state:
             document = _thread.dump(changed)
             context.set_state(document)

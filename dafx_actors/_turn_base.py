@@ -24,6 +24,11 @@ CANCEL = "cancel"
 """The event that cancels a turn."""
 
 
+def is_too_large(error: Json) -> bool:
+    """Whether a step failed since its answer cannot be sent, though what it did is done."""
+    return isinstance(_codec.load_error(error), MessageTooLarge)
+
+
 class Stopped(Exception):
     """Ends a turn from outside: cancelled, or out of time."""
 

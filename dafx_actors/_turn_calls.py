@@ -16,9 +16,9 @@ from dafx_actors._agent_tasks import turn_input
 from dafx_actors._coroutines import DurableTask, when_all, when_any
 from dafx_actors._json import dump_time, object_in
 from dafx_actors._operations import error_in
-from dafx_actors._turn_base import CANCEL, TurnBase
+from dafx_actors._turn_base import CANCEL, TurnBase, is_too_large
 from dafx_actors.decisions import call_digest
-from dafx_actors.errors import ApprovalExpired, DafxError, MessageTooLarge, OutcomeUnknown, ResultNotKept
+from dafx_actors.errors import ApprovalExpired, DafxError, OutcomeUnknown, ResultNotKept
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread, tool_step_name, turn_name
 from dafx_actors.transcript import ChatMessage, Json
@@ -35,7 +35,7 @@ def _of_broken(call: _turn.Call, error: Json) -> Json:
     """What becomes of a call whose step failed as a whole, and did not say what the tool did."""
     if call.plan.get("once"):
         return {"unknown": True}
-    if isinstance(_codec.load_error(error), MessageTooLarge):
+    if is_too_large(error):
         return _unkept(call.content.name)
     return {"error": error["message"]}
 

@@ -30,7 +30,7 @@ from dafx_actors import _codec, _turn
 from dafx_actors._coroutines import when_any
 from dafx_actors._json import object_in
 from dafx_actors._operations import error_in
-from dafx_actors._turn_base import CANCEL, Stopped, TurnBase
+from dafx_actors._turn_base import CANCEL, Stopped, TurnBase, is_too_large
 from dafx_actors._turn_calls import ToolCalls, decision_event
 from dafx_actors.errors import DafxError, MessageTooLarge, ModelError, ThreadBusy, TurnTerminated
 from dafx_actors.exchange import Limits, RunRequest
@@ -161,7 +161,10 @@ class TurnSteps(TurnBase):
         except Stopped as stopped:
             return await self._leave(stopped.error), None
         if "begun" not in result:
-            return await self._begin(), None
+            begun = await self._begin()
+            # What cannot be sent would not be sent the next time either.
+            is_reply = "granted" in begun and result.get("broken") and is_too_large(result["error"])
+            return begun, result if is_reply else None
         begun = result["begun"]
         self._settle(begun)
         return begun, result if len(result) > 1 else None

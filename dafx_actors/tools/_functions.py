@@ -15,6 +15,7 @@ import anyio.to_thread
 import attrs
 import typing_extensions
 
+from dafx_actors._raised import safe
 from dafx_actors._values import arguments_of, dump_value, json_schema, returned_by, unreadable
 from dafx_actors.errors import ValueMismatch
 from dafx_actors.tools._declared import ToolContext
@@ -121,11 +122,20 @@ async def result_of(function: Callable[..., Any], values: Mapping[str, Any]) -> 
         # A limiter of its own for each call: how many run at once is the worker's business. anyio's default of 40
         # would be a second bound, and threads that were left to themselves would use it up.
         limiter = anyio.CapacityLimiter(1)
-        bound = functools.partial(function, **values)
+        bound = functools.partial(_on_a_thread, function, values)
         made = await anyio.to_thread.run_sync(bound, abandon_on_cancel=True, limiter=limiter)
         return await made if inspect.isawaitable(made) else made
     except SystemExit as error:
         raise RuntimeError(f"it called `sys.exit({error.code!r})`") from error  # that would end the worker
+
+
+def _on_a_thread(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    try:
+        return function(**values)
+    except GeneratorExit as error:
+        # Out of a future, Python would take it for the end of those that await that, and close them.
+        failed = error
+    raise safe(failed)
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
