@@ -84,6 +84,15 @@ class Reconciling(Cashier):
         return await self._charge(amount, context)
 
 
+@durable_agent(name="Worker", model=whenever_asked(("charge", {"amount": 5})))
+class Careless(Cashier):
+    """The same, deployed anew, and declared as if it might act twice."""
+
+    @tool
+    async def charge(self, amount: int, context: ToolContext) -> str:
+        return await self._charge(amount, context)
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -118,8 +127,8 @@ class Crash:
 
 
 @asynccontextmanager
-async def crashed(folder: Path, kind: type, found: str = "") -> AsyncGenerator[Crash]:
-    """Let a worker begin a charge, kill it, and start another worker."""
+async def crashed(folder: Path, kind: type, found: str = "", deployed: type | None = None) -> AsyncGenerator[Crash]:
+    """Let a worker begin a charge, kill it, and start another worker, of the same agent or as `deployed` anew."""
     (folder / "hang").touch()
     with EmbeddedScheduler(db=folder / "dafx.db").on_a_thread() as scheduler:
         async with DurableAIAgentClient.connect(scheduler.endpoint) as client:
@@ -133,7 +142,7 @@ async def crashed(folder: Path, kind: type, found: str = "") -> AsyncGenerator[C
                 await until(begun)
                 process.kill()
             second = DurableAIAgentWorker.connect(scheduler.endpoint)
-            second.add_agent(kind(folder, found))
+            second.add_agent((deployed or kind)(folder, found))
             async with second:
                 yield crash
             transcript = await client.get_agent("Worker").get_transcript("here")
@@ -161,6 +170,13 @@ async def test_a_person_may_say_what_the_call_gave(tmp_path: Path) -> None:
         await crash.client.resolve(await crash.unknown(), "result", result="charged by hand", by="ana")
         answer = await crash.handle
     assert (answer.text, crash.book("acted")) == ("charged by hand", [])
+
+
+async def test_a_tool_that_was_planned_as_once_is_so_also_where_its_declaration_has_changed(tmp_path: Path) -> None:
+    async with crashed(tmp_path, Cashier, deployed=Careless) as crash:
+        await crash.client.resolve(await crash.unknown(), "result", result="charged by hand", by="ana")
+        answer = await crash.handle
+    assert (answer.text, crash.book("begun"), crash.book("acted")) == ("charged by hand", ["t1.1.0"], [])
 
 
 async def test_a_person_may_end_the_turn(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ async def test_out_of_a_rule_a_reconcile_and_a_source(
         runs["rule"] += 1
         raise RAISED[kind]()
 
-    def find_out() -> str:
+    async def find_out() -> str:
         runs["reconcile"] += 1
         raise RAISED[kind]()
 
@@ -207,13 +207,14 @@ async def test_out_of_an_activity_and_an_orchestration(
     async def fails_too(kind: str) -> str:
         return fails(kind)
 
-    def plain(context: task.ActivityContext, kind: str) -> str:
+    def plain(context: task.ActivityContext, kind: str) -> Any:
         return fails(kind)
 
     @orchestrator
     async def catches(context: OrchestrationContext, kind: str) -> str:
         try:
-            return await context.call_activity("plain" if is_plain else fails_too.__name__, input=kind)
+            name = "plain" if is_plain else fails_too.__name__
+            return str(await context.call_activity(name, input=kind))
         except task.TaskFailedError as error:
             return error.details.error_type
 
@@ -221,7 +222,7 @@ async def test_out_of_an_activity_and_an_orchestration(
     async def raises(context: OrchestrationContext, kind: str) -> str:
         raise RAISED[kind]()
 
-    def raises_plainly(context: task.OrchestrationContext, kind: str) -> Generator[Any, Any, str]:
+    def raises_plainly(context: task.OrchestrationContext, kind: str) -> Generator[task.Task[Any], Any, Any]:
         yield context.create_timer(context.current_utc_datetime)
         raise RAISED[kind]()
 
