@@ -13,9 +13,9 @@ from dafx_actors._answers import answer_mismatch
 from dafx_actors._host import Host
 from dafx_actors._json import check_json, shown
 from dafx_actors._raised import contained, kind_of, text_of
-from dafx_actors._toolbox import Toolbox
+from dafx_actors._toolbox import Toolbox, size_of
 from dafx_actors.agents import Agent, Turn
-from dafx_actors.errors import TurnFailed
+from dafx_actors.errors import TurnFailed, ValueMismatch
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ending_of
@@ -114,7 +114,11 @@ class AgentSteps:
         """What a tool is told of a call, which `raw` describes as the call's activity is told of it."""
         turn, key = raw["correlationId"], raw["key"]
 
+        most = self.agent.definition.max_result_bytes
+
         def report(progress: Json) -> None:
+            if (size := size_of(progress)) > most:
+                raise ValueMismatch(f"a progress has {size:,} bytes as JSON, and may have {most:,}, as a result")
             self.host.report(thread, {"correlationId": turn, "key": key, "progress": progress})
 
         return ToolContext(

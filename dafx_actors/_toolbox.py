@@ -159,11 +159,10 @@ class Toolbox:
         dumped = result if tool else dump_result(name, result, Any)
         most = (tool.max_result_bytes if tool else None) or self._max_result_bytes
         try:
-            text = json.dumps(dumped, ensure_ascii=False, separators=(",", ":"))
+            size = size_of(dumped)
         except (ValueError, TypeError, RecursionError) as error:
             reason = in_words(error)
         else:
-            size = len(text.encode(errors="surrogatepass"))
             if size <= most:
                 return dumped
             reason = f"it has {size:,} bytes, and may have {most:,}; ask for less at a time"
@@ -205,6 +204,11 @@ def _unparsed(written: Json) -> str:
         except ValueError as error:
             reason = str(error)
     return f"the arguments are no JSON object ({reason}): {shown(written)}"
+
+
+def size_of(value: Json) -> int:
+    """Bytes that a value takes as JSON, in UTF-8."""
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass"))
 
 
 def _approval_plan(approval: Approval | None) -> dict[str, Json]:

@@ -59,7 +59,7 @@ class ToolContext:
         """Tell those who watch the turn how far the call has come.
 
         Raises:
-            ValueMismatch: JSON cannot hold the value.
+            ValueMismatch: JSON cannot hold the value, or it is larger than a result may be.
         """
         self._report(dump_value(value))
 

@@ -16,11 +16,12 @@ from dafx_actors import (
     DurableAIAgentWorker,
     ModelRequest,
     OrchestrationContext,
+    ToolContext,
     durable_agent,
     orchestrator,
     tool,
 )
-from dafx_actors.errors import ConfigurationError, MessageTooLarge, OrchestrationFailed, ResultNotKept
+from dafx_actors.errors import ConfigurationError, MessageTooLarge, OrchestrationFailed, ResultNotKept, ValueMismatch
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
 from tests.integration.conftest import Hosting
@@ -214,6 +215,17 @@ async def test_a_result_has_a_bound(hosting: Hosting, of_tool: int | None, of_ag
     assert f"has {most + 2:,} bytes, and may have {most:,}" in larger.result
     assert "failed" not in larger.extra["dafx"]
     assert sorted(acted) == [most, most + 2]
+
+
+async def test_a_progress_has_the_bound_of_a_result(hosting: Hosting) -> None:
+    def work(context: ToolContext) -> str:
+        with pytest.raises(ValueMismatch, match=r"has 1,001 bytes as JSON, and may have 1,000"):
+            context.report_progress("x" * 999)
+        context.report_progress("x" * 998)
+        return "worked"
+
+    async with hosting(agent(using(asks(("work", {}))), work, max_result_bytes=1000)) as client:
+        assert (await client.get_agent("Worker").run("Go")).text == "worked"
 
 
 @pytest.mark.parametrize("given", [0, -1, True, 1.5, "1 MiB"])
