@@ -9,10 +9,11 @@ import pytest
 
 from dafx_actors import Approval, Limits, as_tool, tool
 from dafx_actors.errors import ApprovalExpired, TurnDeadlineExceeded, TurnTerminated
-from dafx_actors.testing import ScriptedModel
+from dafx_actors.testing import AgentHost, ScriptedModel
 from tests.integration.conftest import Hosting
+from tests.integration.test_overlap import Steered, start, told
 from tests.integration.test_robustness import Held
-from tests.integration.turns import agent, asked_of, asks, in_state, results_in, sdk, using
+from tests.integration.turns import agent, asked_of, asks, in_state, results_in, sdk, until, using
 
 pytestmark = pytest.mark.anyio
 
@@ -78,6 +79,47 @@ async def test_a_deadline_of_a_call_is_not_on_record_where_another_ended_the_tur
     assert caught.value.tool == "pay"
     decided: list[Any] = [each.extra["dafx"].get("decision") for each in told]
     assert [each["action"] for each in decided if each] == ["expire"]
+
+
+async def test_a_turn_that_joined_another_hears_of_its_end() -> None:
+    """By a word, and not when it looks again: the clock of this test stands still."""
+    steered = Steered()
+    async with AgentHost(agent(steered.model, steered.work, overlap="steer")) as host:
+        first = await start(host.client, "first")
+        await steered.begun.wait()
+        second = await start(host.client, "second")
+        await told(host.client, "steered", "second")
+        steered.release.set()
+        with anyio.fail_after(30):
+            assert (await first).text == (await second).text
+
+
+async def test_a_knock_at_a_turn_that_waits_in_line_makes_it_ask_once() -> None:
+    """Anybody can raise the event that tells of a grant; the thread says who is active."""
+    held = Held()
+    async with AgentHost(agent(held.model)) as host, sdk(host.endpoint) as operator:
+        await start(host.client, "first")
+        await held.called.wait()
+        second = await start(host.client, "second")
+        await in_state(second, "queued")
+
+        async def questions() -> int:
+            history = await operator.get_orchestration_history(str(second))
+            return sum(type(event).__name__ == "EntityOperationCalledEvent" for event in history)
+
+        before = await questions()
+        await operator.raise_orchestration_event(str(second), "granted")
+
+        async def asked_again() -> bool:
+            return await questions() > before
+
+        await until(asked_again)
+        asked = before
+        while asked != (asked := await questions()):
+            await anyio.sleep(0.2)
+        held.release.set()
+        assert (await second).text == "second (4 messages)"
+    assert asked == before + 1
 
 
 async def test_an_expired_ask_is_of_no_interest_to_people(hosting: Hosting) -> None:
