@@ -170,9 +170,14 @@ _OUTCOMES: Mapping[type[Any], Callable[[Any], Json]] = {
 
 def in_short(aborted: Json) -> Json:
     """What `abort` gave, of whose response the turn needs the error only: the thread may be as large as can be sent."""
-    messages = object_in(aborted.get("ended")).get("messages") or []
-    telling = [each for each in messages if any(content.get("$type") == "error" for content in each["contents"])]
-    return {**aborted, "ended": {**aborted["ended"], "messages": telling}} if telling else aborted
+    outcome = as_object(aborted)
+    ended = object_in(outcome.get("ended"))
+    telling = [each for each in as_list(ended.get("messages") or []) if _tells_an_error(as_object(each))]
+    return {**outcome, "ended": {**ended, "messages": telling}} if telling else aborted
+
+
+def _tells_an_error(message: Mapping[str, Json]) -> bool:
+    return any(as_object(content).get("$type") == "error" for content in as_list(message.get("contents") or []))
 
 
 def error_in(raw: Json, thread: AgentThread) -> DafxError:

@@ -7,7 +7,7 @@ import functools
 import logging
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -291,8 +291,8 @@ async def test_a_cancellation_while_the_worker_stops_is_handed_back(scheduler: E
     async with DurableAIAgentClient.connect(scheduler.endpoint) as client:
         worker = DurableAIAgentWorker.connect(scheduler.endpoint)
         worker.add_agent(agent(model, fetch))
+        handle = await client.get_agent("Worker").start("Go")
         async with anyio.create_task_group() as group, worker:
-            handle = await client.get_agent("Worker").start("Go")
             await begun.wait()
 
             async def close_pool() -> None:
@@ -347,7 +347,7 @@ async def scheduler() -> AsyncIterator[EmbeddedScheduler]:
 
 
 @asynccontextmanager
-async def serving(scheduler: EmbeddedScheduler, *agents: object) -> AsyncIterator[DurableAIAgentClient]:
+async def serving(scheduler: EmbeddedScheduler, *agents: object) -> AsyncGenerator[DurableAIAgentClient]:
     worker = DurableAIAgentWorker.connect(scheduler.endpoint)
     worker.add_agent(*agents)
     async with worker, DurableAIAgentClient.connect(scheduler.endpoint) as client:
