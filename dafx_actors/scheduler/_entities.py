@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dafx_actors.scheduler import _batches, _events
 from dafx_actors.scheduler._filters import Lane
-from dafx_actors.scheduler._idle import IdleCache
+from dafx_actors.scheduler._idle import Evicted, IdleCache
 from dafx_actors.scheduler._proto import entity_item, pb, text
 from dafx_actors.scheduler._records import Entity, Lock, LockRequest, Operation
 from dafx_actors.scheduler.storage import tables
@@ -37,6 +37,7 @@ class Entities:
         """Who waits for locks, in order."""
         self._locked: dict[str, Entity] = {}
         self._idle: IdleCache[str] = IdleCache(self._evict, most=_MOST_IDLE, heaviest=_HEAVIEST_IDLE)
+        self._evicted: Evicted[Entity] = Evicted()
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -46,7 +47,7 @@ class Entities:
         if found is None:
             found = self._hub.store.entity(self._hub.id, entity_id)
             if found is not None:
-                self._by_name[entity_id] = found
+                found = self._by_name[entity_id] = self._evicted.same(found.id, found)
                 if found.lock is not None:
                     self._locked[entity_id] = found
                 if found.idle:
@@ -67,6 +68,8 @@ class Entities:
         found = self._by_name.get(entity_id)
         if found is not None and found.idle and found.dirty <= self._hub.store.committer.committed:
             del self._by_name[entity_id]
+            if not found.empty:
+                self._evicted.add(found.id, found)
 
     def forget(self) -> None:
         """Drop all from memory; what is on disk counts."""
@@ -74,6 +77,7 @@ class Entities:
         self._requests.clear()
         self._locked.clear()
         self._idle.clear()
+        self._evicted.clear()
 
     def load(self, requests: list[LockRequest]) -> None:
         """Who waits for locks, from the store."""
@@ -81,6 +85,8 @@ class Entities:
 
     def touch(self, changes: Changes, entity: Entity) -> None:
         """It is part of these changes: look after it when they are on disk."""
+        known = self._by_name.setdefault(entity.entity_id, entity)
+        assert known is entity, "one record stands for an entity"
         if entity.dirty != changes.seq:
             entity.dirty = changes.seq
             self._idle.take(entity.entity_id)

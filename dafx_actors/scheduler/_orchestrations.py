@@ -10,7 +10,7 @@ import attrs
 
 from dafx_actors.scheduler import _events, _turns
 from dafx_actors.scheduler._filters import Lane
-from dafx_actors.scheduler._idle import IdleCache
+from dafx_actors.scheduler._idle import Evicted, IdleCache
 from dafx_actors.scheduler._pacing import Pace
 from dafx_actors.scheduler._proto import Status, frame_past, orchestrator_item, pb, serialize, stamp
 from dafx_actors.scheduler._records import Activity, Message, Orchestration, Parent
@@ -36,6 +36,7 @@ class Orchestrations:
         self._by_name: dict[str, Orchestration] = {}
         self._by_id: dict[int, Orchestration] = {}
         self._idle: IdleCache[int] = IdleCache(self._evict, most=_MOST_IDLE, heaviest=_HEAVIEST_IDLE)
+        self._evicted: Evicted[Orchestration] = Evicted()
         self._resting: dict[int, tuple[Orchestration, asyncio.TimerHandle]] = {}
         # Each function takes its own kind of effect, which the key says.
         self._effects: dict[type, Callable[[Changes, Orchestration, Any], None]] = {
@@ -67,9 +68,11 @@ class Orchestrations:
 
     def _remember(self, found: Orchestration | None) -> Orchestration | None:
         if found is not None:
+            found = self._evicted.same(found.id, found)
             # Another row of that id may be in memory: one that was deleted, and is not on disk any more.
             self._by_name.setdefault(found.instance_id, found)
-            self._by_id[found.id] = found
+            known = self._by_id.setdefault(found.id, found)
+            assert known is found, "one record stands for an orchestration"
             self.rest(found)
         return found
 
@@ -88,6 +91,8 @@ class Orchestrations:
         del self._by_id[row]
         if self._by_name.get(found.instance_id) is found:
             del self._by_name[found.instance_id]
+        if not found.gone:
+            self._evicted.add(row, found)
 
     def forget(self) -> None:
         """Drop all from memory; what is on disk counts."""
@@ -96,6 +101,7 @@ class Orchestrations:
         self._by_name.clear()
         self._by_id.clear()
         self._idle.clear()
+        self._evicted.clear()
 
     def load(self, ready: Iterable[Orchestration]) -> None:
         """Those that may have a turn to take, from the store."""
@@ -105,6 +111,8 @@ class Orchestrations:
 
     def touch(self, changes: Changes, it: Orchestration) -> None:
         """It is part of these changes: look after it when they are on disk."""
+        known = self._by_id.setdefault(it.id, it)
+        assert known is it, "one record stands for an orchestration"
         if it.dirty != changes.seq:
             it.dirty = changes.seq
             self._idle.take(it.id)

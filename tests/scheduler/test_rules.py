@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -325,15 +326,21 @@ def test_answers_are_about_to_come_when_much_was_given_just_now() -> None:
 
 def test_idle_records_are_forgotten_by_number_and_by_weight() -> None:
     forgotten: list[int] = []
-    cache = IdleCache[int](forgotten.append, most=3, heaviest=100)
+    later: list[Callable[[], None]] = []
+    cache = IdleCache[int](forgotten.append, most=3, heaviest=100, soon=later.append)
     for key in (1, 2, 3):
         cache.put(key, 10)
     cache.put(1, 10)
     cache.put(4, 10)
-    assert forgotten == [2]
-    cache.take(3)
+    cache.put(6, 10)
+    assert not forgotten, "whoever looked one up is not done with it"
+    later.pop()()
+    assert forgotten == [2, 3]
+    cache.take(1)
     cache.put(5, 95)
-    assert forgotten == [2, 1, 4]
+    later.pop()()
+    assert forgotten == [2, 3, 4, 6]
+    assert not later
 
 
 @given(st.integers(0, 4_000_000_000_000_000))
