@@ -24,6 +24,7 @@
     │   ├── SchedulerInUse          another process has the embedded scheduler's database open
     │   ├── SchedulerDatabaseError  its database file cannot be used as it is
     │   ├── SchedulerWriteFailed    its disk refused a write; nothing that was acknowledged is lost
+    │   ├── SchedulerReadFailed     its database could not be read just now; nothing was changed
     │   ├── SchedulerNotSecured     it would listen to other machines without TLS and a token
     │   └── SchedulerCannotListen   it cannot have its address
     ├── OrchestrationFailed         an orchestration that a client awaited did not complete
@@ -361,6 +362,20 @@ class SchedulerWriteFailed(SchedulerError):
             f"The scheduler could not write to {self.path}: {self.reason}. This request changed nothing, and nothing "
             "that was acknowledged before is lost; reads go on. Make room or repair the disk, and send it again: the "
             "scheduler goes on by itself when it can write."
+        )
+
+
+@attrs.define(eq=False, slots=False)
+class SchedulerReadFailed(SchedulerError):
+    """The embedded scheduler could not read its database at the moment; the file is not damaged."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"The scheduler could not read {self.path} at the moment: {self.reason}. This request changed nothing. "
+            "Send it again; if that does not help, see what else uses the file, or how many files may be open."
         )
 
 

@@ -49,7 +49,7 @@ class Delivery:
         self._clock = clock
         self._ids = ids
         self._render = render
-        self.queue = WorkQueue()
+        self.queue = WorkQueue(clock.now)
         self._works: dict[int, Work] = {}
         """By the id of what is to be worked on."""
         self._out: dict[str, Work] = {}
@@ -95,6 +95,13 @@ class Delivery:
 
     def answered(self, token: str, kind: WorkKind) -> Work | None:
         """A worker has answered. Returns the work; None if the token is not out for such: the answer is refused."""
+        work = self._settle(token, kind)
+        if work is not None and work.worker is not None:
+            self.queue.has_answered(work.worker)
+        return work
+
+    def _settle(self, token: str, kind: WorkKind) -> Work | None:
+        """This is not out any more."""
         work = self._out.get(token)
         if work is None or work.kind != kind:
             return None
@@ -104,6 +111,11 @@ class Delivery:
         if work.worker is not None:
             self.queue.release(work.worker, kind)
         return work
+
+    def is_with(self, worker: Worker, token: str) -> bool:
+        """Whether this worker holds the work that is out under this token."""
+        work = self._out.get(token)
+        return work is not None and work.worker is worker
 
     def again(self, work: Work) -> None:
         """Hand this out again: the worker gave it back, or answered with nonsense, or went away."""
@@ -133,9 +145,18 @@ class Delivery:
         return [work for work in (*held, *unsent) if not work.dropped]
 
     def overdue(self, before: Mapping[WorkKind, int]) -> list[Work]:
-        """What workers have held since before the moment for its kind; they do not hold it any more."""
-        late = [work for work in self._out.values() if work.given < before[work.kind]]
-        return [work for work in late if self.answered(work.token or "", work.kind) is not None and not work.dropped]
+        """What was assigned before the moment for its kind, sent or not; those workers do not hold it any more.
+
+        One that has not answered anything since is given little until it does.
+        """
+        held = [work for work in self._out.values() if work.assigned < before[work.kind]]
+        late = [*held, *self.queue.unsent(before)]
+        for work in late:
+            if work.worker is not None and work.worker.answered < before[work.kind]:
+                work.worker.is_late = True
+        for work in held:
+            self._settle(work.token or "", work.kind)
+        return [work for work in late if not work.dropped]
 
     def crowded(self, pieces: int = _CROWD) -> bool:
         """Whether workers have just been given so many pieces of work that more answers are about to come."""

@@ -42,6 +42,8 @@ class Work:
     """It is in a lane."""
     worker: Worker | None = None
     """Who was given it."""
+    assigned: int = 0
+    """When that worker was to be given it."""
     token: str | None = None
     """The completion token under which that worker holds it; None until it was sent."""
     given: int = 0
@@ -71,9 +73,15 @@ class Worker:
     """Assigned to it and not answered."""
     served: int = 0
     """When it was last given something, in turns."""
+    answered: int = 0
+    """When it last answered, or connected."""
+    is_late: bool = False
+    """It let work lie and has not answered since: one item at a time is enough to see whether it does."""
 
     def room(self, kind: WorkKind) -> bool:
         """Whether it takes another item of this kind."""
+        if self.is_late:
+            return not any(self.load.values())
         limit = self.limits[kind]
         return limit <= 0 or self.load[kind] < limit
 
@@ -116,7 +124,13 @@ class _LaneQueue:
 class WorkQueue:
     """All work of a task hub that no worker holds, and all its workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], int] = lambda: 0) -> None:
+        """Start without work.
+
+        Args:
+            now: the time, in microseconds, at which work is assigned.
+        """
+        self._now = now
         self.workers: list[Worker] = []
         self._lanes: dict[WorkKind, OrderedDict[Lane, _LaneQueue]] = {kind: OrderedDict() for kind in WORK_KINDS}
         self._takers: dict[Lane, list[Worker]] = {}
@@ -148,6 +162,7 @@ class WorkQueue:
 
     def connect(self, worker: Worker) -> None:
         """A worker has come; it is given what it wants."""
+        worker.answered = self._now()
         self.workers.append(worker)
         self._takers.clear()
         self._fill(worker, WORK_KINDS)
@@ -166,6 +181,26 @@ class WorkQueue:
         worker.load[kind] -= 1
         if worker in self.workers:
             self._fill(worker, (kind,))
+
+    def unsent(self, before: Mapping[WorkKind, int]) -> list[Work]:
+        """What was assigned before the moment for its kind and not sent; it is not any more."""
+        found: list[Work] = []
+        for worker in self.workers:
+            late = [work for work in worker.outbox if work.assigned < before[work.kind]]
+            if late:
+                worker.outbox = deque(work for work in worker.outbox if work.assigned >= before[work.kind])
+                for work in late:
+                    worker.load[work.kind] -= 1
+                found += [work for work in late if not work.dropped]
+        return found
+
+    def has_answered(self, worker: Worker) -> None:
+        """The worker does what it was given."""
+        worker.answered = self._now()
+        if worker.is_late:
+            worker.is_late = False
+            if worker in self.workers:
+                self._fill(worker, WORK_KINDS)
 
     def resume(self) -> None:
         """Hand out again what waits."""
@@ -216,7 +251,7 @@ class WorkQueue:
         best: Worker | None = None
         for worker in takers:
             if worker.room(lane.kind) and (
-                best is None or (worker.load[lane.kind], worker.served) < (best.load[lane.kind], best.served)
+                best is None or _preference(worker, lane.kind) < _preference(best, lane.kind)
             ):
                 best = worker
         return best
@@ -225,6 +260,7 @@ class WorkQueue:
         worker.load[work.kind] += 1
         worker.served = next(self._turns)
         work.worker = worker
+        work.assigned = self._now()
         worker.outbox.append(work)
         worker.wake()
 
@@ -245,3 +281,8 @@ class WorkQueue:
                     lanes.move_to_end(lane)
                 if work is not None:
                     self._assign(worker, work)
+
+
+def _preference(worker: Worker, kind: WorkKind) -> tuple[bool, int, int]:
+    """The smallest is the best: a worker that answers, the least loaded, the one that has waited longest."""
+    return worker.is_late, worker.load[kind], worker.served

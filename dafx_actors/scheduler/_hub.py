@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler._batches import problem_with
+from dafx_actors.scheduler._clock import SECOND
 from dafx_actors.scheduler._delivery import Delivery
 from dafx_actors.scheduler._entities import Entities
 from dafx_actors.scheduler._lately import Lately
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler.storage.store import Store
 
 logger = logging.getLogger(__name__)
+
+_UNREADABLE = (SchedulerDatabaseError, SchedulerReadFailed)
+
+_AGAIN = SECOND
+"""Until what could not be read for the moment is read again."""
 
 
 class Superseded(Exception):
@@ -121,7 +127,7 @@ class TaskHub:
             raise
         except Exception as error:
             # What could not be read, as long as nothing was changed, leaves no doubt.
-            if len(changes.writes) > untouched or not isinstance(error, SchedulerDatabaseError):
+            if len(changes.writes) > untouched or not isinstance(error, _UNREADABLE):
                 self._doubt(error)
             raise
         self.store.committer.submit(changes, more=self.delivery.crowded())
@@ -165,7 +171,7 @@ class TaskHub:
             for it in [self.orchestrations.find(instance_id) for instance_id in self._waiters]:
                 if it is not None:
                     self.notify(it)
-        except SchedulerDatabaseError as error:
+        except _UNREADABLE as error:
             self.store.give_up(error)
 
     def load(self) -> None:
@@ -235,6 +241,8 @@ class TaskHub:
         """A timer is due. One whose purpose cannot be read stays on disk, for when somebody has repaired that."""
         try:
             self._fire(changes, timer)
+        except SchedulerReadFailed:
+            self.timers.add((self.clock.now() + _AGAIN, *timer[1:]))
         except SchedulerDatabaseError as error:
             logger.error("A timer could not fire: %s", error, extra={"task_hub": self.name})  # noqa: TRY400
 
@@ -305,6 +313,12 @@ class TaskHub:
     def _render(self, work: Work, token: str) -> bytes | None:
         try:
             return _RENDER[work.kind](self, work, token)
+        except SchedulerReadFailed as error:
+            logger.warning("%s waits to be handed out: %s", work.lane, error)
+            it = work.subject
+            assert isinstance(it, Orchestration), "of others nothing is read"
+            self.clock.alarm(self.clock.now() + _AGAIN, lambda: self.orchestrations.offer(it))
+            return None
         except Exception:
             # Damage, most likely. It waits until something happens to it, or until somebody has repaired the file; the
             # worker keeps its stream, and other work goes on.

@@ -15,21 +15,21 @@ class Ids:
 
     A worker can outlive a scheduler and answer what an earlier one gave it, and a row can refer to one that was
     deleted before a restart: so nothing here may repeat, also across restarts. Row ids come from a block that is
-    reserved on disk when the file is opened; completion tokens carry a random prefix for each run.
+    reserved on disk when the file is opened. Whoever has a completion token can answer for the work: tokens are random,
+    so that nobody can guess one.
     """
 
     def __init__(self, first: int) -> None:
         self._rows = count(first)
-        self._run = secrets.token_hex(6)
-        self._tokens = count(1)
 
     def row(self) -> int:
         """The id of a new row of any table; larger than all before it."""
         return next(self._rows)
 
-    def token(self) -> str:
-        """A completion token."""
-        return f"{self._run}-{next(self._tokens):x}"
+    @staticmethod
+    def token() -> str:
+        """A completion token: 16 random bytes, as two halves of hexadecimal digits."""
+        return f"{secrets.token_hex(8)}-{secrets.token_hex(8)}"
 
     @staticmethod
     def execution() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +27,11 @@ _TOO_LARGE = 2**63
 
 _BYTES_ON_PAGE = 3 * 2**20
 """A client receives 4 MiB in one message, unless it is told otherwise."""
+
+_LONG_TEXT = 10_000
+"""Characters of a text that a list shows whole, also of an instance that is too large for a page."""
+
+_LEFT_OUT = "({:,} characters, too long for a list; ask for this instance by itself)"
 
 _EVENTS_IN_CHUNK = 100
 _BYTES_IN_CHUNK = 2**20
@@ -62,6 +68,30 @@ def _fitting(items: Sequence[Any]) -> int:
     return len(items)
 
 
+def _cut(state: pb.OrchestrationState) -> pb.OrchestrationState:
+    """So that an instance that is too large for a page does not hide all others: its large texts say how long they are.
+
+    Whoever wants them asks for the instance by itself.
+    """
+    if state.ByteSize() > _BYTES_ON_PAGE:
+        for name in ("input", "output", "customStatus"):
+            if len(value := getattr(state, name).value) > _LONG_TEXT:
+                getattr(state, name).value = json.dumps(_LEFT_OUT.format(len(value)))
+        failures = [state.failureDetails] if state.HasField("failureDetails") else []
+        for failure in failures:
+            for part in ("errorMessage", "errorType"):
+                if len(value := getattr(failure, part)) > _LONG_TEXT:
+                    setattr(failure, part, value[:_LONG_TEXT] + " " + _LEFT_OUT.format(len(value)))
+            if len(failure.stackTrace.value) > _LONG_TEXT:
+                failure.stackTrace.value = failure.stackTrace.value[:_LONG_TEXT]
+            if failure.HasField("innerFailure"):
+                failures.append(failure.innerFailure)
+    if state.ByteSize() > _BYTES_ON_PAGE:
+        state.tags.clear()
+        state.ClearField("failureDetails")
+    return state
+
+
 async def query_instances(hub: TaskHub, request: pb.QueryInstancesRequest) -> pb.QueryInstancesResponse:
     """QueryInstances."""
     query = request.query
@@ -80,7 +110,7 @@ async def query_instances(hub: TaskHub, request: pb.QueryInstancesRequest) -> pb
         size=_size(query.maxInstanceCount),
         payloads=query.fetchInputsAndOutputs,
     )
-    states = [_states.state(it, payloads=query.fetchInputsAndOutputs) for it in page.items]
+    states = [_cut(_states.state(it, payloads=query.fetchInputsAndOutputs)) for it in page.items]
     fitting = _fitting(states)
     token = None
     if page.more or fitting < len(states):
@@ -148,6 +178,10 @@ async def query_entities(hub: TaskHub, request: pb.QueryEntitiesRequest) -> pb.Q
         state=query.includeState,
     )
     found = [_states.entity_metadata(it, backlog, state=query.includeState) for it, backlog in page.items]
+    for entity in found:
+        if entity.ByteSize() > _BYTES_ON_PAGE:
+            # Without its state, as if that had not been asked for: half a state is worse than none.
+            entity.ClearField("serializedState")
     fitting = _fitting(found)
     token = found[fitting - 1].instanceId if page.more or fitting < len(found) else None
     return pb.QueryEntitiesResponse(entities=found[:fitting], continuationToken=text(token))

@@ -211,15 +211,17 @@ async def get_entity(hub: TaskHub, request: pb.GetEntityRequest) -> pb.GetEntity
 # --- workers -------------------------------------------------------------------------------------------------------
 
 
+TOO_LATE = (
+    "This answer came too late and was not used: the work was handed out again since, because its worker was "
+    "disconnected, took too long, or because the scheduler was restarted."
+)
+
+
 def _held(hub: TaskHub, token: str, kind: WorkKind) -> Work | None:
     try:
         return hub.answered(token, kind)
     except Superseded:
-        raise Refused(
-            "FAILED_PRECONDITION",
-            "This answer came too late and was not used: the work was handed out again since, because its worker "
-            "was disconnected, took too long, or because the scheduler was restarted.",
-        ) from None
+        raise Refused("FAILED_PRECONDITION", TOO_LATE) from None
 
 
 async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) -> pb.CompleteTaskResponse:

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from dafx_actors._bundles import CONNECT, unpack
 from dafx_actors._bundles import SERVICE as WORK_SERVICE
-from dafx_actors.errors import SchedulerError, SchedulerWriteFailed
+from dafx_actors.errors import SchedulerError, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler import _admin, _pages, _requests
 from dafx_actors.scheduler._hub import Refused
 from dafx_actors.scheduler._proto import pb, serialize
@@ -27,6 +27,7 @@ from dafx_actors.scheduler._streams import BundleStream, Context, WorkStream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from dafx_actors.scheduler._dispatch import Worker
     from dafx_actors.scheduler._engine import Engine
     from dafx_actors.scheduler._hub import TaskHub
 
@@ -206,14 +207,22 @@ async def _abort(context: Context, error: Refused | SchedulerError) -> None:
         await context.abort(grpc.StatusCode[error.code], error.message)
     elif isinstance(error, SchedulerWriteFailed):
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    elif isinstance(error, SchedulerReadFailed):
+        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     else:
         await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
 
 
-async def _answered(hub: TaskHub, answer: str, sent: bytes) -> None:
-    """A worker's answer that came in a bundle; over when what it changes is on disk."""
+async def _answered(hub: TaskHub, worker: Worker, answer: str, sent: bytes) -> None:
+    """A worker's answer that came in a bundle; over when what it changes is on disk.
+
+    It counts only for work that went out on the stream on which it comes.
+    """
     cls, handler = _requests.UNARY[answer]
-    await handler(hub, _read(cls, sent))
+    request = _read(cls, sent)
+    if not hub.delivery.is_with(worker, request.completionToken):
+        raise Refused("FAILED_PRECONDITION", _requests.TOO_LATE)
+    await handler(hub, request)
 
 
 def _first_piece(sent: object) -> bytes:

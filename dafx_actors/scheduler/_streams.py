@@ -100,7 +100,7 @@ class BundleStream(WorkStream):
         request: pb.GetWorkItemsRequest,
         name: str,
         since: int,
-        answered: Callable[[TaskHub, str, bytes], Awaitable[None]],
+        answered: Callable[[TaskHub, Worker, str, bytes], Awaitable[None]],
     ) -> None:
         super().__init__(hub, request, name, since)
         self._answered = answered
@@ -170,7 +170,7 @@ class BundleStream(WorkStream):
 
     async def _take(self, answer: str, number: int, payload: bytes) -> None:
         try:
-            await self._answered(self._hub, answer, payload)
+            await self._answered(self._hub, self.worker, answer, payload)
         except (Refused, SchedulerError) as error:
             self._told.append(Piece(REFUSED, number, str(error).encode()))
         except Exception:

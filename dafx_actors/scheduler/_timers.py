@@ -29,36 +29,37 @@ class Timers:
         self._clock = clock
         self._fire = fire
         self._heap: list[Timer] = []
-        self._dead: set[int] = set()
+        self._armed: set[int] = set()
+        """The ids of those that are to fire; others in the heap were cancelled."""
         self._alarm: Alarm | None = None
         self._rings = 0
         self.stopped = False
 
     def __len__(self) -> int:
-        return len(self._heap) - len(self._dead)
+        return len(self._armed)
 
     def add(self, timer: Timer) -> None:
         """One more; it may be due already."""
+        self._armed.add(timer[1])
         heapq.heappush(self._heap, timer)
         if self._alarm is None or timer[0] < self._rings:
             self._set_alarm()
 
     def replace(self, hub: int, timers: list[Timer]) -> None:
         """These are all the timers of a task hub; whatever else it had is forgotten."""
-        self._heap = [timer for timer in self._heap if timer[2] != hub and timer[1] not in self._dead]
+        self._heap = [timer for timer in self._heap if timer[2] != hub and timer[1] in self._armed]
         self._heap += timers
+        self._armed = {timer[1] for timer in self._heap}
         heapq.heapify(self._heap)
-        self._dead.clear()
         self._set_alarm()
 
     def cancel(self, ids: set[int]) -> None:
-        """These must not fire any more."""
+        """These must not fire any more; some may not have been added yet, and then are not."""
         # Taken out of the heap when they come up, or all together when they have become the greater part.
-        self._dead |= ids
-        if len(self._dead) > max(_FEWEST_DEAD, len(self._heap) // 2):
-            self._heap = [timer for timer in self._heap if timer[1] not in self._dead]
+        self._armed -= ids
+        if len(self._heap) - len(self._armed) > max(_FEWEST_DEAD, len(self._heap) // 2):
+            self._heap = [timer for timer in self._heap if timer[1] in self._armed]
             heapq.heapify(self._heap)
-            self._dead.clear()
 
     def stop(self) -> None:
         """Fire nothing any more."""
@@ -79,9 +80,8 @@ class Timers:
         due: list[Timer] = []
         while self._heap and self._heap[0][0] <= now:
             timer = heapq.heappop(self._heap)
-            if timer[1] in self._dead:
-                self._dead.discard(timer[1])
-            else:
+            if timer[1] in self._armed:
+                self._armed.discard(timer[1])
                 due.append(timer)
         self._set_alarm()
         if due:

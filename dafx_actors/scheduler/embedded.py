@@ -36,8 +36,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 2**20
 _MANY_PENDING: Final = 100_000
 """Requests that may wait to be accepted. gRPC's own limits cancel some calls of a burst of 2,000."""
 
-_GRACE: Final = 1.0
-"""Seconds that calls have to end when the scheduler stops."""
+_GRACE: Final = 3.0
+"""Seconds that calls have to end when the scheduler stops: all are told at once, and a busy machine takes a while."""
 
 
 @attrs.frozen(kw_only=True)

@@ -83,6 +83,21 @@ def answer(item: Any, number: int) -> Piece:
     return Piece(kind_of("CompleteOrchestratorTask"), number, complete(item).SerializeToString())
 
 
+async def test_an_answer_for_the_work_of_another_stream_is_refused(bench: Bench) -> None:
+    async with BundleWorker(bench) as holder:
+        await holder.send(CONNECTS)
+        instance_id = await bench.client.schedule_new_orchestration("any")
+        item = await holder.take()
+        async with BundleWorker(bench) as stranger:
+            await stranger.send(CONNECTS)
+            await stranger.send(answer(item, 7))
+            refused = await stranger.receive()
+            assert (refused.kind, refused.number) == (REFUSED, 7)
+        await holder.send(answer(item, 8))
+        assert (await holder.receive())[:2] == (KEPT, 8)
+        await bench.end_of(instance_id)
+
+
 async def test_work_comes_and_its_answer_counts(bench: Bench) -> None:
     async with BundleWorker(bench) as worker:
         await worker.send(CONNECTS)

@@ -29,7 +29,8 @@ from dafx_actors.scheduler import EmbeddedScheduler, Retention
 from dafx_actors.scheduler._logs import JsonFormatter
 from dafx_actors.scheduler._records import Start
 from dafx_actors.scheduler.hosted import back_up, hosted, hosted_async, stats, stats_async
-from dafx_actors.scheduler.storage.database import connect
+from dafx_actors.scheduler.storage import store
+from dafx_actors.scheduler.storage.database import connect, connect_reader
 from tests.conftest import free_port
 from tests.scheduler.bench import Bench, RawWorker, Steps
 from tests.scheduler.test_delivery import complete
@@ -286,18 +287,74 @@ def fill(path: Path, count: int, statuses: Sequence[int] = (1, 0, 6)) -> None:
 
 
 @pytest.mark.parametrize("statuses", [(1, 0, 6), (6,)], ids=["some of each", "all pending"])
-async def test_a_file_with_a_hundred_thousand_instances_opens_quickly(tmp_path: Path, statuses: list[int]) -> None:
+async def test_a_file_with_a_hundred_thousand_instances_opens_quickly(
+    tmp_path: Path, statuses: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read table by table, and not instance by instance."""
     path = tmp_path / "dafx.db"
     await anyio.to_thread.run_sync(fill, path, 99_999, statuses)
-    started = time.perf_counter()
+    statements: list[str] = []
+
+    def traced(opened: str, **options: Any) -> sqlite3.Connection:
+        connection = connect_reader(opened, **options)
+        connection.set_trace_callback(statements.append)
+        return connection
+
+    monkeypatch.setattr(store, "connect_reader", traced)
     async with Bench(path) as bench:
         state = await bench.client.get_orchestration_state("i0")
         assert state is not None
-        seconds = time.perf_counter() - started
         hub = bench.scheduler.engine.hub("default")
         assert sum(hub.delivery.queue.waiting("orchestration").values()) == 99_999 // len(statuses)
         assert len(bench.scheduler.engine.timers) == (33_333 if 0 in statuses else 0)
-    assert seconds < 3.0
+    assert 0 < len(statements) < 100
+
+
+async def test_an_instance_too_large_for_a_page_hides_no_other(bench: Bench) -> None:
+    """In a list its large texts say how long they are, so that a client that receives 4 MiB can read it."""
+    stub = await bench.stub()
+    worker = RawWorker(stub)
+    for number in range(3):
+        await bench.client.schedule_new_orchestration("any", instance_id=f"i{number}")
+        item = await worker.take()
+        end = complete(item)
+        if number == 1:
+            end.actions[0].completeOrchestration.orchestrationStatus = pb.ORCHESTRATION_STATUS_FAILED
+            end.actions[0].completeOrchestration.failureDetails.errorMessage = "x" * 6_000_000
+            end.customStatus.value = json.dumps("y" * 5_000_000)
+        await stub.CompleteOrchestratorTask(end)
+    found = {state.instance_id: state for state in await bench.client.get_all_orchestration_states()}
+    assert sorted(found) == ["i0", "i1", "i2"]
+    large = found["i1"]
+    assert large.failure_details is not None
+    assert "6,000,000 characters" in large.failure_details.message
+    assert "5,000,002 characters" in json.loads(large.serialized_custom_status or "")
+
+
+async def test_a_prefix_may_hold_any_character(bench: Bench) -> None:
+    for prefix in ("a\0b", "a\ud7ff", "a\U0010ffff", "\U0010ffff", "ä"):
+        for end in ("1", "2"):
+            await bench.client.schedule_new_orchestration("any", instance_id=prefix + end)
+        query = OrchestrationQuery(max_instance_count=10)
+        stub = await bench.stub()
+        asked = pb.QueryInstancesRequest(query=pb.InstanceQuery(maxInstanceCount=query.max_instance_count or 10))
+        asked.query.instanceIdPrefix.value = prefix
+        found = await stub.QueryInstances(asked)
+        assert [state.instanceId for state in found.orchestrationState] == [prefix + "1", prefix + "2"]
+
+
+async def test_timers_that_were_given_up_before_they_were_armed_are_not_counted(bench: Bench) -> None:
+    def sleeps(context: task.OrchestrationContext, _: object) -> Steps:
+        yield context.create_timer(timedelta(hours=1))
+
+    await bench.worker(sleeps)
+    for _ in range(20):
+        instance_id = await bench.client.schedule_new_orchestration(sleeps)
+        await bench.client.terminate_orchestration(instance_id)
+    async with grpc.aio.insecure_channel(bench.scheduler.endpoint[7:]) as channel:
+        figures = await stats_async(channel)
+    assert figures is not None
+    assert figures["timers"] == 0
 
 
 async def test_idle_instances_are_not_kept_in_memory(tmp_path: Path) -> None:

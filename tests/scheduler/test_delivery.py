@@ -66,6 +66,22 @@ def complete(item: Any) -> pb.OrchestratorResponse:
     )
 
 
+async def test_a_worker_that_does_not_read_its_stream_keeps_nothing(tmp_path: Path) -> None:
+    """Neither what it was sent, nor what waits for it: another worker gets all of it."""
+    patience = Patience(orchestration=0.3, activity=0.3, entity=0.3, every=0.1)
+    async with Bench(tmp_path / "dafx.db", patience=patience) as bench:
+        stub = await bench.stub()
+        wedged = stub.GetWorkItems(pb.GetWorkItemsRequest())
+        hub = bench.scheduler.engine.hub("default")
+        while not hub.delivery.queue.workers:
+            await anyio.lowlevel.checkpoint()
+        ids = [await bench.client.schedule_new_orchestration(other, input="x" * 50_000) for _ in range(60)]
+        await bench.worker(other)
+        for instance_id in ids:
+            assert (await bench.end_of(instance_id)).serialized_output == '"other"'
+        wedged.cancel()
+
+
 async def test_work_of_a_worker_that_leaves_is_handed_out_again(bench: Bench) -> None:
     """At once, under a new token; the old token is refused, whatever it answers."""
     stub = await bench.stub()

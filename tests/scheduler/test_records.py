@@ -74,7 +74,7 @@ async def play(steps: list[tuple[str, int]]) -> None:
             elif action == "fill":
                 tell(hub, number)
                 told[number] += 1
-                entity = held.get(number) or hub.entities.find(name)
+                entity: Entity | None = held.get(number) or hub.entities.find(name)
                 assert entity is not None
                 assert entity is hub.entities.find(name)
                 carry_out(hub, entity, size=number * 800)
@@ -127,7 +127,7 @@ async def test_a_second_record_for_a_row_is_an_assertion() -> None:
         await changes.committed()
         stranger: Orchestration | None = hub.store.orchestration_by_id(it.id)
         assert stranger is not None
-        with pytest.raises(AssertionError, match="one record"), hub.changing() as changes:
+        with pytest.raises(AssertionError, match="one record"), hub.changing() as changes:  # noqa: PT012
             tables.delete_history(changes, stranger.id)
             hub.orchestrations.touch(changes, stranger)
         assert hub.orchestrations.find("one") is not stranger

@@ -222,6 +222,85 @@ def test_while_paused_nothing_is_handed_out() -> None:
     assert ids(one) == [1]
 
 
+def handing_out(clock: HandClock, *workers: Worker) -> Delivery:
+    delivery = Delivery(clock, Ids(1), lambda _, token: token.encode())
+    for one in workers:
+        delivery.queue.connect(one)
+    return delivery
+
+
+def before(clock: HandClock) -> dict[Any, int]:
+    return dict.fromkeys(("orchestration", "activity", "entity"), clock.now())
+
+
+def test_what_a_worker_was_not_sent_is_taken_back_as_well() -> None:
+    """Patience counts from the assignment: a worker that does not read its stream is sent nothing."""
+    clock, wedged, other = HandClock(), worker(), worker()
+    delivery = handing_out(clock, wedged)
+    for number in range(5):
+        delivery.offer(work(number).subject, LANE)
+    assert delivery.take(wedged) is not None
+    assert delivery.overdue(before(clock)) == []
+    clock.move(NOW + SECOND)
+    late = delivery.overdue(before(clock))
+    assert sorted(item.subject.id for item in late) == [0, 1, 2, 3, 4]
+    assert (wedged.is_late, wedged.load["activity"], len(wedged.outbox)) == (True, 0, 0)
+    delivery.queue.connect(other)
+    for item in late:
+        delivery.again(item)
+    assert (len(other.outbox), len(wedged.outbox)) == (5, 0), "whoever answers goes before whoever does not"
+
+
+def test_a_late_worker_is_offered_one_item_at_a_time_until_it_answers() -> None:
+    clock, only = HandClock(), worker()
+    delivery = handing_out(clock, only)
+    for number in range(4):
+        delivery.offer(work(number).subject, LANE)
+    clock.move(NOW + SECOND)
+    for item in delivery.overdue(before(clock)):
+        delivery.again(item)
+    assert (only.is_late, len(only.outbox)) == (True, 1)
+    token = delivery.take(only)
+    assert token is not None
+    assert not only.outbox
+    assert delivery.answered(token.decode(), "activity") is not None
+    assert (only.is_late, len(only.outbox)) == (False, 3)
+
+
+def test_a_worker_that_answers_in_between_is_not_late() -> None:
+    """It has much to do, and does it."""
+    clock, busy = HandClock(), worker()
+    delivery = handing_out(clock, busy)
+    for number in range(3):
+        delivery.offer(work(number).subject, LANE)
+    token = delivery.take(busy)
+    assert token is not None
+    clock.move(NOW + SECOND)
+    assert delivery.answered(token.decode(), "activity") is not None
+    assert len(delivery.overdue(before(clock))) == 2
+    assert not busy.is_late
+
+
+def test_answers_on_a_stream_count_for_its_own_work_only() -> None:
+    clock, first, second = HandClock(), worker(), worker()
+    delivery = handing_out(clock, first, second)
+    delivery.offer(work(1).subject, LANE)
+    token = delivery.take(first)
+    assert token is not None
+    assert delivery.is_with(first, token.decode())
+    assert not delivery.is_with(second, token.decode())
+    assert not delivery.is_with(first, "another")
+
+
+def test_a_completion_token_cannot_be_guessed() -> None:
+    ids = Ids(1)
+    tokens = {ids.token() for _ in range(1_000)}
+    assert len(tokens) == 1_000
+    digits = [token.replace("-", "") for token in tokens]
+    assert {len(bytes.fromhex(token)) for token in digits} == {16}
+    assert all(len({token[at] for token in digits}) == 16 for at in range(32)), "no part of them stays the same"
+
+
 @given(st.lists(st.tuples(st.sampled_from(["add", "release", "drop"]), st.integers(0, 3)), max_size=60))
 def test_no_work_is_lost_or_given_twice(steps: list[tuple[str, int]]) -> None:
     """Whatever happens, each piece of work is with one worker, or waits, or was dropped."""
@@ -292,6 +371,14 @@ def test_timers_fire_in_order_and_with_one_alarm() -> None:
     clock.move(NOW + 30)
     assert fired == [[2, 4], [1]]
     assert not clock.alarms
+
+
+def test_a_timer_that_was_cancelled_before_it_was_added_counts_for_nothing() -> None:
+    timers = Timers(HandClock(), lambda _: None)
+    timers.cancel({1, 2, 3})
+    assert len(timers) == 0
+    timers.add((NOW + 1, 4, 1, 0, 4, None))
+    assert len(timers) == 1
 
 
 def test_many_cancelled_timers_do_not_stay_in_memory() -> None:

@@ -53,6 +53,31 @@ async def test_one_process_per_file(tmp_path: Path) -> None:
     await open_and_close(tmp_path / "dafx.db")
 
 
+@pytest.mark.parametrize("way", ["dots", "linked folder", "linked file", "hard link"])
+async def test_one_process_per_file_whatever_it_is_called(tmp_path: Path, way: str) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data.mkdir()
+    elsewhere.mkdir()
+    names = {
+        "dots": elsewhere / ".." / "data" / "dafx.db",
+        "linked folder": tmp_path / "link" / "dafx.db",
+        "linked file": elsewhere / "link.db",
+        "hard link": elsewhere / "hard.db",
+    }
+    async with Bench(data / "dafx.db"):
+        (tmp_path / "link").symlink_to(data)
+        (elsewhere / "link.db").symlink_to(data / "dafx.db")
+        if way == "hard link":
+            (elsewhere / "hard.db").hardlink_to(data / "dafx.db")
+        with pytest.raises((SchedulerInUse, SchedulerDatabaseError), match=r"in use|hard links"):
+            await open_and_close(names[way])
+    if way == "hard link":
+        with pytest.raises(SchedulerDatabaseError, match="2 names"):
+            await open_and_close(data / "dafx.db")
+        (elsewhere / "hard.db").unlink()
+    await open_and_close(data / "dafx.db")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
 async def test_nobody_else_can_read_the_files(tmp_path: Path) -> None:
     async with Bench(tmp_path / "dafx.db") as bench:

@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, TypeAlias
 
-from dafx_actors.scheduler.storage.database import write_failed
+from dafx_actors.scheduler.storage.database import is_locked, write_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,15 @@ QUICK = 0.001
 
 GATHER = 0.001
 """Seconds that a group waits for changes that are about to come."""
+
+_LOCKED_PAUSE = 0.02
+"""Seconds between attempts where another program has locked the file; the loop goes on meanwhile."""
+
+LOCKED_FOR = 5.0
+"""Seconds after which such a lock is a failure."""
+
+IDLE = 1.0
+"""Seconds without a commit after which the log is copied into the database: then a copy of that file is whole."""
 
 _WEIGHT = 0.1
 """Of the last one in what is usual."""
@@ -139,6 +148,8 @@ class Committer:
         *,
         quick: float = QUICK,
         checkpoint_at: int = CHECKPOINT_AT,
+        idle: float = IDLE,
+        locked_for: float = LOCKED_FOR,
     ) -> None:
         """Start writing.
 
@@ -148,6 +159,8 @@ class Committer:
             failed: called when a group could not be written; its changes are settled after that.
             quick: seconds that the loop itself waits for the disk; a disk that usually takes longer is a thread's.
             checkpoint_at: bytes in the write-ahead log after which it is copied into the database.
+            idle: seconds without a commit after which that is done, too.
+            locked_for: seconds that a group waits while another program has locked the file.
         """
         self._connection = connection
         self._location = location
@@ -165,6 +178,14 @@ class Committer:
         """What the thread is doing."""
         self._quick = quick
         self._checkpoint_at = checkpoint_at
+        self._idle_after = idle
+        self._idles: asyncio.TimerHandle | None = None
+        """Looks whether there was nothing to write for so long."""
+        self._copied = 0
+        """How many commits had been made when the log was copied last."""
+        self._locked_for = locked_for
+        self._locked_since: float | None = None
+        self._hurries = False
         self._usual = 0.0
         """Seconds that a commit usually takes."""
         self.seq = 0
@@ -205,6 +226,8 @@ class Committer:
         Raises:
             SchedulerWriteFailed: they were not written, and will not be.
         """
+        if seq <= self.committed:
+            return
         for changes in (*(self._group or ()), *self._waiting):
             if changes.seq >= seq:
                 await changes.committed()
@@ -224,18 +247,25 @@ class Committer:
 
     def finish_now(self) -> None:
         """Write all that waits, with everybody waiting for that, so that what is on disk is all that was decided."""
-        while self._group is not None or self._waiting:
-            if self._handed is not None:
-                concurrent.futures.wait([self._handed])
-                self._handed_back(self._handed)
-            else:
-                if self._next is not None:
-                    self._next.cancel()
-                self._flush()
+        self._hurries = True
+        try:
+            while self._group is not None or self._waiting:
+                if self._handed is not None:
+                    concurrent.futures.wait([self._handed])
+                    self._handed_back(self._handed)
+                else:
+                    if self._next is not None:
+                        self._next.cancel()
+                    self._flush()
+        finally:
+            self._hurries = False
 
     async def close(self) -> None:
         """Write what is left and end the thread. The connection stays open."""
         await self.drained()
+        if self._idles is not None:
+            self._idles.cancel()
+            self._idles = None
         if self._thread is not None:
             self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
@@ -255,12 +285,27 @@ class Committer:
                 for sql, values in changes.writes:
                     execute(sql, values)
         except Exception as error:  # noqa: BLE001 - such as a value that SQLite cannot hold; told to who sent it
-            self._finish(error)
+            if is_locked(error) and self._waits_for_lock():
+                self._group, self._waiting = None, [*group, *self._waiting]
+                self._gathering = False
+                self._next = self._loop.call_later(_LOCKED_PAUSE, self._flush)
+            else:
+                self._locked_since = None
+                self._finish(error)
             return
+        self._locked_since = None
         if self._usual < self._quick:
             self._finish(self._commit())
         else:
             self._hand_over(self._commit)
+
+    def _waits_for_lock(self) -> bool:
+        """Whether the group is to be tried again: another program has locked the file, and not for too long yet."""
+        now = time.monotonic()
+        if self._locked_since is None:
+            self._locked_since = now
+            logger.warning("Another program has locked %s; writing waits for it", self._location.path)
+        return now - self._locked_since < self._locked_for and not self._hurries
 
     def _hand_over(self, job: Callable[[], sqlite3.Error | None]) -> None:
         """Have the thread do this; `_finish` is called on the loop after that, with what it returns."""
@@ -295,10 +340,14 @@ class Committer:
         return None
 
     def _checkpoint(self) -> sqlite3.Error | None:
+        # PASSIVE waits for nobody, such as a backup that reads. The log starts again from its beginning with the first
+        # write after this that finds nobody reading it. TRUNCATE gives up at once where somebody reads.
+        is_long = self._location.log_size() > self._checkpoint_at and not self._waiting
         try:
-            # The other modes wait for whoever reads, such as a backup, and nothing would be written meanwhile. The log
-            # starts again from its beginning with the first write after this that finds nobody reading it.
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            mode = "TRUNCATE" if is_long else "PASSIVE"
+            _, pages, copied = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+            if copied >= pages:
+                self._copied = self.commits
         except sqlite3.Error as error:
             # The changes are safe in the log; it only grows until a checkpoint succeeds.
             logger.warning("The write-ahead log could not be copied into the database: %s", error)
@@ -315,13 +364,28 @@ class Committer:
             for changes in group:
                 changes.settle(None)
             if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > self._checkpoint_at:
-                self._group = []
-                self._hand_over(self._checkpoint)
+                self._copy_log()
                 return
         if self._waiting:
             self._soon()
         else:
             self._rest()
+
+    def _copy_log(self) -> None:
+        self._group = []
+        self._hand_over(self._checkpoint)
+
+    def _look_whether_idle(self, commits: int) -> None:
+        """Copy the log where nothing was written since `commits`; else look again later."""
+        self._idles = None
+        if not self.is_idle or self.commits != commits:
+            self._watch_idle()
+        elif self._copied != commits:
+            self._copy_log()
+
+    def _watch_idle(self) -> None:
+        if self._idles is None and self._copied != self.commits and not self._location.in_memory:
+            self._idles = self._loop.call_later(self._idle_after, self._look_whether_idle, self.commits)
 
     def _give_up(self, group: list[Changes], error: Exception) -> None:
         with suppress(sqlite3.Error):
@@ -335,6 +399,7 @@ class Committer:
             changes.settle(failure)
 
     def _rest(self) -> None:
+        self._watch_idle()
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         self._idle = None

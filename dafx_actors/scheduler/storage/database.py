@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 
-from dafx_actors.errors import SchedulerDatabaseError, SchedulerInUse, SchedulerWriteFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerInUse, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler.storage import schema
 
 if TYPE_CHECKING:
@@ -26,11 +26,22 @@ IN_MEMORY = ":memory:"
 _CACHED_STATEMENTS = 256
 _CACHE_KIB = 32 * 1024
 
+_LOG_KEPT = 32 * 2**20
+"""Bytes of the write-ahead log that stay on disk when it starts again from its beginning."""
+
+_AT_ONCE = 0.0
+"""Seconds that a connection of the event loop waits for somebody else's lock."""
+
+_PATIENT = 5.0
+"""Seconds that a connection of a thread does."""
+
 
 class FileLock:
     """Keeps a second process from a database, until it is closed or this process ends in whatever way.
 
-    It locks a file beside the database, not the database: SQLite's own locks come and go with each transaction.
+    It locks a file beside the database, not the database: SQLite's own locks come and go with each transaction, and
+    closing any other descriptor of the database would drop them. The lock has the database's real name, whatever
+    symbolic links lead there; a database with several names (hard links) would have several locks, and is refused.
     """
 
     def __init__(self, database: Path) -> None:
@@ -43,7 +54,7 @@ class FileLock:
 
         Raises:
             SchedulerInUse: somebody has it.
-            SchedulerDatabaseError: the directory cannot be written.
+            SchedulerDatabaseError: the directory cannot be written, or the database has more than one name.
         """
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -55,11 +66,27 @@ class FileLock:
             pid = _read_pid(file)
             os.close(file)
             raise SchedulerInUse(str(self._database), pid) from error
+        try:
+            self._check_names()
+        except BaseException:
+            os.close(file)
+            raise
         self._file = file
         with suppress(OSError):  # The number is for people; on a full disk they do without it.
             os.ftruncate(file, 0)
             os.pwrite(file, str(os.getpid()).encode(), 0)
         return self
+
+    def _check_names(self) -> None:
+        try:
+            names = self._database.stat().st_nlink
+        except OSError:
+            return  # It is not there yet, or opening it says what is wrong.
+        if names > 1:
+            raise SchedulerDatabaseError(
+                str(self._database),
+                f"it has {names} names (hard links), so that a second scheduler could open it under another one",
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -103,9 +130,7 @@ def connect(path: str, *, synchronous: Synchronous, steps: Sequence[str] = schem
     """
     try:
         make_private(path)
-        connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, cached_statements=_CACHED_STATEMENTS
-        )
+        connection = _open(path, _PATIENT)
     except (sqlite3.Error, OSError) as error:
         raise SchedulerDatabaseError(path, str(error)) from error
     try:
@@ -114,8 +139,12 @@ def connect(path: str, *, synchronous: Synchronous, steps: Sequence[str] = schem
         connection.execute(f"PRAGMA synchronous = {synchronous.upper()}")
         # Checkpoints are made between commits, by whoever commits: see Committer.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        # Else the log would keep for good the size that it had when somebody read for long.
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         _migrate(connection, path, steps)
+        # From here on the event loop uses it, which waits for nobody: see Committer.
+        connection.execute(f"PRAGMA busy_timeout = {int(_AT_ONCE * 1_000)}")
     except sqlite3.Error as error:
         connection.close()
         raise SchedulerDatabaseError(path, _why(error)) from error
@@ -125,17 +154,30 @@ def connect(path: str, *, synchronous: Synchronous, steps: Sequence[str] = schem
     return connection
 
 
+def _open(path: str, patience: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path,
+        timeout=patience,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_CACHED_STATEMENTS,
+    )
+
+
 def make_private(path: str) -> None:
     """Make the file, if it is missing, so that nobody else on the machine can read it; SQLite's log follows suit."""
     if path != IN_MEMORY:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
-def connect_reader(path: str) -> sqlite3.Connection:
-    """A connection that sees what is committed and changes nothing."""
-    connection = sqlite3.connect(
-        path, isolation_level=None, check_same_thread=False, cached_statements=_CACHED_STATEMENTS
-    )
+def connect_reader(path: str, *, patient: bool = True) -> sqlite3.Connection:
+    """A connection that sees what is committed and changes nothing.
+
+    Args:
+        path: of the file.
+        patient: it waits some seconds where somebody has locked the file; not on the event loop.
+    """
+    connection = _open(path, _PATIENT if patient else _AT_ONCE)
     connection.execute("PRAGMA query_only = ON")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     return connection
@@ -212,10 +254,28 @@ def _why(error: Exception) -> str:
     return f"{meaning} ({error})" if meaning else str(error)
 
 
-_TEXTS = {"database disk image is malformed": 11, "file is not a database": 26}
+_TEXTS = {
+    "database disk image is malformed": 11,
+    "file is not a database": 26,
+    "database is locked": 5,
+    "database table is locked": 6,
+}
 """What must be told apart before 3.11 as well."""
 
 _DAMAGED = {11, 26}
+_LOCKED = {5, 6}
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether somebody else has locked the file, which may be over in a moment."""
+    return _code(error) in _LOCKED
+
+
+def read_failed(path: str, error: Exception) -> SchedulerReadFailed | SchedulerDatabaseError:
+    """What a failed read means: only damage is damage; a lock, or too many open files, may be over in a moment."""
+    if _code(error) in _DAMAGED:
+        return SchedulerDatabaseError(path, f"it could not be read: {_why(error)}")
+    return SchedulerReadFailed(path, _why(error))
 
 
 def write_failed(path: str, error: Exception) -> SchedulerWriteFailed | SchedulerDatabaseError:

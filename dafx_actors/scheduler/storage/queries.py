@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import attrs
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler.storage.store import Store
 
 T = TypeVar("T")
+
+_SURROGATES, _BEHIND_SURROGATES = 0xD800, 0xE000
+"""UTF-8 has no form for the code points in between."""
 
 ENDED = "(1, 3, 5)"
 """The statuses that are final, in SQL."""
@@ -54,13 +58,27 @@ class Conditions:
             self.add(f"{column} < ?", end)
 
     def prefix(self, column: str, prefix: str) -> None:
-        """The column begins with this; upper and lower case differ."""
+        """The column begins with this; upper and lower case differ.
+
+        Said as a range: SQLite compares texts by their UTF-8 bytes, which sorts them by code points, whereas its
+        functions of texts stop at a NUL.
+        """
         if prefix:
             self.add(f"{column} >= ?", prefix)
-            self.add(f"substr({column}, 1, ?) = ?", len(prefix), prefix)
+            if (end := _behind(prefix)) is not None:
+                self.add(f"{column} < ?", end)
 
     def __str__(self) -> str:
         return " AND ".join(self._clauses)
+
+
+def _behind(prefix: str) -> str | None:
+    """The first text that is behind all that begin with this; None where there is none."""
+    kept = prefix.rstrip(chr(sys.maxunicode))
+    if not kept:
+        return None
+    code = ord(kept[-1]) + 1
+    return kept[:-1] + chr(_BEHIND_SURROGATES if code == _SURROGATES else code)
 
 
 def _page(rows: Iterable[T], size: int) -> Page[T]:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from dafx_actors.errors import SchedulerDatabaseError
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler import _ids
 from dafx_actors.scheduler.storage import tables
 from dafx_actors.scheduler.storage.committer import Committer
@@ -19,6 +19,7 @@ from dafx_actors.scheduler.storage.database import (
     connect,
     connect_reader,
     make_private,
+    read_failed,
     write_failed,
 )
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from dafx_actors.errors import SchedulerWriteFailed
     from dafx_actors.scheduler._records import Activity, Entity, LockRequest, Operation, Orchestration
     from dafx_actors.scheduler.storage.database import Row, Synchronous
 
@@ -56,7 +56,8 @@ class Store:
                 end of the process in any way, but a power cut can take the last commits with it.
             failed: called on the loop when a commit failed, before anybody who waits for it is told.
         """
-        self.location = Location(path=IN_MEMORY if path is None else str(Path(path).absolute()))
+        # Its real name, whatever symbolic links lead there: that is what is locked.
+        self.location = Location(path=IN_MEMORY if path is None else str(Path(path).resolve()))
         self._synchronous: Synchronous = synchronous
         self._failed = failed
         self._stack = AsyncExitStack()
@@ -87,7 +88,7 @@ class Store:
             # What is in memory can be seen through one connection only.
             self._reader = self._writer
             if not self.location.in_memory:
-                self._reader = stack.enter_context(closing(connect_reader(path)))
+                self._reader = stack.enter_context(closing(connect_reader(path, patient=False)))
             self.committer = Committer(self._writer, self.location, self._failed)
             self.failure = None
             stack.push_async_callback(self.committer.close)
@@ -109,10 +110,13 @@ class Store:
             raise SchedulerDatabaseError(self.location.path, f"it cannot be written ({error})") from error
         return _ids.Ids(first)
 
-    def give_up(self, error: SchedulerDatabaseError) -> None:
+    def give_up(self, error: SchedulerDatabaseError | SchedulerReadFailed) -> None:
         """Not all can be read that has to be: nothing is written until it can, or ever, if the file is damaged."""
-        cause = error.__cause__
-        self._failed(write_failed(self.location.path, cause) if isinstance(cause, sqlite3.Error) else error)
+        if isinstance(error, SchedulerReadFailed):
+            self._failed(SchedulerWriteFailed(error.path, error.reason))
+        else:
+            cause = error.__cause__
+            self._failed(write_failed(self.location.path, cause) if isinstance(cause, sqlite3.Error) else error)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -121,7 +125,7 @@ class Store:
         try:
             return self._reader.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise SchedulerDatabaseError(self.location.path, f"it could not be read ({error})") from error
+            raise read_failed(self.location.path, error) from error
 
     def row(self, sql: str, *values: object) -> Row | None:
         """The first row of a point read."""
@@ -139,7 +143,7 @@ class Store:
             with closing(connect_reader(self.location.path)) as connection:
                 return connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise SchedulerDatabaseError(self.location.path, f"it could not be read ({error})") from error
+            raise read_failed(self.location.path, error) from error
 
     async def back_up(self, target: Path) -> int:
         """Copy the database, as it is at one moment, into a new file, while work goes on. Returns its size.
