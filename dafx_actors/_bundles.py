@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 SERVICE = "dafx.scheduler.v1.Work"
 
@@ -38,6 +38,8 @@ ANSWERS = (
 USUAL = 2**19
 """Bytes that a bundle holds at most, unless it is one piece; by default gRPC receives eight times as much, and some
 schedulers that are deployed take messages of 2**20."""
+MOST_PIECES = 20_000
+"""In a bundle: more than fit into a usual one, but for pieces that hold next to nothing."""
 _FIRST_ANSWER = 16
 _HEAD = struct.Struct(">BII")
 _TIMEOUT = 10.0
@@ -80,19 +82,29 @@ def unpack(message: bytes) -> list[Piece]:
     """The pieces in a message.
 
     Raises:
-        ValueError: It is no bundle.
+        ValueError: It is no bundle, or holds more than `MOST_PIECES`.
     """
-    pieces: list[Piece] = []
-    at = 0
+    return list(pieces_in(message))
+
+
+def pieces_in(message: bytes) -> Iterator[Piece]:
+    """The pieces in a message, one by one.
+
+    Raises:
+        ValueError: As of `unpack`, when it comes to what is wrong.
+    """
+    at = number_of = 0
     while at < len(message):
+        number_of += 1
+        if number_of > MOST_PIECES:
+            raise ValueError(f"the message has more than {MOST_PIECES:,} pieces")
         if at + _HEAD.size > len(message):
             raise ValueError("the message ends within the head of a piece")
         kind, number, length = _HEAD.unpack_from(message, at)
         at += _HEAD.size + length
         if at > len(message):
             raise ValueError(f"the message ends within a piece of {length} bytes")
-        pieces.append(Piece(kind, number, message[at - length : at]))
-    return pieces
+        yield Piece(kind, number, message[at - length : at])
 
 
 def offers_bundles(channel: Any) -> bool:

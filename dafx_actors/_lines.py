@@ -364,7 +364,11 @@ class Bundles:
                     return
                 pieces = [self._unsent.popleft()]
                 size = len(pieces[0].payload)
-                while self._unsent and size + len(self._unsent[0].payload) <= _bundles.USUAL:
+                while (
+                    self._unsent
+                    and size + len(self._unsent[0].payload) <= _bundles.USUAL
+                    and len(pieces) < _bundles.MOST_PIECES
+                ):
                     pieces.append(self._unsent.popleft())
                     size += len(pieces[-1].payload)
             yield _bundles.pack(pieces)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
+_LAST_PORT = 65_535
+_MOST_DAYS = 1_000_000
+
+
 @attrs.frozen(kw_only=True)
 class Command:
     """A subcommand of `dafx`."""
@@ -28,11 +32,36 @@ class Command:
     """Returns the process's exit code."""
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
+def _port(text: str) -> int:
+    number = _count(text)
+    if number > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{number} is more than {_LAST_PORT}")
+    return number
+
+
+def _days(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= _MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"{text} is no number of days from 0 to {_MOST_DAYS:,}")
+    return number
+
+
+for _kind, _name in ((_count, "whole number"), (_port, "port"), (_days, "number of days")):
+    _kind.__name__ = _name  # argparse shows it: "invalid whole number value: 'x'"
+
+
 def _declare_scheduler(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--db", default="dafx.db", metavar="FILE", help="the database file (default: %(default)s)")
     parser.add_argument("--in-memory", action="store_true", help="keep everything in memory; nothing outlives a stop")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8080, help="0 takes any free port (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8080, help="0 takes any free port (default: %(default)s)")
     parser.add_argument(
         "--synchronous",
         choices=("full", "normal"),
@@ -47,9 +76,9 @@ def _declare_scheduler(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tls-certificate", metavar="FILE", help="a PEM file; with --tls-key")
     parser.add_argument("--tls-key", metavar="FILE", help="a PEM file; with --tls-certificate")
-    parser.add_argument("--keep-days", type=float, metavar="DAYS", help="remove ended orchestrations that are older")
-    parser.add_argument("--keep-count", type=int, metavar="N", help="keep so many ended orchestrations per task hub")
-    parser.add_argument("--backups", metavar="DIR", help="where backups go (default: beside the database)")
+    parser.add_argument("--keep-days", type=_days, metavar="DAYS", help="remove ended orchestrations that are older")
+    parser.add_argument("--keep-count", type=_count, metavar="N", help="keep so many ended orchestrations per task hub")
+    parser.add_argument("--backups", metavar="DIR", help="where backups go (default: FILE-backups)")
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="default: %(default)s")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
 

@@ -11,7 +11,8 @@ Stats      `{}`                   counts, queues and workers of every task hub; 
 Withdraw   `{"instance_id": "i",  `{"withdrawn": true}`: an orchestration that no worker has begun is over, with
            "output": "null"}`     that output (JSON); false where one has, or it is over: then nothing changes
 Backup     `{"name": "new.db"}`   `{"path": ..., "bytes": ...}`; a new file in the scheduler's folder for
-                                  backups, which by default is that of its database
+                                  backups, by default `dafx.db-backups` beside `dafx.db`; its name ends in
+                                  `.db`. One at a time, and as many as `_engine.MOST_BACKUPS`
 =========  =====================  =====================================================================
 """
 
@@ -130,16 +131,15 @@ async def _backup(engine: Engine, _: TaskHub, request: bytes) -> bytes:
         name = None
     if not isinstance(name, str) or not _is_file_name(name):
         raise Refused("INVALID_ARGUMENT", 'Send a JSON object with the name of a new file: {"name": "new.db"}.')
-    target = engine.backups.absolute() / name
     try:
-        size = await engine.store.back_up(target)
+        target, size = await engine.back_up(name)
     except SchedulerDatabaseError as error:
         raise Refused("FAILED_PRECONDITION", str(error)) from error
     return json.dumps({"path": str(target), "bytes": size}).encode()
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether this names a file in a folder, on every file system; `.partial` still fits behind it."""
+    """Whether this names a file in a folder, on every file system; `.db.partial` still fits behind it."""
     return (
         name not in {"", ".."}
         and Path(name).name == name

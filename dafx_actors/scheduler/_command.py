@@ -69,7 +69,8 @@ def _token(path: str | None) -> str | None:
 async def _serve(scheduler: EmbeddedScheduler) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # A terminal that is closed hangs up. Windows has no such signal.
+    for number in filter(None, (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None))):
         with suppress(NotImplementedError):  # Windows: Ctrl+C raises KeyboardInterrupt instead.
             loop.add_signal_handler(number, stop.set)
     async with scheduler:

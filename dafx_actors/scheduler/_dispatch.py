@@ -235,14 +235,13 @@ class WorkQueue:
 
     def oldest(self, kind: WorkKind) -> int | None:
         """Since when the oldest work of this kind waits; None if none waits."""
-        since = [
-            work.since
+        # What was handed out before stands in front, so the first of each group is the oldest in it.
+        first = (
+            next((work.since for work in group if not work.dropped), None)
             for queue in self._lanes[kind].values()
             for group in queue.groups.values()
-            for work in group
-            if not work.dropped
-        ]
-        return min(since, default=None)
+        )
+        return min((since for since in first if since is not None), default=None)
 
     def _best(self, lane: Lane) -> Worker | None:
         takers = self._takers.get(lane)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import attrs
 
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerError, SchedulerWriteFailed
 from dafx_actors.scheduler._clock import SECOND
-from dafx_actors.scheduler._hub import TaskHub
+from dafx_actors.scheduler._hub import Refused, TaskHub
 from dafx_actors.scheduler._timers import Timers
 from dafx_actors.scheduler.storage import queries, tables
 from dafx_actors.scheduler.storage.store import Store
@@ -35,6 +37,19 @@ _SIGNALS_REPEAT_WITHIN = 600
 
 _PURGE_AT_ONCE = 500
 """Expired orchestrations that are removed in one transaction."""
+
+
+MOST_HUBS = 1_000
+"""Task hubs that one scheduler keeps."""
+
+LONGEST_HUB_NAME = 100
+"""Characters."""
+
+MOST_BACKUPS = 100
+"""Files in the folder for backups; whoever wants more takes some away."""
+
+_BACKUP = ".db"
+"""What the names of backups end in, so that none is a name that SQLite gives to files of its own."""
 
 
 @attrs.frozen(kw_only=True)
@@ -73,11 +88,15 @@ class Engine:
         patience: Patience,
         backups: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.backups = Path(backups if backups is not None else Path(path or "backup").parent)
+        self.backups = Path(backups if backups is not None else f"{path or 'dafx.db'}-backups").absolute()
         """The only folder that backups go to: whoever may call need not be allowed to write anywhere else."""
+        self._backup: asyncio.Task[int] | None = None
         self.clock = clock
         self.store = Store(path, synchronous=synchronous, failed=self._write_failed)
-        self.hubs: dict[str, TaskHub] = {}
+        self._hubs: dict[str, TaskHub] = {}
+        """Those that are stored."""
+        self._looked_at: WeakValueDictionary[str, TaskHub] = WeakValueDictionary()
+        """Those to which nothing was written yet; kept by who waits for something there, or works there."""
         self.timers: Timers
         self._retention = retention
         self._patience = patience
@@ -94,7 +113,7 @@ class Engine:
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
-            self.hubs, self.timers = {}, Timers(self.clock, self._fire)
+            self._hubs, self.timers = {}, Timers(self.clock, self._fire)
             self.started = self.clock.now()
             for row, name in self.store.hubs():
                 self._add_hub(row, name, stored=True)
@@ -102,6 +121,8 @@ class Engine:
             for job in (self._retain(), self._watch()):
                 stack.push_async_callback(_cancelled, asyncio.create_task(job))
             stack.push_async_callback(self._stop_recovery)
+            stack.push_async_callback(self._stop_endings)
+            stack.push_async_callback(self._finish_backup)
             self._stack = stack.pop_all()
         return self
 
@@ -110,22 +131,89 @@ class Engine:
     ) -> None:
         await self._stack.aclose()
 
+    @property
+    def hubs(self) -> Mapping[str, TaskHub]:
+        """All task hubs that there are, by name."""
+        return {**self._looked_at, **self._hubs}
+
     def hub(self, name: str) -> TaskHub:
-        """The task hub of this name; it comes into being when it is used."""
-        return self.hubs.get(name) or self._add_hub(self.store.ids.row(), name, stored=False)
+        """The task hub of this name, which is made by the first write to it.
+
+        Raises:
+            Refused: that cannot be the name of one.
+        """
+        hub = self._hubs.get(name) or self._looked_at.get(name)
+        if hub is not None:
+            return hub
+        if len(name) > LONGEST_HUB_NAME or not name.isprintable():
+            raise Refused(
+                "INVALID_ARGUMENT",
+                f"A task hub has a name of {LONGEST_HUB_NAME} printable characters at most, not {name[:200]!r}.",
+            )
+        return self._add_hub(self.store.ids.row(), name, stored=False)
 
     def _add_hub(self, row: int, name: str, *, stored: bool) -> TaskHub:
-        hub = TaskHub(name, row, store=self.store, clock=self.clock, timers=self.timers, stored=stored)
-        self.hubs[name] = hub
+        hub = TaskHub(name, row, store=self.store, clock=self.clock, timers=self.timers, stored=stored, keep=self._keep)
         if stored:
+            self._hubs[name] = hub
             hub.load()
+        else:
+            self._looked_at[name] = hub
         return hub
+
+    def _keep(self, hub: TaskHub) -> None:
+        """Something is about to be written to it for the first time."""
+        if len(self._hubs) >= MOST_HUBS and hub.name not in self._hubs:
+            raise Refused("RESOURCE_EXHAUSTED", f"There are {MOST_HUBS:,} task hubs, and more are not kept.")
+        self._hubs[hub.name] = hub
+
+    async def back_up(self, name: str) -> tuple[Path, int]:
+        """Copy the database into a new file in the folder for backups. Returns its path and its size.
+
+        Args:
+            name: of the file; it ends in `.db`, which is added where it is missing.
+
+        Raises:
+            Refused: a backup is being made, or there are too many.
+            SchedulerDatabaseError: the copy could not be written, or there is a file of that name.
+        """
+        if self._backup is not None:
+            raise Refused("FAILED_PRECONDITION", "A backup is being made; wait for its end.")
+        target = self.backups / (name if name.endswith(_BACKUP) else name + _BACKUP)
+        # It goes on when who asked for it goes away: a thread cannot be cut off.
+        self._backup = asyncio.get_running_loop().create_task(self._copy_to(target))
+        self._backup.add_done_callback(self._backed_up)
+        return target, await asyncio.shield(self._backup)
+
+    def _backed_up(self, task: asyncio.Task[int]) -> None:
+        self._backup = None
+        if not task.cancelled():
+            task.exception()  # Told to who asked, if that is still there.
+
+    async def _copy_to(self, target: Path) -> int:
+        try:
+            await asyncio.to_thread(self.backups.mkdir, mode=0o700, parents=True, exist_ok=True)
+            there_are = await asyncio.to_thread(lambda: sum(1 for _ in self.backups.iterdir()))
+        except OSError as error:
+            raise SchedulerDatabaseError(str(target), f"the folder for backups cannot be used ({error})") from error
+        if there_are >= MOST_BACKUPS:
+            raise Refused(
+                "FAILED_PRECONDITION", f"There are {there_are} files in {self.backups}; take some away before."
+            )
+        return await self.store.back_up(target)
+
+    async def _finish_backup(self) -> None:
+        if self._backup is not None:
+            await asyncio.wait([self._backup])
 
     def under_way(self) -> list[str]:
         """What goes on by itself, in words; nothing, where all waits for clients, the clock or workers."""
         works = [work for hub in self.hubs.values() for work in hub.delivery.under_way()]
         found = [f"{work.kind} {work.lane.name}, {'held' if work.token else 'handed out'}" for work in works]
         found += [f"orchestration {name}, resting" for hub in self.hubs.values() for name in hub.orchestrations.resting]
+        found += [
+            "the end of what stands below a terminated orchestration" for hub in self.hubs.values() if hub.endings
+        ]
         return found if self.store.committer.is_idle else [*found, "a write to the database"]
 
     # --- timers --------------------------------------------------------------------------------------------------
@@ -184,6 +272,10 @@ class Engine:
     async def _stop_recovery(self) -> None:
         if self._recovery is not None:
             await _cancelled(self._recovery)
+
+    async def _stop_endings(self) -> None:
+        for hub in self.hubs.values():
+            await hub.endings.stop()
 
     # --- what goes on by itself ----------------------------------------------------------------------------------
 

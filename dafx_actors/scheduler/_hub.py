@@ -20,6 +20,7 @@ from dafx_actors.errors import SchedulerDatabaseError, SchedulerReadFailed, Sche
 from dafx_actors.scheduler._batches import problem_with
 from dafx_actors.scheduler._clock import SECOND
 from dafx_actors.scheduler._delivery import Delivery
+from dafx_actors.scheduler._endings import ON_PAGE, PIECE, Endings
 from dafx_actors.scheduler._entities import Entities
 from dafx_actors.scheduler._lately import Lately
 from dafx_actors.scheduler._orchestrations import Orchestrations
@@ -31,7 +32,7 @@ from dafx_actors.scheduler._unhosted import Unhosted
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from dafx_actors.scheduler._clock import Clock
     from dafx_actors.scheduler._dispatch import Work, Worker
@@ -78,7 +79,29 @@ class _Waiter:
 class TaskHub:
     """Everything under one name in the `taskhub` metadata; hubs know nothing of one another."""
 
-    def __init__(self, name: str, row: int, *, store: Store, clock: Clock, timers: Timers, stored: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        row: int,
+        *,
+        store: Store,
+        clock: Clock,
+        timers: Timers,
+        stored: bool,
+        keep: Callable[[TaskHub], None],
+    ) -> None:
+        """Know nothing yet.
+
+        Args:
+            name: of the task hub.
+            row: its id.
+            store: where it is, or will be, stored.
+            clock: tells the time.
+            timers: of all task hubs.
+            stored: whether it is.
+            keep: called before something is written to it for the first time; it may refuse.
+        """
+        self._keep = keep
         self.name = name
         self.id = row
         self.store = store
@@ -88,6 +111,7 @@ class TaskHub:
         self.entities = Entities(self)
         self.orchestrations = Orchestrations(self)
         self.rewinding = Rewinding(self)
+        self.endings = Endings(self)
         self.delivery = Delivery(clock, store.ids, self._render)
         self.lately = Lately(self)
         self.unhosted = Unhosted(self)
@@ -114,6 +138,8 @@ class TaskHub:
         """
         if self.store.failure is not None:
             raise self.store.failure
+        if not self._stored:
+            self._keep(self)
         changes = self.store.committer.begin()
         if not self._stored:
             self._stored = True
@@ -191,6 +217,7 @@ class TaskHub:
             entity = self.entities.find(entity_id)
             if entity is not None:
                 self.entities.offer(entity)
+        self.endings.resume()
 
     # --- waiting clients -----------------------------------------------------------------------------------------
 
@@ -291,21 +318,26 @@ class TaskHub:
     # --- purging -------------------------------------------------------------------------------------------------
 
     async def purge(self, rows: list[int], *, recursive: bool = False) -> int:
-        """Remove ended orchestrations, and with `recursive` their ended children. Returns how many."""
-        removed = 0
-        if not rows:
-            return removed
-        with self.changing() as changes:
-            todo = list(rows)
-            while todo:
-                it = self.orchestrations.find_by_id(todo.pop())
-                if it is None or not it.ended:
-                    continue
-                if recursive:
-                    todo += [child.id for child in self.orchestrations.children(it)]
-                self.orchestrations.delete(changes, it)
-                removed += 1
-        await changes.committed()
+        """Remove ended orchestrations, and with `recursive` their ended children, in pieces. Returns how many."""
+        removed, todo = 0, list(rows)
+        if todo and recursive:
+            await self.store.committer.drained()  # so that all children are on disk
+        while todo:
+            with self.changing() as changes:
+                changes.heavy = True
+                for _ in range(min(PIECE, len(todo))):
+                    it = self.orchestrations.find_by_id(todo.pop())
+                    if it is None or not it.ended or it.gone:
+                        continue
+                    if recursive:
+                        todo += self.store.children(it.id)
+                    self.orchestrations.delete(changes, it)
+                    removed += 1
+            # Unless the next piece follows at once: to wait for the disk each time would take longest.
+            if not todo or removed % ON_PAGE < PIECE:
+                await changes.committed()
+            else:
+                await asyncio.sleep(0)
         return removed
 
     # --- work ----------------------------------------------------------------------------------------------------

@@ -232,27 +232,28 @@ class Orchestrations:
             self.tell(changes, it, "resume", _events.execution_resumed(self._hub.clock.now(), reason))
 
     def terminate(self, changes: Changes, it: Orchestration, output: str | None, *, recurse: bool) -> None:
-        """End it here and now: also if it is suspended, or no worker takes it, or the one that has it hangs."""
-        ending = [it]
-        while ending:
-            it = ending.pop()
-            if it.ended:
-                continue
-            if recurse:
-                ending += self.children(it)
-            at = max(self._hub.clock.now(), it.updated)
-            events = [_events.execution_terminated(at, output, recurse)]
-            if not self._hub.store.load_history(it):
-                self._hub.store.load_payload(it)
-                events = [*_turns.first_events(it, at), *events]
-            self._append(changes, it, frame_past(events))
-            self.finish(changes, it, _turns.Ended(status=Status.TERMINATED, output=output, failure=None), at)
+        """End it here and now: also if it is suspended, or no worker takes it, or the one that has it hangs.
 
-    def children(self, it: Orchestration) -> list[Orchestration]:
-        """Its children, ended or not, also those that are not on disk yet."""
-        rows = {child.id for child in self._by_id.values() if child.parent is not None and child.parent.id == it.id}
-        found = (self.find_by_id(row) for row in rows.union(self._hub.store.children(it.id)))
-        return [child for child in found if child is not None]
+        With `recurse`, all below it ends soon after; see `Endings`. To ask again, after a lost answer, is fine.
+        """
+        if recurse and it.status in {*Status.LIVE, Status.TERMINATED} and self._may_have_children(it):
+            tables.insert_ending(changes, self._hub.id, it.id, output)
+            self.touch(changes, it)
+            changes.then(lambda: self._hub.endings.begin(it.id, output))
+        if it.ended:
+            return
+        at = max(self._hub.clock.now(), it.updated)
+        events = [_events.execution_terminated(at, output, recurse)]
+        if not self._hub.store.load_history(it):
+            self._hub.store.load_payload(it)
+            events = [*_turns.first_events(it, at), *events]
+        self._append(changes, it, frame_past(events))
+        self.finish(changes, it, _turns.Ended(status=Status.TERMINATED, output=output, failure=None), at)
+
+    def _may_have_children(self, it: Orchestration) -> bool:
+        # A child is written together with the answer that asked for it.
+        store = self._hub.store
+        return it.dirty > store.committer.committed or store.has_children(it.id)
 
     def finish(self, changes: Changes, it: Orchestration, end: _turns.Ended, at: int) -> None:
         """The orchestration is over; drop what it waits for, and tell whoever waits for it."""

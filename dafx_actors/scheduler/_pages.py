@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +20,12 @@ Handler: TypeAlias = Callable[[TaskHub, Any], Awaitable[Any]]
 PAGE = 100
 """Items on a page, where the caller does not say."""
 
+MOST_IDS = 10_000
+"""Ids of instances that one request may name."""
+
+_IDS_AT_ONCE = 200
+"""That are looked up between two turns of the event loop."""
+
 LARGEST_PAGE = 1_000
 """Items on a page, whatever the caller says."""
 
@@ -32,6 +39,9 @@ _LONG_TEXT = 10_000
 """Characters of a text that a list shows whole, also of an instance that is too large for a page."""
 
 _LEFT_OUT = "({:,} characters, too long for a list; ask for this instance by itself)"
+
+_LONG_HISTORY = 256 * 2**10
+"""Bytes of a history that is taken apart on a thread."""
 
 _EVENTS_IN_CHUNK = 100
 _BYTES_IN_CHUNK = 2**20
@@ -150,14 +160,24 @@ async def purge(hub: TaskHub, request: pb.PurgeInstancesRequest) -> pb.PurgeInst
         )
         rows = await queries.ended_rows(hub.store, hub.id, wanted)
     else:
-        ids = [request.instanceId] if kind == "instanceId" else list(request.instanceBatch.instanceIds)
-        rows = [it.id for it in map(hub.orchestrations.find, ids) if it is not None]
-    count = 0
-    for start in range(0, len(rows), LARGEST_PAGE):
-        count += await hub.purge(rows[start : start + LARGEST_PAGE], recursive=request.recursive)
+        batch = request.instanceBatch.instanceIds
+        if len(batch) > MOST_IDS:
+            raise Refused("INVALID_ARGUMENT", f"{len(batch):,} ids are too many for one request; send {MOST_IDS:,}.")
+        rows = await _rows(hub, [request.instanceId] if kind == "instanceId" else batch)
+    count = await hub.purge(rows, recursive=request.recursive)
     reply = pb.PurgeInstancesResponse(deletedInstanceCount=count)
     reply.isComplete.value = True
     return reply
+
+
+async def _rows(hub: TaskHub, ids: Sequence[str]) -> list[int]:
+    """The rows of those that there are."""
+    rows: list[int] = []
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        found = map(hub.orchestrations.find, ids[start : start + _IDS_AT_ONCE])
+        rows += [it.id for it in found if it is not None]
+        await asyncio.sleep(0)
+    return rows
 
 
 async def query_entities(hub: TaskHub, request: pb.QueryEntitiesRequest) -> pb.QueryEntitiesResponse:
@@ -204,7 +224,8 @@ async def history(hub: TaskHub, request: pb.StreamInstanceHistoryRequest) -> lis
         raise Refused(
             "NOT_FOUND", f"The orchestration {it.instance_id!r} has no execution {request.executionId.value!r} now."
         )
-    chunks = list(_chunks(hub.store.load_history(it)))
+    stored = bytes(hub.store.load_history(it))
+    chunks = await asyncio.to_thread(list, _chunks(stored)) if len(stored) > _LONG_HISTORY else list(_chunks(stored))
     hub.orchestrations.rest(it)
     await hub.on_disk(it)
     return chunks

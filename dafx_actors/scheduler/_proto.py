@@ -52,6 +52,7 @@ class Status:
     PENDING: Final = 6
     SUSPENDED: Final = 7
 
+    LIVE: Final = frozenset({RUNNING, PENDING, SUSPENDED})
     ENDED: Final = frozenset({COMPLETED, FAILED, TERMINATED})
     """What an instance never leaves by itself."""
 

@@ -6,10 +6,11 @@ reply once all that it promises is on disk. It raises `Refused` with the status 
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from dafx_actors.scheduler import _events, _states
 from dafx_actors.scheduler._hub import Refused, Superseded, TaskHub
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._records import WorkKind
     from dafx_actors.scheduler.storage.committer import Changes
 
+T = TypeVar("T")
 Handler: TypeAlias = Callable[[TaskHub, Any], Awaitable[Any]]
-
-_LIVE = {Status.PENDING, Status.RUNNING, Status.SUSPENDED}
-
 
 # --- starting and waiting ------------------------------------------------------------------------------------------
 
@@ -35,7 +34,7 @@ def _make_room(hub: TaskHub, changes: Changes, request: pb.CreateInstanceRequest
     replaceable: set[int] = set()
     if request.HasField("orchestrationIdReusePolicy"):
         replaceable = {int(status) for status in request.orchestrationIdReusePolicy.replaceableStatus}
-    if replaceable & _LIVE and Status.TERMINATED not in replaceable:
+    if replaceable & Status.LIVE and Status.TERMINATED not in replaceable:
         raise Refused(
             "INVALID_ARGUMENT",
             "Invalid reusable statuses: cannot exclude 'Terminated' while also allowing reuse of running instances",
@@ -53,10 +52,17 @@ def _make_room(hub: TaskHub, changes: Changes, request: pb.CreateInstanceRequest
     hub.orchestrations.delete(changes, existing)
 
 
-async def start_instance(hub: TaskHub, request: pb.CreateInstanceRequest) -> pb.CreateInstanceResponse:
-    """StartInstance."""
-    instance_id = request.instanceId or uuid.uuid4().hex
-    start = Start(
+_LARGE = 2**20
+"""Bytes of a request whose texts are taken out and framed on a thread, so that they do not hold the loop."""
+
+
+async def _beside(request: Any, make: Callable[[], T]) -> T:
+    """What is made of a request, apart from anything else."""
+    return make() if request.ByteSize() < _LARGE else await asyncio.to_thread(make)
+
+
+def _start_in(request: pb.CreateInstanceRequest) -> Start:
+    return Start(
         name=request.name,
         version=text_of(request, "version"),
         input=text_of(request, "input"),
@@ -67,6 +73,12 @@ async def start_instance(hub: TaskHub, request: pb.CreateInstanceRequest) -> pb.
         if request.HasField("scheduledStartTimestamp")
         else None,
     )
+
+
+async def start_instance(hub: TaskHub, request: pb.CreateInstanceRequest) -> pb.CreateInstanceResponse:
+    """StartInstance."""
+    instance_id = request.instanceId or uuid.uuid4().hex
+    start = await _beside(request, lambda: _start_in(request))
     if not start.name:
         raise Refused("INVALID_ARGUMENT", "An orchestration needs a name.")
     with hub.changing() as changes:
@@ -104,9 +116,11 @@ async def wait_for_completion(hub: TaskHub, request: pb.GetInstanceRequest) -> p
 
 async def raise_event(hub: TaskHub, request: pb.RaiseEventRequest) -> pb.RaiseEventResponse:
     """RaiseEvent."""
+    hub.existing(request.instanceId)
+    now = hub.clock.now()
+    event = await _beside(request, lambda: _events.event_raised(now, request.name, text_of(request, "input")))
     it = hub.existing(request.instanceId)
     with hub.changing() as changes:
-        event = _events.event_raised(hub.clock.now(), request.name, text_of(request, "input"))
         hub.orchestrations.tell(changes, it, "event", event)
     await changes.committed()
     return pb.RaiseEventResponse()
@@ -119,6 +133,7 @@ async def terminate(hub: TaskHub, request: pb.TerminateRequest) -> pb.TerminateR
         with hub.changing() as changes:
             hub.orchestrations.terminate(changes, it, text_of(request, "output"), recurse=request.recursive)
         await changes.committed()
+        await hub.endings.done(it.id)
     return pb.TerminateResponse()
 
 
@@ -178,17 +193,21 @@ async def rewind(hub: TaskHub, request: pb.RewindInstanceRequest) -> pb.RewindIn
 # --- entities ------------------------------------------------------------------------------------------------------
 
 
-async def signal_entity(hub: TaskHub, request: pb.SignalEntityRequest) -> pb.SignalEntityResponse:
-    """SignalEntity."""
+def _signal_in(request: pb.SignalEntityRequest, now: int) -> bytes:
     signaled = pb.EntityOperationSignaledEvent(requestId=request.requestId, operation=request.name)
     signaled.targetInstanceId.value = request.instanceId
     if request.HasField("input"):
         signaled.input.CopyFrom(request.input)
-    due = None
     if request.HasField("scheduledTime"):
         signaled.scheduledTime.CopyFrom(request.scheduledTime)
-        due = micros(request.scheduledTime)
-    event = _events.event(hub.clock.now(), entityOperationSignaled=signaled)
+    return _events.event(now, entityOperationSignaled=signaled)
+
+
+async def signal_entity(hub: TaskHub, request: pb.SignalEntityRequest) -> pb.SignalEntityResponse:
+    """SignalEntity."""
+    due = micros(request.scheduledTime) if request.HasField("scheduledTime") else None
+    now = hub.clock.now()
+    event = await _beside(request, lambda: _signal_in(request, now))
     with hub.changing() as changes:
         hub.signal(changes, request, event, due)
     await changes.committed()

@@ -25,7 +25,7 @@ from dafx_actors.scheduler._proto import pb, serialize
 from dafx_actors.scheduler._streams import BundleStream, Context, WorkStream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from dafx_actors.scheduler._dispatch import Worker
     from dafx_actors.scheduler._engine import Engine
@@ -37,6 +37,27 @@ SERVICE = "TaskHubSidecarService"
 DEFAULT_HUB = "default"
 PING_EVERY = 30.0
 """Seconds; workers give up a stream that was silent for 120."""
+
+
+class _Guarded(grpc.GenericRpcHandler):
+    """Handlers behind a guard, who looks at the metadata only: a call without the token is ended unread."""
+
+    def __init__(self, handlers: Any, is_authorized: Callable[[Iterable[tuple[str, str | bytes]]], bool]) -> None:
+        self._handlers = handlers
+        self._is_authorized = is_authorized
+        self._refusal: Any = grpc.stream_stream_rpc_method_handler(self._refuse)
+
+    def service(self, handler_call_details: Any) -> Any:
+        """The handler of a call; None where there is none of that name."""
+        handler = self._handlers.service(handler_call_details)
+        if handler is None or self._is_authorized(handler_call_details.invocation_metadata or ()):
+            return handler
+        return self._refusal
+
+    async def _refuse(self, _: object, context: Context) -> None:
+        await context.abort(
+            grpc.StatusCode.UNAUTHENTICATED, "This scheduler wants its token, as `authorization: Bearer ...`."
+        )
 
 
 class Service:
@@ -58,7 +79,13 @@ class Service:
         self._pinger: asyncio.TimerHandle | None = None
 
     def handlers(self) -> tuple[Any, ...]:
-        """What to register with a server."""
+        """What to register with a server.
+
+        Each asks for the token before it reads what was sent, which may be large.
+        """
+        return tuple(_Guarded(handlers, self._is_authorized) for handlers in self._handlers())
+
+    def _handlers(self) -> tuple[Any, ...]:
         tasks: dict[str, Any] = {name: self._unary(cls, handler) for name, (cls, handler) in _requests.UNARY.items()}
         tasks.update({name: self._unary(cls, handler) for name, (cls, handler) in _pages.UNARY.items()})
         tasks["Hello"] = grpc.unary_unary_rpc_method_handler(self._hello)
@@ -92,32 +119,40 @@ class Service:
 
     # --- every call ------------------------------------------------------------------------------------------------
 
+    def _is_authorized(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        if self._authorization is None:
+            return True
+        sent = [value for key, value in metadata if key == "authorization"]
+        value = sent[-1] if sent else b""
+        return hmac.compare_digest(value if isinstance(value, bytes) else value.encode(), self._authorization)
+
     async def _hub(self, context: Context) -> TaskHub:
         """The task hub that a call is for; ends the call if it may not be answered."""
-        name, authorization = DEFAULT_HUB, b""
+        name = DEFAULT_HUB
         for key, value in context.invocation_metadata() or ():
             if key == "taskhub":
                 name = cast("str", value) or DEFAULT_HUB
-            elif key == "authorization":
-                authorization = value if isinstance(value, bytes) else cast("str", value).encode()
-        if self._authorization is not None and not hmac.compare_digest(authorization, self._authorization):
-            await context.abort(
-                grpc.StatusCode.UNAUTHENTICATED, "This scheduler wants its token, as `authorization: Bearer ...`."
-            )
         if self._stopping:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "The scheduler is stopping.")
-        return self._engine.hub(name)
+        try:
+            return self._engine.hub(name)
+        except Refused as error:
+            await _abort(context, error)
+            raise
 
     def _unary(self, cls: Any, handler: Callable[[TaskHub, Any], Awaitable[Any]]) -> Any:
-        async def answer(sent: bytes, context: Context) -> Any:
+        async def answer(sent: bytes, context: Context) -> bytes:
             hub = await self._hub(context)
             try:
-                return await handler(hub, _read(cls, sent))
+                reply = await handler(hub, await _read(cls, sent))
             except (Refused, SchedulerError) as error:
                 await _abort(context, error)
+                raise
+            if reply.ByteSize() > _LARGE:
+                return await asyncio.to_thread(serialize, reply)
+            return serialize(reply)
 
-        made: Any = grpc.unary_unary_rpc_method_handler
-        return made(answer, response_serializer=serialize)
+        return grpc.unary_unary_rpc_method_handler(answer)
 
     def _administer(self, handler: Callable[[Engine, TaskHub, bytes], Awaitable[bytes]]) -> Any:
         async def answer(request: bytes, context: Context) -> bytes:
@@ -139,7 +174,7 @@ class Service:
     async def _get_work_items(self, sent: bytes, context: Context) -> None:
         hub = await self._hub(context)
         try:
-            request: pb.GetWorkItemsRequest = _read(pb.GetWorkItemsRequest, sent)
+            request: pb.GetWorkItemsRequest = await _read(pb.GetWorkItemsRequest, sent)
         except Refused as error:
             await _abort(context, error)
             raise
@@ -149,7 +184,7 @@ class Service:
         hub = await self._hub(context)
         try:
             sent = await context.read()
-            request: pb.GetWorkItemsRequest = _read(pb.GetWorkItemsRequest, _first_piece(sent))
+            request: pb.GetWorkItemsRequest = await _read(pb.GetWorkItemsRequest, _first_piece(sent))
             stream = BundleStream(hub, request, *self._about(request, context), _answered)
             await self._serve(hub, stream, context)
         except Refused as error:
@@ -181,7 +216,7 @@ class Service:
     async def _stream_history(self, sent: bytes, context: Context) -> AsyncIterator[pb.HistoryChunk]:
         hub = await self._hub(context)
         try:
-            chunks = await _pages.history(hub, _read(pb.StreamInstanceHistoryRequest, sent))
+            chunks = await _pages.history(hub, await _read(pb.StreamInstanceHistoryRequest, sent))
         except (Refused, SchedulerError) as error:
             await _abort(context, error)
             raise
@@ -189,14 +224,18 @@ class Service:
             yield chunk
 
 
-def _read(cls: Any, sent: bytes) -> Any:
+_LARGE = 2**20
+"""Bytes of a message that is read and written on a thread, so that it does not hold the loop."""
+
+
+async def _read(cls: Any, sent: bytes) -> Any:
     """A request. Not left to gRPC, which makes a fault of the server out of bytes that are none, and logs it as such.
 
     Raises:
         Refused: The bytes are something else.
     """
     try:
-        return cls.FromString(sent)
+        return cls.FromString(sent) if len(sent) < _LARGE else await asyncio.to_thread(cls.FromString, sent)
     except DecodeError as error:
         raise Refused("INVALID_ARGUMENT", f"The request cannot be read: {error}") from error
 
@@ -219,7 +258,7 @@ async def _answered(hub: TaskHub, worker: Worker, answer: str, sent: bytes) -> N
     It counts only for work that went out on the stream on which it comes.
     """
     cls, handler = _requests.UNARY[answer]
-    request = _read(cls, sent)
+    request = await _read(cls, sent)
     if not hub.delivery.is_with(worker, request.completionToken):
         raise Refused("FAILED_PRECONDITION", _requests.TOO_LATE)
     await handler(hub, request)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
-from dafx_actors._bundles import ITEM, KEPT, REFUSED, UNWANTED, USUAL, Piece, answer_of, pack, unpack
+from dafx_actors._bundles import ITEM, KEPT, REFUSED, UNWANTED, USUAL, Piece, answer_of, pack, pieces_in
 from dafx_actors.errors import SchedulerError
 from dafx_actors.scheduler._dispatch import Worker
 from dafx_actors.scheduler._filters import read_filters
@@ -29,6 +29,10 @@ _KEPT_WITHIN = 0.02
 """Seconds that the word of an answer may wait for work to travel with: only a worker that stops waits for it."""
 _COMPANY = 4
 """So many pieces of work that have just been given make it worth waiting for more, to travel with."""
+_MOST_UNDER_WAY = 1_000
+"""Answers of one worker that are being taken, or whose outcome it has not been told, before more of them are read."""
+_PIECES_AT_ONCE = 100
+"""Answers that are looked at between two turns of the event loop."""
 _ROUNDS = 8
 """Of the event loop, for which it is waited then: an answer that has arrived needs some to make more work ready. To
 send a message, and to take it, costs as much as all that is done for a piece of work."""
@@ -109,6 +113,8 @@ class BundleStream(WorkStream):
         """What becomes of answers, to be sent."""
         self._telling: asyncio.TimerHandle | None = None
         self._under_way: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        """Set whenever an answer was taken, or outcomes were sent."""
         self._refused: Refused | None = None
 
     async def run(self, context: Context) -> None:
@@ -135,6 +141,7 @@ class BundleStream(WorkStream):
             for _ in range(_ROUNDS):
                 await asyncio.sleep(0)
         pieces, self._told = self._told, []
+        self._room.set()
         pieces += [Piece(UNWANTED, payload=token.encode()) for token in self._unwanted]
         self._unwanted.clear()
         if self._telling is not None:
@@ -156,17 +163,27 @@ class BundleStream(WorkStream):
     async def _read(self, context: Context) -> None:
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
-                for kind, number, payload in unpack(message):
+                for count, (kind, number, payload) in enumerate(pieces_in(message), 1):
                     # Each is decided before the next is looked at, and may wait for the disk after that.
                     task = asyncio.create_task(self._take(answer_of(kind), number, payload))
                     self._under_way.add(task)
-                    task.add_done_callback(self._under_way.discard)
+                    task.add_done_callback(self._taken)
+                    if count % _PIECES_AT_ONCE == 0:
+                        await asyncio.sleep(0)
+                    while len(self._under_way) + len(self._told) >= _MOST_UNDER_WAY:
+                        self._room.clear()
+                        self._awake.set()
+                        await self._room.wait()
         except ValueError as error:
             self._refused = Refused("INVALID_ARGUMENT", f"What the worker sent cannot be read: {error}.")
         except grpc.aio.UsageError:
             logger.debug("The stream of worker %s broke off", self.worker.name)
         finally:
             self.end()
+
+    def _taken(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        self._room.set()
 
     async def _take(self, answer: str, number: int, payload: bytes) -> None:
         try:

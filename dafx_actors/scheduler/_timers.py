@@ -15,16 +15,19 @@ Timer: TypeAlias = "tuple[int, int, int, int, int | None, bytes | None]"
 
 _FEWEST_DEAD = 1_000
 
+_AT_ONCE = 200
+"""Timers that fire in one turn of the event loop; after a pause of the scheduler very many may be due."""
+
 
 class Timers:
-    """A heap of timers; what is due is handed over in one go."""
+    """A heap of timers; what is due is handed over together, very many in several goes."""
 
     def __init__(self, clock: Clock, fire: Callable[[list[Timer]], None]) -> None:
         """Start empty.
 
         Args:
             clock: tells the time, and rings.
-            fire: is given all that is due, in order, whenever something is.
+            fire: is given what is due, in order, whenever something is.
         """
         self._clock = clock
         self._fire = fire
@@ -78,7 +81,7 @@ class Timers:
         self._alarm = None
         now = self._clock.now()
         due: list[Timer] = []
-        while self._heap and self._heap[0][0] <= now:
+        while self._heap and self._heap[0][0] <= now and len(due) < _AT_ONCE:
             timer = heapq.heappop(self._heap)
             if timer[1] in self._armed:
                 self._armed.discard(timer[1])

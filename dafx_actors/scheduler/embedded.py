@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
+import sys
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -91,8 +93,8 @@ class EmbeddedScheduler:
         """Describe a scheduler; nothing is opened yet.
 
         Args:
-            db: the database file, made if it is missing. None keeps everything in memory: nothing outlives the
-                scheduler.
+            db: the database file, made if it is missing, in a folder that is there. None keeps everything in memory:
+                nothing outlives the scheduler.
             host: where to listen. Anything but this machine itself needs both `tls` and `token`.
             port: where to listen; 0 takes any free port.
             synchronous: `full` waits for the disk at every commit, so that what was acknowledged survives a power
@@ -105,7 +107,7 @@ class EmbeddedScheduler:
                 authority has signed the certificate, GRPC_DEFAULT_SSL_ROOTS_FILE_PATH in their environment.
             retention: which ended orchestrations are removed by themselves; none by default.
             patience: how long a worker that stays connected may hold work.
-            backups: the folder for backups; by default that of the database.
+            backups: the folder for backups, made by the first; by default `dafx.db-backups` beside `dafx.db`.
             max_message_bytes: the largest message that is accepted.
             worker_timeout: seconds after which a peer that does not answer (stopped, or cut off) counts as gone.
             ping_every: seconds between signs of life to idle workers.
@@ -170,6 +172,7 @@ class EmbeddedScheduler:
         await self._stack.aclose()
 
     def _bind(self, server: Any) -> int:
+        self._check_port()
         address = f"[{self._host}]:{self._wanted_port}" if ":" in self._host else f"{self._host}:{self._wanted_port}"
         try:
             if self._tls is None:
@@ -181,6 +184,21 @@ class EmbeddedScheduler:
         if not port:
             raise SchedulerCannotListen(address, "it could not be bound")
         return int(port)
+
+    def _check_port(self) -> None:
+        """Whether the port can be had, before gRPC tries: it would print lines of its own."""
+        if not self._wanted_port:
+            return
+        try:
+            found = socket.getaddrinfo(self._host, self._wanted_port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, where in found:
+                with socket.socket(family, kind, protocol) as probe:
+                    if sys.platform != "win32":  # There it would mean something else.
+                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(where)
+        except (OSError, OverflowError) as error:
+            address = f"{self._host}:{self._wanted_port}"
+            raise SchedulerCannotListen(address, getattr(error, "strerror", None) or str(error)) from error
 
     @contextmanager
     def on_a_thread(self) -> Generator[Self]:

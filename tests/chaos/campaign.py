@@ -29,6 +29,8 @@ from tests.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 AFTER_THE_LAST_FAULT = 120.0
+LONGEST_TURN = 0.25
+"""Seconds of CPU between two turns of the loop; five times of what one call may take: garbage is collected as well."""
 MORE = {"memory": 100_000, "threads": 32, "files": 16, "tasks": 8}
 """What a process may hold at the end beyond what it held at the beginning; kilobytes of memory."""
 DECK: Mapping[str, int] = {
@@ -426,6 +428,8 @@ class Campaign:
             for what, more in MORE.items():
                 if held[what] > first[what] + more:
                     self.report.leaked.append(f"{program.name}: {what} was {first[what]}, is {held[what]}: {held}")
+            if held.get("turn", 0) > LONGEST_TURN:
+                self.report.stuck.append(f"{program.name} held its loop for {held['turn']:.3f} s of CPU")
             if held["work"] or held.get("waiting"):
                 self.report.leaked.append(f"{program.name} holds {held}")
         files = {path.name for path in self._folder.iterdir() if path.name.startswith("chaos.db")}

@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from durabletask.task import RetryPolicy
@@ -112,9 +113,30 @@ async def _count_tasks() -> int:
     return len(asyncio.all_tasks())
 
 
+class _Turns:
+    """A loop's selector that measures the CPU time of the loop's thread between two looks at its sockets."""
+
+    def __init__(self, selector: Any) -> None:
+        self._selector = selector
+        self._since = time.thread_time()
+        self.longest = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.longest = max(self.longest, time.thread_time() - self._since)
+        try:
+            return self._selector.select(timeout)
+        finally:
+            self._since = time.thread_time()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._selector, name)
+
+
 async def run_scheduler(port: int, db: Path) -> None:
     """A scheduler over a file."""
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    turns: Any = _Turns(cast("Any", loop)._selector)
+    cast("Any", loop)._selector = turns
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     async with EmbeddedScheduler(db, port=port, worker_timeout=WORKER_TIMEOUT) as scheduler:
 
@@ -125,6 +147,7 @@ async def run_scheduler(port: int, db: Path) -> None:
                 "work": hub.delivery.held(),
                 "tasks": len(asyncio.all_tasks()),
                 "waiting": hub.waiting_clients,
+                "turn": turns.longest,
             }
             print(json.dumps(held), flush=True)
 

@@ -203,7 +203,9 @@ def some_bundles(draw: st.DrawFn) -> bytes:
     """Pieces of every kind with all sorts of messages in them, whole or cut off."""
     kinds = st.sampled_from([CONNECT, ITEM, 3, *map(kind_of, ANSWERS)]) | st.integers(0, 255)
     payloads = some_messages() | st.binary(max_size=12)
-    bundle = pack(draw(st.lists(st.builds(Piece, kinds, st.integers(0, 2**32 - 1), payloads), max_size=4)))
+    pieces = draw(st.lists(st.builds(Piece, kinds, st.integers(0, 2**32 - 1), payloads), max_size=4))
+    # Many of a kind in a row, as a worker sends that has much to tell, or somebody who means no good.
+    bundle = pack(pieces * draw(st.sampled_from([1, 1, 1, 300, 6_000])))
     return bundle[: draw(st.integers(0, len(bundle)))] if not draw(st.integers(0, 3)) else bundle
 
 
@@ -226,10 +228,12 @@ def stub_of(channel: grpc.Channel) -> Any:
     return stubs.TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
+SQLITES = ["dafx.db", "dafx.db-wal", "dafx.db-journal", "dafx.db-lock"]
+NO_FILES = ["", ".", "..", "../x", "x" * 300, "\u0000"]
 some_json = st.binary(max_size=30) | st.recursive(
     st.none() | st.integers() | _texts, lambda inner: st.lists(inner) | st.dictionaries(_texts, inner), max_leaves=4
 ).map(lambda value: json.dumps(value).encode()) | st.sampled_from(
-    [json.dumps({"name": name}).encode() for name in ("", ".", "..", "../x", "/x", "dafx.db", "x" * 300, "\u0000", 1)]
+    [json.dumps({"name": name}).encode() for name in (*NO_FILES, "/x", *SQLITES, 1)]
 )  # fmt: skip
 
 

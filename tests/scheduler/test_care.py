@@ -26,7 +26,8 @@ from durabletask.testing.in_memory_backend import InMemoryOrchestrationBackend
 from dafx_actors import cli
 from dafx_actors.errors import DafxError
 from dafx_actors.scheduler import EmbeddedScheduler, Retention
-from dafx_actors.scheduler._logs import JsonFormatter
+from dafx_actors.scheduler._hub import Refused
+from dafx_actors.scheduler._logs import JsonFormatter, TextFormatter
 from dafx_actors.scheduler._records import Start
 from dafx_actors.scheduler.hosted import back_up, hosted, hosted_async, stats, stats_async
 from dafx_actors.scheduler.storage import store
@@ -224,8 +225,11 @@ async def test_a_backup_while_it_works(bench: Bench, tmp_path: Path) -> None:
         with grpc.insecure_channel(address) as channel:
             return back_up(channel, name)
 
-    target = tmp_path / "backup.db"
+    target = tmp_path / "dafx.db-backups" / "backup.db"
     assert await anyio.to_thread.run_sync(copy, "backup.db") == target
+    # No backup has a name that SQLite gives to files of its own.
+    assert await anyio.to_thread.run_sync(copy, "dafx.db-journal") == target.with_name("dafx.db-journal.db")
+    assert len(await bench.client.get_all_orchestration_states()) == 2
     for name, code in (
         ("backup.db", grpc.StatusCode.FAILED_PRECONDITION),  # It does not replace a file,
         ("../backup.db", grpc.StatusCode.INVALID_ARGUMENT),  # and writes to no other folder.
@@ -241,6 +245,32 @@ async def test_a_backup_while_it_works(bench: Bench, tmp_path: Path) -> None:
         assert found is not None
         assert found.serialized_output == "7"
         await state_of(restored, COUNTER, "3")
+
+
+async def test_one_backup_at_a_time_and_not_for_ever(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, goes_on = bench.scheduler.engine, asyncio.Event()
+    copy = engine.store.back_up
+
+    async def slowly(target: Path) -> int:
+        await goes_on.wait()
+        return await copy(target)
+
+    monkeypatch.setattr(engine.store, "back_up", slowly)
+    first = asyncio.create_task(engine.back_up("first"))
+    await asyncio.sleep(0)
+    with pytest.raises(Refused, match="A backup is being made"):
+        await engine.back_up("second")
+    first.cancel()
+    goes_on.set()
+    while engine._backup is not None:
+        await asyncio.sleep(0.01)
+    assert (tmp_path / "dafx.db-backups" / "first.db").exists(), "it goes on when who asked has gone away"
+    monkeypatch.setattr("dafx_actors.scheduler._engine.MOST_BACKUPS", 2)
+    await engine.back_up("second")
+    with pytest.raises(Refused, match="take some away"):
+        await engine.back_up("third")
 
 
 # --- in memory, and very much ----------------------------------------------------------------------------------------
@@ -393,6 +423,60 @@ def test_json_logs() -> None:
     record = logging.makeLogRecord({"msg": "hello %s", "args": ("you",), "levelname": "INFO", "task_hub": "blue"})
     entry = json.loads(JsonFormatter().format(record))
     assert (entry["message"], entry["level"], entry["task_hub"]) == ("hello you", "info", "blue")
+
+
+def test_nobody_writes_lines_of_his_own_into_the_log() -> None:
+    """Whatever a worker calls itself, and whatever an error says."""
+    name = "w\r\n12:00:00 ERROR   forged\x1b[2J\u2028\u202e\x9b"
+    try:
+        int(name)
+    except ValueError:
+        record = logging.makeLogRecord(
+            {"msg": "Worker %s has connected", "args": (name,), "levelname": "INFO", "exc_info": sys.exc_info()}
+        )
+    lines = TextFormatter().format(record).splitlines()
+    assert lines[0].endswith("Worker w\\x0d\\x0a12:00:00 ERROR   forged\\x1b[2J\\u2028\\u202e\\x9b has connected")
+    assert all(line.startswith("    ") for line in lines[1:])
+    assert "forged" in json.loads(JsonFormatter().format(record))["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--port", "-1"],
+        ["--port", "65536"],
+        ["--keep-days", "-1"],
+        ["--keep-days", "nan"],
+        ["--keep-count", "-3"],
+        ["--keep-count", "x"],
+    ],
+)
+def test_numbers_that_mean_nothing_are_mistakes_of_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["scheduler", "--in-memory", *arguments])
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_an_error_and_a_missing_file_is_made_with_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "dafx_actors"), EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread():
+        pass
+    assert f"A new database is made: {tmp_path / 'dafx.db'}" in caplog.text
+    assert cli.main(["scheduler", "--port", "0", "--db", str(tmp_path / "missing" / "dafx.db")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "missing").exists()
+
+
+async def test_a_port_that_is_taken_is_said_in_one_line(bench: Bench) -> None:
+    command = [sys.executable, "-m", "dafx_actors.cli", "scheduler", "--in-memory", "--port", str(bench.scheduler.port)]
+    other = await anyio.run_process(command, check=False)
+    assert other.returncode == 1
+    assert len(other.stderr.decode().splitlines()) == 1, other.stderr.decode()
+    assert str(bench.scheduler.port) in other.stderr.decode()
 
 
 def test_the_command_is_quick_to_help() -> None:

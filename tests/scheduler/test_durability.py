@@ -82,7 +82,7 @@ def serve(db: Path, *options: str, limit: int | None = None) -> tuple[subprocess
     return process, process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 async def test_signals_close_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     """Also with a worker connected and a client waiting, which are told; the log is in the database afterwards."""
     process, endpoint = await anyio.to_thread.run_sync(serve, tmp_path / "dafx.db")

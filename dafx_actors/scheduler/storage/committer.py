@@ -2,10 +2,10 @@
 
 The event loop's thread executes the statements, which costs microseconds and never waits for the disk. (A thread
 that executed them would have to take Python's global lock again after each one, and wait up to 5 ms for it every
-time that the loop is busy.) COMMIT does wait for the disk. As long as the disk answers within a millisecond the
-loop waits for it as well, since to hand over to a thread and back takes as long again; a slower disk is left to a
-thread of its own, and so is the copying of the log into the database. Meanwhile changes pile up, and form the next
-group.
+time that the loop is busy.) Where they are very many, or large, a thread executes them all the same: nobody may hold
+the loop for long. COMMIT does wait for the disk. As long as the disk answers within a millisecond the loop waits for it
+as well, since to hand over to a thread and back takes as long again; a slower disk is left to a thread of its own, and
+so is the copying of the log into the database. Meanwhile changes pile up, and form the next group.
 
 A commit also costs what ten statements cost, and requests reach the loop one by one, so that most would have a commit
 to themselves. Where more are about to come, a group therefore waits a moment for them (as PostgreSQL does with
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_Handed: TypeAlias = "concurrent.futures.Future[sqlite3.Error | None]"
+_Handed: TypeAlias = "concurrent.futures.Future[Exception | None]"
 
 CHECKPOINT_AT = 16 * 2**20
 """Bytes in the write-ahead log after which it is copied into the database."""
@@ -54,6 +54,12 @@ _LOCKED_PAUSE = 0.02
 LOCKED_FOR = 5.0
 """Seconds after which such a lock is a failure."""
 
+_MANY_STATEMENTS = 1_000
+"""Of a group that the thread executes."""
+
+_LARGE_VALUE = 256 * 2**10
+"""Bytes or characters; of a group with such a value as well."""
+
 IDLE = 1.0
 """Seconds without a commit after which the log is copied into the database: then a copy of that file is whole."""
 
@@ -64,11 +70,13 @@ _WEIGHT = 0.1
 class Changes:
     """What one request changes: statements for the store, and what is done once they are on disk."""
 
-    __slots__ = ("_after", "_first", "_outcome", "_waiters", "seq", "writes")
+    __slots__ = ("_after", "_first", "_outcome", "_waiters", "heavy", "seq", "writes")
 
     def __init__(self, seq: int) -> None:
         self.seq = seq
         """Where these changes stand in the order of all."""
+        self.heavy = False
+        """The statements take long: they delete very much, or hold large values."""
         self.writes: list[tuple[str, Row]] = []
         self._first: list[Callable[[], None]] = []
         self._after: list[Callable[[], None]] = []
@@ -78,6 +86,9 @@ class Changes:
     def write(self, sql: str, *values: object) -> None:
         """Add a statement."""
         self.writes.append((sql, values))
+        for value in values:
+            if isinstance(value, str | bytes | bytearray) and len(value) > _LARGE_VALUE:
+                self.heavy = True
 
     def at_once(self, action: Callable[[], None]) -> None:
         """Do this as soon as the changes are complete, without waiting for the disk."""
@@ -172,7 +183,7 @@ class Committer:
         self._gathering = False
         """Whether the next group waits for more."""
         self._idle: asyncio.Future[None] | None = None
-        self._jobs: SimpleQueue[tuple[Callable[[], sqlite3.Error | None], _Handed] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Callable[[], Exception | None], _Handed] | None] = SimpleQueue()
         self._thread: Thread | None = None
         self._handed: _Handed | None = None
         """What the thread is doing."""
@@ -278,6 +289,22 @@ class Committer:
             self._rest()
             return
         self._group = group
+        if self._is_heavy(group):
+            self._hand_over(lambda: self._execute(group) or self._commit(usual=False))
+            return
+        error = self._execute(group)
+        if error is not None or self._usual < self._quick:
+            self._finish(error or self._commit())
+        else:
+            self._hand_over(self._commit)
+
+    def _is_heavy(self, group: list[Changes]) -> bool:
+        """Whether to execute it would hold the loop; what is in memory has one connection, on the loop."""
+        if self._location.in_memory:
+            return False
+        return sum(len(it.writes) for it in group) > _MANY_STATEMENTS or any(it.heavy for it in group)
+
+    def _execute(self, group: list[Changes]) -> Exception | None:
         execute = self._connection.execute
         try:
             execute("BEGIN IMMEDIATE")
@@ -285,19 +312,8 @@ class Committer:
                 for sql, values in changes.writes:
                     execute(sql, values)
         except Exception as error:  # noqa: BLE001 - such as a value that SQLite cannot hold; told to who sent it
-            if is_locked(error) and self._waits_for_lock():
-                self._group, self._waiting = None, [*group, *self._waiting]
-                self._gathering = False
-                self._next = self._loop.call_later(_LOCKED_PAUSE, self._flush)
-            else:
-                self._locked_since = None
-                self._finish(error)
-            return
-        self._locked_since = None
-        if self._usual < self._quick:
-            self._finish(self._commit())
-        else:
-            self._hand_over(self._commit)
+            return error
+        return None
 
     def _waits_for_lock(self) -> bool:
         """Whether the group is to be tried again: another program has locked the file, and not for too long yet."""
@@ -307,7 +323,7 @@ class Committer:
             logger.warning("Another program has locked %s; writing waits for it", self._location.path)
         return now - self._locked_since < self._locked_for and not self._hurries
 
-    def _hand_over(self, job: Callable[[], sqlite3.Error | None]) -> None:
+    def _hand_over(self, job: Callable[[], Exception | None]) -> None:
         """Have the thread do this; `_finish` is called on the loop after that, with what it returns."""
         if self._thread is None:
             self._thread = Thread(target=self._run, name="dafx-scheduler-commit", daemon=True)
@@ -328,14 +344,15 @@ class Committer:
             self._handed = None
             self._finish(handed.result())
 
-    def _commit(self) -> sqlite3.Error | None:
+    def _commit(self, *, usual: bool = True) -> sqlite3.Error | None:
         started = time.perf_counter()
         try:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             return error
         taken = time.perf_counter() - started
-        self._usual += (taken - self._usual) * _WEIGHT
+        if usual:
+            self._usual += (taken - self._usual) * _WEIGHT
         self.slowest = max(self.slowest, taken)
         return None
 
@@ -356,6 +373,14 @@ class Committer:
     def _finish(self, error: Exception | None) -> None:
         """The group is on disk, or is not going to be; or the log was copied, and there is no group."""
         group, self._group = self._group, None
+        if error is not None and group and is_locked(error) and self._waits_for_lock():
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            self._waiting = [*group, *self._waiting]
+            self._gathering = False
+            self._next = self._loop.call_later(_LOCKED_PAUSE, self._flush)
+            return
+        self._locked_since = None
         if error is not None:
             self._give_up(group or [], error)
         elif group:

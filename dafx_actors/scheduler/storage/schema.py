@@ -157,7 +157,12 @@ CREATE TABLE hosted (
 ) WITHOUT ROWID;
 """
 
-STEPS: Final[tuple[str, ...]] = (_FIRST, _HOSTED)
+_ENDINGS: Final = """
+-- Orchestrations that were terminated with all below them, as long as not all of that has ended.
+CREATE TABLE endings (orchestration INTEGER PRIMARY KEY, hub INTEGER NOT NULL, output TEXT);
+"""
+
+STEPS: Final[tuple[str, ...]] = (_FIRST, _HOSTED, _ENDINGS)
 """Step n brings a file from version n to version n + 1."""
 
 VERSION: Final = len(STEPS)

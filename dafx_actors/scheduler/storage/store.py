@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler import _ids
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._records import Activity, Entity, LockRequest, Operation, Orchestration
     from dafx_actors.scheduler.storage.database import Row, Synchronous
 
-_MANY: Final = 10_000
+logger = logging.getLogger(__name__)
 
 
 class Store:
@@ -78,11 +79,7 @@ class Store:
         async with AsyncExitStack() as stack:
             path = self.location.path
             if not self.location.in_memory:
-                try:
-                    Path(path).parent.mkdir(parents=True, exist_ok=True)
-                except OSError as error:
-                    raise SchedulerDatabaseError(path, f"its directory cannot be made ({error})") from error
-                stack.enter_context(FileLock(Path(path)))
+                stack.enter_context(_locked(Path(path)))
             self._writer = stack.enter_context(closing(connect(path, synchronous=self._synchronous)))
             self.ids = self._reserve_ids()
             # What is in memory can be seen through one connection only.
@@ -210,6 +207,23 @@ class Store:
         """The rows of an orchestration's children, ended or not."""
         return [row[0] for row in self.rows("SELECT id FROM orchestrations WHERE parent = ?", parent)]
 
+    def has_children(self, parent: int) -> bool:
+        """Whether an orchestration has a child, ended or not."""
+        return self.row("SELECT 1 FROM orchestrations WHERE parent = ? LIMIT 1", parent) is not None
+
+    def unfinished_children(self, parent: int, after: int, terminated: int, most: int) -> list[tuple[int, bool]]:
+        """Children that have not ended, or were terminated: the row of each, and whether it has ended."""
+        rows = self.rows(
+            "SELECT id, completed IS NOT NULL FROM orchestrations WHERE parent = ? AND id > ?"
+            " AND (completed IS NULL OR status = ?) ORDER BY id LIMIT ?",
+            parent, after, terminated, most,
+        )  # fmt: skip
+        return [(row[0], bool(row[1])) for row in rows]
+
+    def endings(self, hub: int) -> list[Row]:
+        """Row and output of orchestrations that were terminated, while not all below them has ended."""
+        return self.rows("SELECT orchestration, output FROM endings WHERE hub = ?", hub)
+
     # What a start reads is read table by table: there may be very many. (CROSS JOIN has SQLite begin with the table
     # that comes first, which holds only what is under way.)
 
@@ -294,6 +308,14 @@ class Store:
     def seen_signal(self, hub: int, request_id: str) -> bool:
         """Whether a client's signal was taken before."""
         return self.row("SELECT 1 FROM signals WHERE hub = ? AND request = ?", hub, request_id) is not None
+
+
+def _locked(path: Path) -> FileLock:
+    if not path.parent.is_dir():
+        raise SchedulerDatabaseError(str(path), "there is no such folder; make it, or name another file")
+    if not path.exists():
+        logger.info("A new database is made: %s", path)
+    return FileLock(path)
 
 
 def _back_up(source: sqlite3.Connection, target: Path) -> int:

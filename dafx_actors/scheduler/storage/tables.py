@@ -113,6 +113,16 @@ def delete_orchestration(changes: Changes, row: int) -> None:
     delete_work(changes, row)
 
 
+def insert_ending(changes: Changes, hub: int, row: int, output: str | None) -> None:
+    """It was terminated with all below it, which is still to be ended."""
+    changes.write("INSERT OR REPLACE INTO endings (orchestration, hub, output) VALUES (?, ?, ?)", row, hub, output)
+
+
+def delete_ending(changes: Changes, row: int) -> None:
+    """All below it has ended."""
+    changes.write("DELETE FROM endings WHERE orchestration = ?", row)
+
+
 def append_history(changes: Changes, row: int, orchestration: int, events: bytes) -> None:
     """The events of one turn."""
     changes.write("INSERT INTO histories (id, orchestration, events) VALUES (?, ?, ?)", row, orchestration, events)

@@ -1,0 +1,237 @@
+"""Nobody holds the scheduler's event loop for long: what one call asks for is done in pieces, or on a thread."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from durabletask.internal import orchestrator_service_pb2 as pb
+from durabletask.internal import orchestrator_service_pb2_grpc as stubs
+
+from dafx_actors._bundles import ANSWERS, CONNECT, MOST_PIECES, REFUSED, SERVICE, Piece, kind_of, pack, unpack
+from dafx_actors.errors import SchedulerError
+from dafx_actors.scheduler import EmbeddedScheduler, _endings
+from dafx_actors.scheduler._engine import MOST_HUBS
+from dafx_actors.scheduler._pages import MOST_IDS
+from dafx_actors.scheduler.storage.database import connect
+from tests.scheduler.ticks import MOST, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+ROOT = 1_000_000
+TERMINATED = 5
+
+
+@pytest.fixture(autouse=True)
+def _uncollected() -> Generator[None]:
+    """The collector would look through all that the test's process holds, on whichever thread it runs."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def family(path: Path, width: int) -> None:
+    """A running orchestration with so many children, and one grandchild below the first."""
+    now = time.time_ns() // 1_000
+    insert = (
+        "INSERT INTO orchestrations (id, hub, instance_id, execution_id, name, status, created, updated, parent,"
+        " parent_instance, parent_execution, parent_task, parent_name) VALUES (?, 1, ?, 'x', 'any', 0, ?, ?, ?, ?, 'x',"
+        " 1, 'any')"
+    )
+    rows: list[tuple[Any, ...]] = [(ROOT, "root", now, now, None, None)]
+    rows += [(ROOT + 1 + n, f"c{n}", now, now, ROOT, "root") for n in range(width)]
+    rows += [(ROOT * 2, "grandchild", now, now, ROOT + 1, "c0")]
+    with closing(connect(str(path), synchronous="normal")) as connection:
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO hubs VALUES (1, 'default')")
+        connection.executemany(insert, rows)
+        connection.executemany("INSERT INTO payloads (id) VALUES (?)", [(row[0],) for row in rows])
+        connection.execute("UPDATE ids SET next = 100000000")
+        connection.execute("COMMIT")
+
+
+def stub_of(scheduler: EmbeddedScheduler) -> Any:
+    channel = grpc.insecure_channel(scheduler.endpoint[7:], UNLIMITED)
+    return stubs.TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+def statuses(path: Path) -> dict[int, int]:
+    with closing(sqlite3.connect(path)) as connection:
+        return dict(connection.execute("SELECT status, count(*) FROM orchestrations GROUP BY status").fetchall())
+
+
+def test_ten_thousand_children_are_terminated_and_purged_in_pieces(tmp_path: Path) -> None:
+    """And when it is acknowledged, all of them have ended."""
+    path = tmp_path / "dafx.db"
+    family(path, 10_000)
+    with EmbeddedScheduler(path, synchronous="normal").on_a_thread() as scheduler:
+        stub = stub_of(scheduler)
+        with watched(scheduler) as held:
+            stub.TerminateInstance(pb.TerminateRequest(instanceId="root", recursive=True), timeout=100)
+            assert statuses(path) == {TERMINATED: 10_002}
+            asked = pb.PurgeInstancesRequest(instanceId="root", recursive=True)
+            assert stub.PurgeInstances(asked, timeout=100).deletedInstanceCount == 10_002
+        assert held.cpu < MOST
+
+
+def test_a_terminate_that_was_cut_off_goes_on_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root ended, the scheduler stopped: what was not acknowledged is done all the same, and leaves no mark."""
+    path = tmp_path / "dafx.db"
+    family(path, 120)
+    with monkeypatch.context() as patched:
+
+        async def never(*_: object) -> list[int]:
+            raise SchedulerError
+
+        patched.setattr(_endings.Endings, "_end_children", never)
+        with EmbeddedScheduler(path).on_a_thread() as scheduler, pytest.raises(grpc.RpcError):
+            stub_of(scheduler).TerminateInstance(pb.TerminateRequest(instanceId="root", recursive=True), timeout=30)
+    assert statuses(path) == {0: 121, TERMINATED: 1}
+    with EmbeddedScheduler(path).on_a_thread() as scheduler:
+        for instance_id in ("c0", "c119", "grandchild"):
+            ended = stub_of(scheduler).WaitForInstanceCompletion(
+                pb.GetInstanceRequest(instanceId=instance_id), timeout=30
+            )
+            assert ended.orchestrationState.orchestrationStatus == TERMINATED
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM endings").fetchone() == (0,)
+
+
+def test_a_terminate_that_is_sent_again_ends_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "dafx.db"
+    family(path, 3)
+    with EmbeddedScheduler(path).on_a_thread() as scheduler:
+        stub = stub_of(scheduler)
+        stub.TerminateInstance(pb.TerminateRequest(instanceId="root", recursive=False), timeout=30)
+        assert statuses(path) == {0: 4, TERMINATED: 1}
+        for _ in range(2):
+            stub.TerminateInstance(pb.TerminateRequest(instanceId="root", recursive=True), timeout=30)
+            assert statuses(path) == {TERMINATED: 5}
+
+
+def test_a_purge_by_very_many_ids_is_refused_before_it_takes_long(tmp_path: Path) -> None:
+    with EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread() as scheduler:
+        stub, request = stub_of(scheduler), pb.PurgeInstancesRequest()
+        request.instanceBatch.instanceIds.extend(f"{number:x}" for number in range(MOST_IDS))
+        with watched(scheduler) as held:
+            assert stub.PurgeInstances(request, timeout=100).deletedInstanceCount == 0
+            request.instanceBatch.instanceIds.extend(f"{number:x}" for number in range(1_000_000 - MOST_IDS))
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.PurgeInstances(request, timeout=100)
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert f"{MOST_IDS:,}" in error.details()
+        assert held.cpu < MOST
+
+
+@pytest.mark.parametrize("pieces", [MOST_PIECES, 500_000])
+def test_a_bundle_of_empty_pieces_holds_nobody_up(tmp_path: Path, pieces: int) -> None:
+    """As many as a bundle may have are each refused; more are refused together."""
+    bundle = pack(Piece(kind_of(ANSWERS[1]), number) for number in range(pieces))
+    connects = pack([Piece(CONNECT, payload=pb.GetWorkItemsRequest().SerializeToString())])
+    with EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread() as scheduler:
+        channel = grpc.insecure_channel(scheduler.endpoint[7:], UNLIMITED)
+        stream: Any = channel.stream_stream(f"/{SERVICE}/Connect")
+        answered = 0
+        with watched(scheduler) as held:
+            call = stream(iter([connects, bundle]), timeout=100)
+            try:
+                for message in call:
+                    answered += sum(piece.kind == REFUSED for piece in unpack(message))
+            except grpc.RpcError:
+                assert pieces > MOST_PIECES
+                assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert pieces > MOST_PIECES or answered == pieces
+        assert held.cpu < MOST
+
+
+def test_timers_that_are_due_together_fire_in_pieces(tmp_path: Path) -> None:
+    """As after a pause of the scheduler."""
+    path = tmp_path / "dafx.db"
+    with closing(connect(str(path), synchronous="normal")) as connection:
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO hubs VALUES (1, 'default')")
+        connection.executemany(
+            "INSERT INTO timers (id, hub, due, kind, event, entity, request) VALUES (?, 1, 0, 2, x'', ?, '')",
+            [(row, f"@e@{row}") for row in range(1, 5_001)],
+        )
+        connection.execute("UPDATE ids SET next = 1000000")
+        connection.execute("COMMIT")
+    with EmbeddedScheduler(path, synchronous="normal").on_a_thread() as scheduler:
+        with watched(scheduler) as held:
+            hub = scheduler.engine.hub("default")
+            while sum(hub.delivery.queue.waiting("entity").values()) < 5_000:
+                time.sleep(0.01)
+        assert held.cpu < MOST
+        assert len(scheduler.engine.timers) == 0
+
+
+@pytest.mark.parametrize("size", [30_000_000])
+def test_large_requests_are_taken_apart_beside_the_loop(tmp_path: Path, size: int) -> None:
+    with EmbeddedScheduler(tmp_path / "dafx.db", synchronous="normal").on_a_thread() as scheduler:
+        stub = stub_of(scheduler)
+        stub.StartInstance(pb.CreateInstanceRequest(name="any", instanceId="one"), timeout=30)
+        text = "x" * size
+        raised = pb.RaiseEventRequest(instanceId="one", name="go", input={"value": text})
+        signal = pb.SignalEntityRequest(instanceId="@e@k", name="go", input={"value": text}, requestId="1")
+        start = pb.CreateInstanceRequest(name="any", instanceId="two", input={"value": text})
+        with watched(scheduler) as held:
+            stub.RaiseEvent(raised, timeout=100)
+            stub.SignalEntity(signal, timeout=100)
+            stub.StartInstance(start, timeout=100)
+        # What is left on the loop is gRPC's own: a copy of the message.
+        assert held.cpu < 4 * MOST
+        found = stub.GetInstance(pb.GetInstanceRequest(instanceId="two", getInputsAndOutputs=True), timeout=100)
+        assert found.orchestrationState.input.value == text
+
+
+def test_a_call_without_the_token_is_refused_unread(tmp_path: Path) -> None:
+    """Of a message that could not even be received, the token is still the reason."""
+    with EmbeddedScheduler(
+        tmp_path / "dafx.db", token="secret", max_message_bytes=1_000_000
+    ).on_a_thread() as scheduler:
+        stub = stub_of(scheduler)
+        large = pb.CreateInstanceRequest(name="any", input={"value": "x" * 30_000_000})
+        for metadata in ((), (("authorization", "Bearer wrong"),)):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.StartInstance(large, timeout=30, metadata=metadata)
+            refused: Any = caught.value
+            assert refused.code() is grpc.StatusCode.UNAUTHENTICATED
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.StartInstance(large, timeout=30, metadata=(("authorization", "Bearer secret"),))
+        refused = caught.value
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_task_hubs_are_made_by_their_first_write_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dafx_actors.scheduler._engine.MOST_HUBS", 3)
+    assert MOST_HUBS >= 100
+    with EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread() as scheduler:
+        stub = stub_of(scheduler)
+        for number in range(50):
+            stub.GetInstance(pb.GetInstanceRequest(instanceId="one"), metadata=[("taskhub", f"read{number}")])
+        gc.collect()
+        assert not scheduler.engine.hubs
+        for number in range(3):
+            stub.StartInstance(pb.CreateInstanceRequest(name="any"), metadata=[("taskhub", f"written{number}")])
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.StartInstance(pb.CreateInstanceRequest(name="any"), metadata=[("taskhub", "one more")])
+        refused: Any = caught.value
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.GetInstance(pb.GetInstanceRequest(instanceId="one"), metadata=[("taskhub", "x" * 101)])
+        refused = caught.value
+        assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+        gc.collect()
+        assert sorted(scheduler.engine.hubs) == ["written0", "written1", "written2"]
