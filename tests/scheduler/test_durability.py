@@ -221,7 +221,8 @@ async def test_a_worker_that_was_stopped_loses_its_work(tmp_path: Path) -> None:
         assert victim.process is not None
         try:
             await victim.ready()
-            queue = bench.scheduler.engine.hub("default").delivery.queue
+            hub = bench.scheduler.engine.hub("default")  # held: it is not stored yet
+            queue = hub.delivery.queue
             while not queue.workers:
                 await anyio.sleep(0.01)
             os.kill(victim.process.pid, signal.SIGSTOP)

@@ -289,7 +289,7 @@ async def test_what_is_read_only(what: str) -> None:
 
 async def test_a_path_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SchedulerDatabaseError, match="directory cannot be made"):
+    with pytest.raises(SchedulerDatabaseError, match="there is no such folder"):
         await open_and_close(tmp_path / "file" / "dafx.db")
 
 
