@@ -12,8 +12,9 @@ import attrs
 from durabletask import task
 
 from dafx_actors import _codec, _peer_forms
+from dafx_actors._answers import answer_mismatch, values_in
 from dafx_actors._coroutines import DurableTask
-from dafx_actors._json import MOST_LEVELS, as_object, check_json, load_json
+from dafx_actors._json import MOST_LEVELS, as_object, check_json
 from dafx_actors._raised import safe
 from dafx_actors._values import json_schema, load_value
 from dafx_actors.errors import DafxError, InvalidAnswer, ValueMismatch
@@ -80,11 +81,20 @@ def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResp
     if isinstance(response_format, Mapping):
         annotation = _KINDS.get(str(as_object(response_format).get("type")), Any)
     try:
-        return attrs.evolve(response, value=load_value(load_json(response.text), annotation))
-    except ValueMismatch as error:
-        raise InvalidAnswer(response.text, str(error)) from error
+        values = list(values_in(response.text))
     except ValueError as error:
         raise InvalidAnswer(response.text, f"it is not JSON ({error})") from error
+    if isinstance(response_format, Mapping) and len(values) > 1:
+        # The one that the worker took; a single one is taken as it is.
+        schema = as_object(response_format)
+        values = [value for value in values if answer_mismatch(json.dumps(value), schema) is None] or values
+    mismatches: list[ValueMismatch] = []
+    for value in values:
+        try:
+            return attrs.evolve(response, value=load_value(value, annotation))
+        except ValueMismatch as error:  # noqa: PERF203 - there are few
+            mismatches.append(error)
+    raise InvalidAnswer(response.text, str(mismatches[0])) from mismatches[0]
 
 
 class OrchestrationAgentExecutor:

@@ -60,6 +60,8 @@ _RENAMED = {
         "input_tokens": "inputTokenCount",
         "output_tokens": "outputTokenCount",
         "total_tokens": "totalTokenCount",
+        "cached_tokens": "cachedInputTokenCount",
+        "reasoning_tokens": "reasoningTokenCount",
     }
 }
 _ALWAYS = {ChatMessage: frozenset({"contents"})}

@@ -166,8 +166,11 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
     if (ending := result.get("ending")) is not None:
         progress = attrs.evolve(progress, finish_reason=result["finishReason"])
     if ending == "withheld" or result.get("finishReason") == "content_filter":
-        withheld = message.text or "the provider's filter withheld the answer"
-        return progress, Fail(ModelError("content_filter", withheld))
+        categories: Json = message.extra.get("filtered")
+        found: dict[str, Json] = {"categories": categories} if isinstance(categories, list) else {}
+        why = f" ({', '.join(map(str, found['categories']))})" if found else ""
+        withheld = message.text or f"the provider's filter withheld the answer{why}"
+        return progress, Fail(ModelError("content_filter", withheld, data=found))
     tokens = total.total_tokens if total else 0
     if limits.tokens is not None and tokens > limits.tokens:
         over = TurnLimitExceeded(agent, turn, "tokens", limits.tokens, tokens)

@@ -734,14 +734,24 @@ class ModelError(TurnError):
     attempts: int = 1
     """How often the call was made."""
     data: dict[str, Any] = attrs.field(factory=dict[str, Any])
-    """What else the provider said, as JSON values."""
+    """What else is known, as JSON values: `code`, `type`, `param` and `request_id` as the provider gave them;
+    `address`; the `categories` that a content filter found; `final`, true where the provider said, by its status or in
+    words, that the same call would fail again."""
+
+    @property
+    def address(self) -> str | None:
+        """Where the call went, without credentials and query."""
+        address = self.data.get("address")
+        return address if isinstance(address, str) else None
 
     @property
     def retryable(self) -> bool:
         """Whether the same call may go better when it is made again."""
-        return self.kind in {"rate_limit", "server_error", "timeout", "connection", "bad_response"}
+        passing = self.kind in {"rate_limit", "server_error", "timeout", "connection", "bad_response"}
+        return passing and self.data.get("final") is not True
 
     def __str__(self) -> str:
         status = f", HTTP {self.status}" if self.status else ""
         times = "once" if self.attempts == 1 else f"{self.attempts} times"
-        return f"The model call failed ({self.kind}{status}; tried {times}): {self.message}"
+        where = f"; {self.address}" if self.address else ""
+        return f"The model call failed ({self.kind}{status}; tried {times}{where}): {self.message}"

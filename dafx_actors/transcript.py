@@ -31,13 +31,17 @@ def _extra() -> Any:
     return attrs.field(factory=dict[str, Json], kw_only=True, repr=False)
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class UsageStats:
     """Tokens that model calls took."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = attrs.field(default=0, kw_only=True)
+    """Of the input, those that the provider had kept from an earlier call."""
+    reasoning_tokens: int = attrs.field(default=0, kw_only=True)
+    """Of the output, those that are reasoning and not the answer."""
     extra: Mapping[str, Json] = _extra()
 
     def __add__(self, other: UsageStats) -> UsageStats:
@@ -46,7 +50,14 @@ class UsageStats:
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
             self.total_tokens + other.total_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
         )
+
+    def __repr__(self) -> str:
+        always = ("input_tokens", "output_tokens", "total_tokens")
+        found = [name for name in ("cached_tokens", "reasoning_tokens") if getattr(self, name)]
+        return f"UsageStats({', '.join(f'{name}={getattr(self, name)!r}' for name in (*always, *found))})"
 
 
 @attrs.frozen

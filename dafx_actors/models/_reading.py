@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any, TypeAlias, TypeGuard
 
 import attrs
 
-from dafx_actors._json import load_json
 from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, FinishReason, ModelReply
+from dafx_actors.models._failures import failure, filtered_categories
+from dafx_actors.models._parts import arguments_in, contents_in, pieces_in, usage_in
 from dafx_actors.transcript import (
     ChatMessage,
     Content,
@@ -18,7 +20,6 @@ from dafx_actors.transcript import (
     Json,
     TextContent,
     TextReasoningContent,
-    UsageStats,
 )
 
 __all__ = ["StreamedReply", "reply"]
@@ -34,96 +35,122 @@ _FINISH_REASONS: dict[Json, FinishReason] = {
 }
 
 
-def reply(answer: Json) -> ModelReply:
+Failed: TypeAlias = Callable[[Json], ModelError]
+"""Makes the error of what a server said in place of an answer; knows the headers and the address."""
+
+
+def _failed(said: Json) -> ModelError:
+    message = "The model's server said that the call failed."
+    return failure(None, said, message=message, headers={}, now=datetime.now(timezone.utc))
+
+
+def reply(answer: Json, failed: Failed = _failed) -> ModelReply:
     """What one call gave, from the JSON of the response.
 
     A refusal becomes the text of the reply, marked `"refusal": true` in the content's `extra`, with the finish
     reason `content_filter`. Arguments of a call that are not a JSON object are kept as `UNPARSED_ARGUMENTS`.
 
     Raises:
-        ModelError: Of kind `bad_response`: this is not a chat completion.
+        ModelError: Of kind `bad_response`: this is not a chat completion. Of another: it says that the call failed,
+            which some servers do with the status of a success.
     """
     if not _is_object(answer):
-        raise _bad_response("it is not a JSON object", answer)
+        raise _error_in(answer, failed) or _bad_response("it is not a JSON object", answer)
     choice = _first(answer.get("choices"))
     message = choice.get("message") if choice is not None else None
     if choice is None or not _is_object(message):
-        raise _bad_response("it holds no message", answer)
+        raise (
+            _error_in((choice or {}).get("error"), failed)
+            or _error_in(answer, failed)
+            or _bad_response("it holds no message", answer)
+        )
+    if choice.get("error") or (answer.get("error") and not message.get("content") and not message.get("tool_calls")):
+        raise failed(choice.get("error") or answer)
     contents = [*_said(message), *_calls(message.get("tool_calls"), answer.get("id"))]
-    refused = bool(message.get("refusal"))
+    refused = any(isinstance(content, TextContent) and content.extra.get("refusal") for content in contents)
     called = any(isinstance(content, FunctionCallContent) for content in contents)
     said = choice.get("finish_reason")
     finished = (_FINISH_REASONS.get(said, said) if isinstance(said, str) else "") or (
         "tool_calls" if called else "stop"
     )
     return ModelReply(
-        message=ChatMessage("assistant", contents),
-        usage=_usage(answer.get("usage")),
+        message=ChatMessage("assistant", contents, extra=_withheld(choice)),
+        usage=usage_in(answer.get("usage")),
         finish_reason="content_filter" if refused else finished,
     )
 
 
+_ERRORS = ("error", "errors", "detail", "base_resp")
+
+
+def _error_in(answer: Json, failed: Failed) -> ModelError | None:
+    """The error that stands where an answer should; None where nothing is said of one."""
+    first = next(iter(_list(answer)), answer)  # Gemini puts errors into a list
+    if not _is_object(first):
+        return None
+    words = isinstance(first.get("message"), str) and "choices" not in first
+    return failed(answer) if words or any(first.get(name) for name in _ERRORS) else None
+
+
+def _withheld(choice: Mapping[str, Json]) -> dict[str, Json]:
+    """What a content filter found, where it kept an answer back."""
+    found = list(filtered_categories(choice.get("content_filter_results")))
+    return {"filtered": found} if found else {}
+
+
 def _said(message: Mapping[str, Json]) -> Iterator[Content]:
-    # Not OpenAI's own, but what the servers that show a model's reasoning agree on.
-    reasoning = message.get("reasoning_content")
-    if isinstance(reasoning, str) and reasoning:
-        yield TextReasoningContent(reasoning)
-    text = message.get("content")
-    if isinstance(text, str) and text:
-        yield TextContent(text)
-    elif text is not None and not isinstance(text, str):
-        raise _bad_response("its content is not text", text)
+    # Not OpenAI's own, but what the servers that show a model's reasoning agree on, under one name or the other.
+    for name in ("reasoning_content", "reasoning"):
+        reasoning = message.get(name)
+        if isinstance(reasoning, str) and reasoning:
+            yield TextReasoningContent(reasoning)
+            break
+    try:
+        yield from contents_in(message.get("content"))
+    except ValueError as error:
+        raise _bad_response(str(error), message.get("content")) from error
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal:
         yield TextContent(refusal, extra={"refusal": True})
 
 
 def _calls(calls: Json, reply_id: Json) -> Iterator[FunctionCallContent]:
+    taken: set[str] = set()
     for number, call in enumerate(_list(calls)):
         function = call.get("function") if _is_object(call) else None
         name = function.get("name") if _is_object(function) else None
         if not _is_object(call) or not _is_object(function) or not isinstance(name, str) or not name:
             raise _bad_response("it calls a tool without a name", call)
-        # Some servers give calls no id. It must be unique in the conversation, as the reply's id is.
+        # Some servers give calls no id, or all of them one. It must be unique in the conversation, as the reply's is.
         call_id = str(call.get("id") or f"{reply_id or 'call'}-{number}")
+        while call_id in taken:
+            call_id += f"-{number}"
+        taken.add(call_id)
         yield _call(call_id, name, function.get("arguments"))
 
 
 def _call(call_id: str, name: str, arguments: Json) -> FunctionCallContent:
-    if arguments is None or arguments == "":  # what some servers write for a tool without parameters
-        return FunctionCallContent(call_id, name)
-    if not isinstance(arguments, str):
-        raise _bad_response("the arguments of a call are not text", arguments)
     try:
-        parsed = load_json(arguments)
-    except ValueError:
-        parsed = None
-    if not _is_object(parsed):
-        return FunctionCallContent(call_id, name, extra={UNPARSED_ARGUMENTS: arguments})
-    return FunctionCallContent(call_id, name, parsed)
+        read = arguments_in(arguments)
+    except ValueError as error:
+        raise _bad_response(str(error), arguments) from error
+    if isinstance(read, str):
+        return FunctionCallContent(call_id, name, extra={UNPARSED_ARGUMENTS: read})
+    return FunctionCallContent(call_id, name, read)
 
 
-def _usage(usage: Json) -> UsageStats | None:
-    if not _is_object(usage):
-        return None
-    prompt, completion, total = (usage.get(f"{kind}_tokens") for kind in ("prompt", "completion", "total"))
-    if not _is_count(prompt) or not _is_count(completion):
-        return None
-    return UsageStats(prompt, completion, total if _is_count(total) else prompt + completion)
-
-
-def _is_count(value: Json) -> TypeGuard[int]:
-    # Not `True`, which would be stored as it is: whoever reads the thread takes the whole entry for a broken one then.
-    return isinstance(value, int) and not isinstance(value, bool)
+_FIELDS = {"text": "content", "thinking": "reasoning_content", "refusal": "refusal"}
 
 
 @attrs.define
 class StreamedReply:
     """A reply that comes in chunks: `add()` each, then take `reply()`."""
 
+    _make_error: Failed = attrs.field(default=_failed, alias="failed")
     _id: Json = None
     _usage: Json = None
     _finish_reason: Json = None
+    _filtered: Json = None
     _message: dict[str, str] = attrs.field(factory=dict[str, str])
     _calls: dict[int, Body] = attrs.field(factory=dict[int, Body])
 
@@ -131,26 +158,42 @@ class StreamedReply:
         """Take one chunk; gives the text that it adds to the answer, which may be none.
 
         Raises:
-            ModelError: Of kind `bad_response`: this is not a chunk of a chat completion.
+            ModelError: Of kind `bad_response`: this is not a chunk of a chat completion. Of another: it says that the
+                call failed.
         """
         if not _is_object(chunk):
             raise _bad_response("a chunk is not a JSON object", chunk)
         self._id = chunk.get("id") or self._id
-        self._usage = chunk.get("usage") or self._usage
+        groq = chunk.get("x_groq")
+        self._usage = chunk.get("usage") or (groq.get("usage") if _is_object(groq) else None) or self._usage
         choice = _first(chunk.get("choices"))
         if choice is None:  # the last chunk has the usage and no choice, and Azure's first has neither
             return ""
+        if choice.get("error"):
+            raise self._make_error(choice["error"])
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        self._filtered = choice.get("content_filter_results") or self._filtered
         delta = choice.get("delta")
         if not _is_object(delta):
             return ""
-        for field in ("content", "refusal", "reasoning_content"):
-            if isinstance(piece := delta.get(field), str):
-                self._message[field] = self._message.get(field, "") + piece
         for call in _list(delta.get("tool_calls")):
             self._add_call(call)
-        pieces = [delta.get(field) for field in ("content", "refusal")]
-        return "".join(piece for piece in pieces if isinstance(piece, str))
+        return "".join(text for kind, text in self._pieces(delta) if kind != "thinking")
+
+    def _pieces(self, delta: Mapping[str, Json]) -> list[tuple[str, str]]:
+        """What a chunk adds to the message, in their order, and kept for `reply()`."""
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning")
+        pieces = [("thinking", reasoning)] if isinstance(reasoning, str) else []
+        try:
+            pieces += pieces_in(delta.get("content"))
+        except ValueError as error:
+            raise _bad_response(str(error), delta) from error
+        if isinstance(refusal := delta.get("refusal"), str):
+            pieces.append(("refusal", refusal))
+        for kind, text in pieces:
+            field = _FIELDS[kind]
+            self._message[field] = self._message.get(field, "") + text
+        return pieces
 
     def _add_call(self, piece: Json) -> None:
         if not _is_object(piece):
@@ -162,8 +205,11 @@ class StreamedReply:
         function = piece.get("function")
         if _is_object(function):
             call["function"]["name"] = function.get("name") or call["function"].get("name")
-            if isinstance(arguments := function.get("arguments"), str):
-                call["function"]["arguments"] = call["function"].get("arguments", "") + arguments
+            arguments, before = function.get("arguments"), call["function"].get("arguments")
+            if isinstance(arguments, str):
+                call["function"]["arguments"] = (before if isinstance(before, str) else "") + arguments
+            elif arguments is not None:  # an object comes whole
+                call["function"]["arguments"] = arguments
 
     def reply(self) -> ModelReply:
         """The whole reply, once the stream has ended.
@@ -178,8 +224,12 @@ class StreamedReply:
                 data={"received": self._message.get("content", "")},
             )
         message: Body = {**self._message, "tool_calls": [self._calls[index] for index in sorted(self._calls)]}
-        choice = {"message": message, "finish_reason": self._finish_reason}
-        return reply({"id": self._id, "choices": [choice], "usage": self._usage})
+        choice = {
+            "message": message,
+            "finish_reason": self._finish_reason,
+            "content_filter_results": self._filtered,
+        }
+        return reply({"id": self._id, "choices": [choice], "usage": self._usage}, self._make_error)
 
 
 def _is_object(value: Json) -> TypeGuard[Mapping[str, Json]]:

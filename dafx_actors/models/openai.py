@@ -7,11 +7,13 @@ thread, so that the event loop goes on meanwhile.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import json
+import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
@@ -24,10 +26,20 @@ from anyio.lowlevel import RunVar
 from dafx_actors.errors import ConfigurationError, ModelError, ModelFailure
 from dafx_actors.models import ModelDelta, ModelReply, ModelRequest, _reading, _wire
 from dafx_actors.models._failures import failure
+from dafx_actors.models._mistakes import environment_mistakes, typed_failures, wrong_base
+from dafx_actors.models._settings import (
+    address_mistakes,
+    endpoint_mistakes,
+    header_mistakes,
+    misplaced_options,
+    shown_address,
+    without_version,
+)
 from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
     from azure.identity import DefaultAzureCredential
+    from httpx2 import AsyncClient, Limits, Timeout
     from openai import AsyncOpenAI
 
 __all__ = ["DEFAULT_API_VERSION", "AzureOpenAIChatModel", "OpenAIChatModel", "TokenProvider"]
@@ -38,7 +50,6 @@ TokenProvider: TypeAlias = Callable[[], Awaitable[str]]
 DEFAULT_API_VERSION = "2024-10-21"
 """The newest version of Azure OpenAI's data plane that is not a preview."""
 
-_LAST_PORT = 65_535
 _AZURE_SCOPE = "https://cognitiveservices.azure.com/.default"
 
 
@@ -47,6 +58,29 @@ class _RawResponse(Protocol):
 
     @property
     def content(self) -> bytes: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+def _check(find: Callable[[Any], Iterable[str]]) -> Callable[[object, object, Any], None]:
+    """A validator that raises a `ConfigurationError` for the mistakes that `find` finds in a value that is not None."""
+
+    def validate(_model: object, _field: object, value: Any) -> None:
+        if value is not None and (mistakes := tuple(find(value))):
+            raise ConfigurationError(mistakes)
+
+    return validate
+
+
+def _own_options(options: Mapping[str, Json]) -> Iterator[str]:
+    yield from misplaced_options(options)
+    if "model" in options:
+        yield "The option 'model' is for an agent or a request; a model's own name is its first argument."
+
+
+def _base_url_mistakes(address: str) -> Iterator[str]:
+    return address_mistakes(address, "`base_url` (OPENAI_BASE_URL)")
 
 
 @attrs.define(eq=False)
@@ -57,8 +91,19 @@ class _ChatCompletionsModel(ABC):
     """The model's name; with Azure, the deployment's."""
     timeout: float = attrs.field(default=600.0, kw_only=True)
     """Seconds to wait for the next bytes of an answer; for a connection, ten at most."""
-    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json], kw_only=True)
-    """Parameters of every call, by the provider's names, such as `temperature`; a request's own come over them."""
+    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json], kw_only=True, validator=_check(_own_options))
+    """Parameters of every call, by the provider's names, such as `temperature`; a request's own come over them, and its
+    `model` over this model's name."""
+    headers: Mapping[str, str] = attrs.field(
+        factory=dict[str, str], kw_only=True, repr=False, validator=_check(header_mistakes)
+    )
+    """HTTP headers of every call, such as a gateway's own key; they come over those that the call has anyway."""
+    query: Mapping[str, str] = attrs.field(factory=dict[str, str], kw_only=True, repr=False)
+    """Parameters in the address of every call."""
+    http_client: Callable[[], AsyncClient] | None = attrs.field(default=None, kw_only=True, repr=False)
+    """Makes the HTTP client (of httpx2), for what cannot be said here: a certificate of one's own, a proxy with a
+    password. Called once for each event loop that uses the model, whose client is closed with the model's
+    connections; `timeout` counts for it, `trust_env` and `keep_alive` are its own affair."""
     trust_env: bool = attrs.field(default=True, kw_only=True)
     """Whether HTTP_PROXY, SSL_CERT_FILE and the like count."""
     keep_alive: bool = attrs.field(default=True, kw_only=True)
@@ -80,14 +125,16 @@ class _ChatCompletionsModel(ABC):
             ModelError: The call failed; chained from the package's own error, where there was one.
             ConfigurationError: The package finds no key, or a setting of its own is wrong.
         """
-        body = _wire.body(self.model, request, self.options)
+        body = _wire.body(_model_of(request, self.model), request, self.options)
         client = await self._connected()
+        base = str(client.base_url)
         # Typed by hand: the package's overloads cannot be chosen among for arguments that come in a dict.
         create = cast("Callable[..., Awaitable[_RawResponse]]", client.chat.completions.with_raw_response.create)
-        with _typed_failures():
+        with typed_failures(base, trust_env=self.trust_env):
             response = await create(**_as_arguments(body))
         # Not the package's `parse()`: it takes anything for a completion, and fails later on whoever reads it.
-        return _reading.reply(_read_json(response.content))
+        with _located(base):
+            return _reading.reply(_read_json(response.content, base), _failed_at(base, response.headers))
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelDelta | ModelReply, None]:
         """Make one call, once; gives pieces of text as they come, and last the whole reply.
@@ -98,22 +145,29 @@ class _ChatCompletionsModel(ABC):
             ModelError: The call failed; of kind `bad_response` where an answer began and was cut.
             ConfigurationError: As for `complete()`.
         """
-        body = _wire.body(self.model, request, {"stream_options": {"include_usage": True}, **self.options})
+        body = _wire.body(
+            _model_of(request, self.model), request, {"stream_options": {"include_usage": True}, **self.options}
+        )
         client = await self._connected()
-        with _typed_failures():
+        base = str(client.base_url)
+        with typed_failures(base, trust_env=self.trust_env):
             chunks = await client.chat.completions.create(stream=True, **_as_arguments(body))
-        streamed = _reading.StreamedReply()
+        streamed = _reading.StreamedReply(_failed_at(base, {}))
         async with chunks:
             iterator = aiter(chunks)
             while True:
-                with _typed_failures(answering=True):
+                with typed_failures(base, trust_env=self.trust_env, answering=True):
                     try:
                         chunk = await anext(iterator)
                     except StopAsyncIteration:
                         break
-                if text := streamed.add(_as_json(chunk)):
+                with _located(base):
+                    text = streamed.add(_as_json(chunk))
+                if text:
                     yield ModelDelta(text=text)
-        yield streamed.reply()
+        with _located(base):
+            whole = streamed.reply()
+        yield whole
 
     async def aclose(self) -> None:
         """Close the connections that the running event loop has open. Safe to do twice."""
@@ -132,24 +186,50 @@ class _ChatCompletionsModel(ABC):
         if self._client.get() is None:
             await to_thread.run_sync(importlib.import_module, "openai")
             from httpx2 import InvalidURL, Limits, Timeout
-            from openai import DefaultAsyncHttpxClient, OpenAIError
+            from openai import OpenAIError
 
             # Another task may have been here during the import. From here to `set` nothing else runs on this loop.
             if self._client.get() is None:
                 # As many connections at once as there are calls: what bounds those is the worker.
                 limits = Limits(max_connections=None, max_keepalive_connections=100 if self.keep_alive else 0)
                 timeout = Timeout(self.timeout, connect=min(self.timeout, 10.0))
-                http = DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=timeout, limits=limits)
+                http = self._made_http(timeout, limits)
                 try:
-                    client = self._make_client(timeout=timeout, max_retries=0, http_client=http)
-                    _check_port(client.base_url.port)
+                    client = self._make_client(
+                        timeout=timeout,
+                        max_retries=0,
+                        http_client=http,
+                        default_headers=dict(self.headers),
+                        default_query=dict(self.query),
+                    )
                 except (OpenAIError, InvalidURL, ValueError) as error:
                     await http.aclose()
                     raise ConfigurationError((f"The model {self.model!r} cannot be used: {error}",)) from error
+                except ConfigurationError:
+                    await http.aclose()
+                    raise
                 self._client.set(client)
         connected = self._client.get()
         assert connected is not None
         return connected
+
+    def _made_http(self, timeout: Timeout, limits: Limits) -> AsyncClient:
+        """The HTTP client below the package's.
+
+        Raises:
+            ConfigurationError: A variable of the environment is wrong, or `http_client` gave something else.
+        """
+        from httpx2 import AsyncClient
+        from openai import DefaultAsyncHttpxClient
+
+        if self.http_client is not None:
+            made = cast("object", self.http_client())
+            if not isinstance(made, AsyncClient):
+                raise ConfigurationError(f"`http_client` gives an `httpx2.AsyncClient`, and not {type(made).__name__}.")
+            return made
+        if self.trust_env and (mistakes := tuple(environment_mistakes())):
+            raise ConfigurationError(mistakes)
+        return DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=timeout, limits=limits)
 
 
 @attrs.define(eq=False)
@@ -162,7 +242,7 @@ class OpenAIChatModel(_ChatCompletionsModel):
         OpenAIChatModel("qwen3", base_url="http://localhost:11434/v1", api_key="unused")
     """
 
-    base_url: str | None = attrs.field(default=None, kw_only=True)
+    base_url: str | None = attrs.field(default=None, kw_only=True, validator=_check(_base_url_mistakes))
     """Up to and with `/v1`. None: OPENAI_BASE_URL, or OpenAI."""
     api_key: str | None = attrs.field(default=None, kw_only=True, repr=False)
     """None: OPENAI_API_KEY. A server that wants no key takes any text."""
@@ -170,6 +250,9 @@ class OpenAIChatModel(_ChatCompletionsModel):
     def _make_client(self, **common: Any) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
+        given = os.environ.get("OPENAI_BASE_URL", "").strip()
+        if self.base_url is None and given and (mistakes := tuple(_base_url_mistakes(given))):
+            raise ConfigurationError(mistakes)
         return AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, **common)
 
 
@@ -185,7 +268,7 @@ class AzureOpenAIChatModel(_ChatCompletionsModel):
     `DefaultAzureCredential`: environment, workload or managed identity, Azure CLI and so on.
     """
 
-    endpoint: str = attrs.field(kw_only=True)
+    endpoint: str = attrs.field(kw_only=True, validator=_check(endpoint_mistakes))
     """The resource's address, such as `https://my-resource.openai.azure.com`."""
     api_key: str | None = attrs.field(default=None, kw_only=True, repr=False)
     token_provider: TokenProvider | None = attrs.field(default=None, kw_only=True, repr=False)
@@ -200,9 +283,9 @@ class AzureOpenAIChatModel(_ChatCompletionsModel):
         if self.api_key is None and provider is None:
             self._identity = self._identity or _AzureIdentity()
             provider = self._identity.token
+        # Without its `azure_deployment`, so that the deployment is the one that a body names as its model.
         return AsyncAzureOpenAI(
             azure_endpoint=self.endpoint,
-            azure_deployment=self.model,
             api_version=self.api_version,
             api_key=self.api_key,
             azure_ad_token_provider=provider,
@@ -264,14 +347,16 @@ class _AzureIdentity:
                 await to_thread.run_sync(self._credential.close)
 
 
-def _check_port(port: int | None) -> None:
-    """An address may name any number; the connection would fail with an OverflowError.
+def _model_of(request: ModelRequest, model: str) -> str:
+    """The model that a request is for: `model`, or the one that its options name.
 
     Raises:
-        ValueError: There is no such port.
+        ModelError: Of kind `bad_request`: its options hold what is no option of a call.
     """
-    if port is not None and port > _LAST_PORT:
-        raise ValueError(f"there is no port {port}")
+    if mistakes := list(misplaced_options(request.options)):
+        raise ModelError(kind="bad_request", message=" ".join(mistakes))
+    chosen: str = request.options.get("model", model)
+    return chosen
 
 
 def _as_arguments(body: dict[str, Json]) -> dict[str, Any]:
@@ -285,47 +370,46 @@ def _as_arguments(body: dict[str, Json]) -> dict[str, Any]:
 
 
 @contextmanager
-def _typed_failures(*, answering: bool = False) -> Generator[None]:
-    """Make a `ModelError` of what the package raises. Cancellation passes through untouched.
-
-    Args:
-        answering: Whether an answer has begun, so that a lost connection is an answer that was cut.
-    """
-    from httpx2 import InvalidURL, RequestError, TimeoutException
-    from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
-
-    now = datetime.now(timezone.utc)
+def _located(base: str) -> Generator[None]:
+    """Say in a `ModelError` where the call went."""
     try:
         yield
-    except APIStatusError as error:
-        message = error.response.reason_phrase or "The server said nothing more."
-        raise failure(
-            error.status_code, error.body, message=message, headers=error.response.headers, now=now
-        ) from error
-    except (APITimeoutError, TimeoutException) as error:
-        raise ModelError(kind="timeout", message="The model did not answer in time.") from error
-    except (APIConnectionError, RequestError) as error:
-        detail = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
-        if answering:
-            raise ModelError(kind="bad_response", message=f"The answer was cut: {detail}") from error
-        raise ModelError(kind="connection", message=detail) from error
-    except APIError as error:  # an error object inside a stream
-        raise failure(None, error.body, message=error.message, headers={}, now=now) from error
-    except (InvalidURL, UnicodeEncodeError) as error:
-        raise ConfigurationError((f"The model's address or key cannot be used: {error}",)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:  # the package reads a stream with `json.loads`
-        raise ModelError(kind="bad_response", message=f"The model's server sent broken JSON: {error}") from error
+    except ModelError as error:
+        error.data.setdefault("address", shown_address(base))
+        raise
 
 
-def _read_json(content: bytes) -> Json:
+def _failed_at(base: str, headers: Mapping[str, str]) -> Callable[[Json], ModelError]:
+    """What makes the error of an answer with the status of a success that says that the call failed."""
+
+    def failed(said: Json) -> ModelError:
+        message = "The model's server said that the call failed."
+        found = failure(
+            None, said, message=message, headers=headers, now=datetime.now(timezone.utc), address=shown_address(base)
+        )
+        if without_version(base) and "endpoint" in found.message.lower():  # LM Studio
+            raise wrong_base(base, found.message)
+        return found
+
+    return failed
+
+
+def _read_json(content: bytes, base: str) -> Json:
+    """The answer's JSON, which a byte order mark may precede.
+
+    Raises:
+        ModelError: Of kind `bad_response`: it is none.
+        ConfigurationError: It is none, and the base URL lacks its `/v1`.
+    """
     try:
-        return json.loads(content)
+        return json.loads(content.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError) as error:
-        received = content[:500].decode(errors="replace")
+        if without_version(base):
+            raise wrong_base(base, "something other than JSON came") from error
         raise ModelError(
             kind="bad_response",
             message=f"The model's server sent something other than JSON: {error}",
-            data={"received": received},
+            data={"received": content[:500].decode(errors="replace"), "address": shown_address(base)},
         ) from error
 
 

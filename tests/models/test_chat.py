@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dafx_actors._codec import dump_usage, load_usage
 from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelRequest, ToolDefinition
 from dafx_actors.models._reading import StreamedReply, reply
@@ -267,11 +268,11 @@ NONSENSE: list[Any] = [
     {"choices": {}},
     {"choices": [[]]},
     {"choices": [{"message": "Hi"}]},
-    answer(content={"a": 1}),
+    answer(content=5),
     answer(tool_calls=["f"]),
     answer(tool_calls=[{"id": "c1"}]),
     answer(tool_calls=[{"id": "c1", "function": {"name": ""}}]),
-    answer(tool_calls=[call({"a": 1})]),
+    answer(tool_calls=[call(5)]),
 ]
 
 
@@ -289,14 +290,139 @@ def test_nonsense(nonsense: Any) -> None:
         None,
         [],
         {},
-        {"prompt_tokens": "3", "completion_tokens": 1},
-        {"prompt_tokens": True, "completion_tokens": 1},
+        {"prompt_tokens": "3", "completion_tokens": None},
+        {"prompt_tokens": True, "completion_tokens": -1},
+        {"total_tokens": 1.5},
     ],
 )
 def test_usage_that_is_none(usage: Any) -> None:
     """Usage that cannot be read does not spoil the answer."""
     got = reply({**answer(content="Hi"), "usage": usage})
     assert (got.message.text, got.usage) == ("Hi", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "contents"),
+    [
+        (None, ()),
+        ([], ()),
+        ([{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}], (TextContent("fine"),)),
+        (["fi", "ne"], (TextContent("fine"),)),
+        ({"type": "text", "text": "fine"}, (TextContent("fine"),)),
+        ({"a": 1}, (TextContent('{"a": 1}'),)),
+        (
+            [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "fine"}],
+            (TextReasoningContent("hm"), TextContent("fine")),
+        ),
+        ([{"type": "thinking", "thinking": "hm"}], (TextReasoningContent("hm"),)),
+        ([{"type": "refusal", "refusal": "no"}], (TextContent("no", extra={"refusal": True}),)),
+        (
+            ["a", {"type": "reference", "reference_ids": [1]}, "b"],
+            (TextContent("a"), UnknownContent({"type": "reference", "reference_ids": [1]}), TextContent("b")),
+        ),
+    ],
+)
+def test_content_in_all_forms(content: Any, contents: tuple[Content, ...]) -> None:
+    """A text, null, a part or a list of parts; what is neither text nor reasoning is kept, and is not shown."""
+    assert reply(answer(content=content)).message.contents == contents
+
+
+@pytest.mark.parametrize(
+    ("arguments", "read"),
+    [(None, {}), ("", {}), (" ", {}), ("null", {}), ({"a": 1}, {"a": 1}), ("{}", {}), ('{"a": 1}', {"a": 1})],
+)
+def test_arguments_in_all_forms(arguments: Any, read: Any) -> None:
+    """A text, an object, or what servers write for a tool without parameters."""
+    (content,) = reply(answer(tool_calls=[call(arguments)])).message.contents
+    assert isinstance(content, FunctionCallContent)
+    assert (content.arguments, content.extra) == (read, {})
+
+
+def test_calls_of_one_id() -> None:
+    """Each call has an id of its own, so that each result finds its call."""
+    contents = reply(answer(tool_calls=[call("{}"), call("{}"), {**call("{}"), "id": None}])).message.contents
+    assert len({content.call_id for content in contents if isinstance(content, FunctionCallContent)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": None, "total_tokens": 7}, UsageStats(7, 0, 7)),
+        ({"total_tokens": 9}, UsageStats(0, 0, 9)),
+        ({"completion_tokens": 2, "total_tokens": 9}, UsageStats(7, 2, 9)),
+        ({"prompt_tokens": 7.0, "completion_tokens": 1}, UsageStats(7, 1, 8)),
+        ({"input_tokens": 7, "output_tokens": 1}, UsageStats(7, 1, 8)),
+        ({"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 20}, UsageStats(7, 2, 20)),
+        (
+            {
+                "prompt_tokens": 7,
+                "completion_tokens": 5,
+                "prompt_tokens_details": {"cached_tokens": 6},
+                "completion_tokens_details": {"reasoning_tokens": 4},
+            },
+            UsageStats(7, 5, 12, cached_tokens=6, reasoning_tokens=4),
+        ),
+        (
+            {"prompt_tokens": 7, "completion_tokens": 5, "prompt_tokens_details": None, "prompt_cache_hit_tokens": 6},
+            UsageStats(7, 5, 12, cached_tokens=6),
+        ),
+    ],
+)
+def test_usage_in_parts(usage: Any, counts: UsageStats) -> None:
+    """What a server counts is counted, whatever else it leaves out."""
+    assert reply({**answer(content="Hi"), "usage": usage}).usage == counts
+
+
+def test_usage_is_summed_and_shown() -> None:
+    """Cached and reasoning tokens are summed like others, and shown only where there are some."""
+    one = UsageStats(1, 2, 3, cached_tokens=1, reasoning_tokens=2)
+    assert one + one == UsageStats(2, 4, 6, cached_tokens=2, reasoning_tokens=4)
+    assert repr(UsageStats(42, 18, 60)) == "UsageStats(input_tokens=42, output_tokens=18, total_tokens=60)"
+    assert repr(one).endswith("total_tokens=3, cached_tokens=1, reasoning_tokens=2)")
+    assert load_usage(dump_usage(one)) == one
+    assert set(dump_usage(UsageStats(1, 2, 3))) == {"inputTokenCount", "outputTokenCount", "totalTokenCount"}
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "status"),
+    [
+        ({"error": {"message": "Insufficient credits", "code": 402}}, "error", 402),
+        ({"error": {"message": "No", "code": 429}, "choices": None}, "rate_limit", 429),
+        ([{"error": {"message": "No", "code": 401}}], "authentication", 401),
+        ({"choices": [{"error": {"code": 502}, "message": {"content": ""}}]}, "server_error", 502),
+        ({"choices": [], "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}, "error", None),
+    ],
+)  # fmt: skip
+def test_error_in_a_success(said: Any, kind: str, status: int | None) -> None:
+    """A server that answers 200 and says that the call failed is believed."""
+    with pytest.raises(ModelError) as raised:
+        reply(said)
+    assert (raised.value.kind, raised.value.status) == (kind, status)
+
+
+def test_category_of_a_withheld_answer() -> None:
+    """What a filter found stays with the message that it kept back, in one piece or streamed."""
+    found = {"hate": {"filtered": False}, "violence": {"filtered": True, "severity": "high"}}
+    choice = {"message": {"content": ""}, "finish_reason": "content_filter", "content_filter_results": found}
+    assert reply({"choices": [choice]}).message.extra["filtered"] == ["violence"]
+    streamed = StreamedReply()
+    streamed.add({"choices": [{"delta": {}, "finish_reason": "content_filter", "content_filter_results": found}]})
+    assert streamed.reply().message.extra["filtered"] == ["violence"]
+
+
+def test_streamed_parts() -> None:
+    """Lists of parts, reasoning under its other name, an object as arguments, an error in a choice."""
+    streamed = StreamedReply()
+    assert streamed.add(piece(reasoning="hm")) == ""
+    assert streamed.add(piece(content=[{"type": "thinking", "thinking": "m"}, {"type": "text", "text": "fi"}])) == "fi"
+    assert streamed.add(piece("stop", content="ne", tool_calls=[call({"a": 1})])) == "ne"
+    contents = streamed.reply().message.contents
+    assert contents[:2] == (TextReasoningContent("hmm"), TextContent("fine"))
+    assert isinstance(contents[2], FunctionCallContent)
+    assert contents[2].arguments == {"a": 1}
+    with pytest.raises(ModelError) as raised:
+        StreamedReply().add({"choices": [{"delta": {}, "error": {"code": 502, "message": "Oops"}}]})
+    assert raised.value.kind == "server_error"
 
 
 def piece(finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:

@@ -111,16 +111,6 @@ async def test_nobody_listens() -> None:
     assert raised.value.kind == "connection"
 
 
-async def test_address_that_is_none() -> None:
-    """A base URL without a scheme."""
-    model = OpenAIChatModel("m", base_url="localhost:8000/v1", api_key="key", trust_env=False)
-    with pytest.raises(ModelError) as raised:
-        await model.complete(HELLO)
-    await model.aclose()
-    assert raised.value.kind == "connection"
-    assert "protocol" in str(raised.value)
-
-
 async def test_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a key anywhere, the error says so before anything is sent."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
