@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["environment_mistakes", "typed_failures", "wrong_base"]
 
 _PROXY_SCHEMES = {"http", "https", "socks5", "socks5h"}
+_HERE = {"localhost", "127.0.0.1", "::1"}
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST"}
 
 
@@ -143,10 +144,13 @@ def _refused(error: APIStatusError, base: str, trust_env: bool, now: datetime) -
         body = json.loads(response.text)
     except (ValueError, RecursionError):
         body = response.text
-    if response.status_code == 407 and (variable := _proxy_of(address, trust_env)):
+    variable = _proxy_of(address, trust_env)
+    if response.status_code == 407 and variable:
         return _proxy_refuses(variable)
     message = response.reason_phrase or "The server said nothing more."
     failed = failure(response.status_code, body, message=message, headers=response.headers, now=now, address=address)
+    if variable and urlsplit(address).hostname in _HERE:
+        failed.message += f" (through the proxy of {variable}; NO_PROXY names hosts that are to be asked directly)"
     if response.status_code in {404, 405} and without_version(base) and "model" not in failed.message.lower():
         return wrong_base(base, f"HTTP {response.status_code}: {failed.message}")
     return failed

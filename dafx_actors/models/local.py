@@ -62,7 +62,7 @@ class LocalModel:
 
         Raises:
             ModelError: The call failed; of kind `bad_request` for tools and for what is not text, `context_length` for
-                a conversation that is too long.
+                a conversation that is too long, `not_found` where the option `model` names another one.
             ConfigurationError: The extra is not installed, or the weights cannot be fetched.
         """
         _check(request)
@@ -137,6 +137,9 @@ class LocalModel:
 
 
 def _check(request: ModelRequest) -> None:
+    named = request.options.get("model", LocalModel.name)
+    if named != LocalModel.name:
+        raise ModelError(kind="not_found", message=f"The local model is {LocalModel.name}, and no {named!r}.")
     if request.tools:
         raise ModelError(
             kind="bad_request",

@@ -152,6 +152,15 @@ class _ChatCompletionsModel(ABC):
         base = str(client.base_url)
         with typed_failures(base, trust_env=self.trust_env):
             chunks = await client.chat.completions.create(stream=True, **_as_arguments(body))
+        if "json" in chunks.response.headers.get("content-type", ""):
+            # No stream: an error with the status of a success, or a server that gives all at once.
+            with typed_failures(base, trust_env=self.trust_env, answering=True), _located(base):
+                content = await chunks.response.aread()
+                whole = _reading.reply(_read_json(content, base), _failed_at(base, chunks.response.headers))
+            if whole.message.text:
+                yield ModelDelta(text=whole.message.text)
+            yield whole
+            return
         streamed = _reading.StreamedReply(_failed_at(base, {}))
         async with chunks:
             iterator = aiter(chunks)

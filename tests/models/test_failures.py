@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dafx_actors._codec import dump_error, load_error
 from dafx_actors.errors import ModelError, ModelFailure
 from dafx_actors.models._failures import failure
 from dafx_actors.models._waits import retry_after
@@ -326,3 +327,10 @@ def test_address() -> None:
     error = failure(500, "", message="Oops", headers={}, now=NOW, address="http://localhost:1/v1/chat/completions")
     assert error.address == "http://localhost:1/v1/chat/completions"
     assert "http://localhost:1/v1/chat/completions" in str(error)
+
+
+def test_failure_crosses_processes() -> None:
+    """What is final stays so for whoever decides elsewhere whether to try again."""
+    crossed = load_error(dump_error(failure(500, "", message="No", headers={"x-should-retry": "false"}, now=NOW)))
+    assert isinstance(crossed, ModelError)
+    assert not crossed.retryable

@@ -142,6 +142,12 @@ STREAMS: list[tuple[str, bytes, ModelFailure, list[str]]] = [
         "server_error",
         ["Once upon"],
     ),
+    (
+        "an error in place of a stream",
+        http("200 OK", json.dumps({"error": {"message": "No", "code": 402}})),
+        "error",
+        [],
+    ),
     ("refused", http("429 Too Many Requests", error(None, "Slow down")), "rate_limit", []),
 ]
 

@@ -15,6 +15,7 @@ import pytest
 from dafx_actors.errors import ConfigurationError, ModelError
 from dafx_actors.models import ModelRequest
 from dafx_actors.models.environment import model_from_environment
+from dafx_actors.models.local import LocalModel
 from dafx_actors.models.openai import AzureOpenAIChatModel, OpenAIChatModel
 from dafx_actors.transcript import ChatMessage
 from tests.models.conftest import HELLO, completion, error, http, misbehaving
@@ -316,3 +317,20 @@ async def test_address_in_errors() -> None:
         await model.aclose()
     assert raised.value.address == f"{server.url}/v1/chat/completions"
     assert "secret" not in str(raised.value)
+
+
+async def test_proxy_before_a_server_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the proxy says of it does not pass for the server's own words."""
+    async with misbehaving(http("403 Forbidden", "<h1>Access denied</h1>")) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        model = OpenAIChatModel("m", base_url="http://localhost:9/v1", api_key="key")
+        with pytest.raises(ModelError, match=r"Access denied .*HTTP_PROXY; NO_PROXY"):
+            await model.complete(HELLO)
+        await model.aclose()
+
+
+async def test_local_model_of_another_name() -> None:
+    """The small model does not pass for another, neither in an environment nor for one request."""
+    with pytest.raises(ModelError, match="gpt-6-sol") as raised:
+        await LocalModel().complete(asking(model="gpt-6-sol"))
+    assert raised.value.kind == "not_found"
