@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Generic, TypeVar, overload
 
 import attrs
@@ -13,16 +13,22 @@ from durabletask import task
 
 from dafx_actors import _codec, _peer_forms
 from dafx_actors._answers import answer_mismatch, values_in
-from dafx_actors._coroutines import DurableTask
+from dafx_actors._coroutines import DurableTask, when_complete
 from dafx_actors._json import MOST_LEVELS, as_object, check_json
 from dafx_actors._raised import safe
 from dafx_actors._values import json_schema, load_value
-from dafx_actors.errors import DafxError, InvalidAnswer, ValueMismatch
+from dafx_actors.errors import AgentNotHosted, DafxError, InvalidAnswer, UnsupportedByPeer, ValueMismatch
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
 from dafx_actors.ids import AgentThread, thread_of, turn_name
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
+
+FORM = 1
+"""In which a turn's orchestration goes, on record in its input: what began under an older one goes on under that.
+
+0: turns of versions that wrote none. 1: a turn looks after names that nobody hosts, and says that it has begun.
+"""
 
 _KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": float, "boolean": bool}
 """What an answer must be at least where a JSON schema was asked for; the model's provider holds it to the rest."""
@@ -52,6 +58,10 @@ def crossed(error: Exception) -> Exception:
     return next(filter(None, map(_codec.load_error, said)), error)
 
 
+TELL_BEGUN = "tellBegun"
+"""In a turn's input: the `orchestration` that is to be told, by an `event`, when a worker has taken the turn."""
+
+
 class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
     """An agent's turn, which completes with its `AgentRunResponse` or fails with the typed error it ended with."""
 
@@ -65,6 +75,19 @@ class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
         super().__init__()
         self.thread = thread
         self.follow(turn, lambda raw: answer(stored(raw), thread, response_format), crossed)
+
+    def give_up(self, begun: task.Task[Any], timer: task.Task[Any], withdraw: Callable[[], DafxError]) -> None:
+        """Withdraw the turn when `timer` completes before it has begun, and fail with what `withdraw` gives."""
+
+        def too_late() -> None:
+            if not (self.is_complete or begun.is_complete):
+                self.fail_with(withdraw())
+
+        when_complete(timer, too_late)
+
+    def _take_over(self, *given: Any) -> None:
+        if not self.is_complete:  # else it was given up, and this is the end of what was withdrawn
+            super()._take_over(*given)
 
 
 def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResponse[Any]:
@@ -112,6 +135,7 @@ class OrchestrationAgentExecutor:
         thread: AgentThread | str | None = None,
         response_format: Any = None,
         options: Mapping[str, Json] | None = None,
+        start_timeout: float | None = None,
     ) -> DurableAgentTask[Any]:
         """Start a turn of `agent`, in a new thread unless one is given.
 
@@ -131,13 +155,40 @@ class OrchestrationAgentExecutor:
         where = self.new_thread(agent) if thread is None else thread_of(agent, thread)
         turn: task.Task[Any]
         if self._hosted_by_peer:
+            if start_timeout is not None:
+                raise UnsupportedByPeer(agent, "say that it has begun with a turn (`start_timeout`)")
             turn = self._context.call_entity(where.entity_id, "run", _peer_forms.dump_for_peer(agent, request))
             stored = functools.partial(_peer_forms.load_agent_response, correlation_id=request.correlation_id)
             return DurableAgentTask(turn, where, response_format, stored)
-        turn = self._context.call_sub_orchestrator(
-            turn_name(agent), input=turn_input(where, request), instance_id=request.correlation_id
+        sent = turn_input(where, request)
+        if start_timeout is None:
+            turn = self._context.call_sub_orchestrator(turn_name(agent), input=sent, instance_id=request.correlation_id)
+            return DurableAgentTask(turn, where, response_format)
+        return self._run_in_time(where, request.correlation_id, sent, response_format, start_timeout)
+
+    def _run_in_time(
+        self, where: AgentThread, turn_id: str, sent: dict[str, Json], response_format: Any, seconds: float
+    ) -> DurableAgentTask[Any]:
+        """A turn that is withdrawn unless a worker takes it in time: it tells when one has."""
+        event = f"dafx.begun.{turn_id}"
+        sent = {**sent, TELL_BEGUN: {"orchestration": self._context.instance_id, "event": event}}
+        begun: task.Task[Any] = self._context.wait_for_external_event(event)
+        turn: task.Task[Any] = self._context.call_sub_orchestrator(
+            turn_name(where.agent), input=sent, instance_id=turn_id
         )
-        return DurableAgentTask(turn, where, response_format)
+        timer: task.Task[Any] = self._context.create_timer(timedelta(seconds=seconds))
+
+        def withdraw() -> DafxError:
+            # The mark is in the thread's mailbox before the turn's own `begin`, and the event in the turn's before all
+            # else: whichever worker comes one day, it finds a turn that was cancelled.
+            mark = {"by": self._context.instance_id, "reason": f"no worker took the turn within {seconds:g} s"}
+            self._context.signal_entity(where.entity_id, "cancel", {"correlationId": turn_id, "mark": mark})
+            self._context.send_event(turn_id, "cancel", data=mark)
+            return AgentNotHosted(where.agent, "", "", seconds)
+
+        durable = DurableAgentTask[Any](turn, where, response_format)
+        durable.give_up(begun, timer, withdraw)
+        return durable
 
     def new_thread(self, agent: str) -> AgentThread:
         """A new thread of `agent`, the same at every replay."""
@@ -155,7 +206,7 @@ def turn_input(thread: AgentThread, request: RunRequest) -> dict[str, Json]:
         check_json(sent, 2 * MOST_LEVELS)
     except ValueError as error:
         raise ValueMismatch(f"the request cannot be sent: {error}") from error
-    return {"thread": thread.thread_id, "request": sent, "eager": True}
+    return {"thread": thread.thread_id, "request": sent, "eager": True, "form": FORM}
 
 
 class OrchestrationAgent:
@@ -179,7 +230,12 @@ class OrchestrationAgent:
 
     @overload
     def run(
-        self, messages: Messages, *, thread: AgentThread | str | None = None, options: Mapping[str, Json] | None = None
+        self,
+        messages: Messages,
+        *,
+        thread: AgentThread | str | None = None,
+        options: Mapping[str, Json] | None = None,
+        start_timeout: float | None = None,
     ) -> DurableAgentTask[None]: ...
 
     @overload
@@ -190,6 +246,7 @@ class OrchestrationAgent:
         thread: AgentThread | str | None = None,
         response_format: type[T],
         options: Mapping[str, Json] | None = None,
+        start_timeout: float | None = None,
     ) -> DurableAgentTask[T]: ...
 
     @overload
@@ -200,6 +257,7 @@ class OrchestrationAgent:
         thread: AgentThread | str | None = None,
         response_format: Any,
         options: Mapping[str, Json] | None = None,
+        start_timeout: float | None = None,
     ) -> DurableAgentTask[Any]: ...
 
     def run(
@@ -209,6 +267,7 @@ class OrchestrationAgent:
         thread: AgentThread | str | None = None,
         response_format: Any = None,
         options: Mapping[str, Json] | None = None,
+        start_timeout: float | None = None,
     ) -> DurableAgentTask[Any]:
         """Send a request to the agent; await the task for its answer, or wait for several at once.
 
@@ -218,12 +277,22 @@ class OrchestrationAgent:
             response_format: The type of `response.value`: a pydantic model, an attrs class, a dataclass, a TypedDict;
                 or a JSON schema.
             options: Parameters of the model, by the provider's names.
+            start_timeout: Seconds in which a worker is to take the turn, by a durable timer; else it is withdrawn and
+                the task fails with `AgentNotHosted`. By default it waits for a worker as long as it takes.
 
         Raises:
+            UnsupportedByPeer: `start_timeout`, of an agent that the peer hosts.
             TypeError, ValueError: `messages` are none, `thread` is not the agent's, or `response_format` has no JSON
                 schema.
         """
-        return self._executor.run(self.name, messages, thread=thread, response_format=response_format, options=options)
+        return self._executor.run(
+            self.name,
+            messages,
+            thread=thread,
+            response_format=response_format,
+            options=options,
+            start_timeout=start_timeout,
+        )
 
 
 def in_utc(moment: datetime) -> datetime:

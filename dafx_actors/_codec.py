@@ -167,6 +167,7 @@ class Unfinished:
     attempts: Mapping[str, Json]
     children: Mapping[str, Json]
     progress: Mapping[str, Json]
+    given_up: Mapping[str, int]
 
 
 def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
@@ -188,6 +189,7 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
             attempts=_each(ours, "attempts", _check_attempt),
             children=_each(ours, "children", check_child),
             progress=as_object(_or(ours.get("progress"), {})),
+            given_up=_each(ours, "givenUp", as_whole_number),
         )
     except ValueError as error:
         raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error

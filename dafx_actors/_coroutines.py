@@ -119,6 +119,11 @@ class _Listener(task.CompositeTask[None]):
         self._callback()
 
 
+def when_complete(awaited: task.Task[Any], callback: Callable[[], None]) -> None:
+    """Have `callback` called when a task has completed, at once if it has."""
+    _Listener(awaited, callback)
+
+
 class CoroutineTask(DurableTask[T]):
     """A coroutine on its way."""
 

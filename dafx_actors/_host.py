@@ -28,6 +28,11 @@ class Host(Protocol):
         """Whether what does not end soon is handed out again, to another worker."""
         ...
 
+    @property
+    def registered_agent_names(self) -> list[str]:
+        """The agents that it hosts."""
+        ...
+
     def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine function on the agents' loop, and wait for it on this thread."""
         ...

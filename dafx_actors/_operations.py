@@ -12,8 +12,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
-from dafx_actors import _codec, _thread
+from dafx_actors import _codec, _given_up, _thread
 from dafx_actors._json import as_list, as_object, as_text, as_whole_number, object_in
+from dafx_actors._thread_state import GivenUp
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import DafxError, TurnFailed
 from dafx_actors.ids import AgentThread
@@ -121,6 +122,12 @@ def _attempt(state: State, told: Message) -> tuple[State, Outcome]:
     return _thread.attempt(state, told.turn, told.get("key", as_text), number, token, told.now)
 
 
+def _give_up(state: State, told: Message) -> tuple[State, Outcome]:
+    return _given_up.give_up(
+        state, told.thread, told.turn, told.get("key", as_text), told.get("number", as_whole_number)
+    )
+
+
 def _note(state: State, told: Message) -> tuple[State, Outcome]:
     return _thread.note(state, told.turn, told.get("key", as_text), as_object(told.raw).get("progress"))
 
@@ -138,6 +145,7 @@ OPERATIONS: Mapping[str, Decide] = {
     "decide": _decide,
     "decision": _decision,
     "attempt": _attempt,
+    "giveUp": _give_up,
     "note": _note,
     "reset": _reset,
 }
@@ -163,6 +171,7 @@ _OUTCOMES: Mapping[type[Any], Callable[[Any], Json]] = {
     _thread.Cancelled: lambda outcome: {"cancelled": outcome.mark, "turn": outcome.turn},
     _thread.Decided: lambda outcome: {"decided": outcome.decision},
     _thread.Attempted: lambda outcome: {"attempt": outcome.answer, "since": outcome.since},
+    GivenUp: lambda outcome: {"givenUp": True, "begun": outcome.begun},
     _thread.Noted: lambda _: None,
     _thread.Refused: lambda outcome: {"error": _codec.dump_error(outcome.error)},
 }

@@ -29,10 +29,12 @@ from durabletask.entities import EntityContext
 
 from dafx_actors import _codec, _operations, _peer_forms, _thread
 from dafx_actors._agent_steps import AgentSteps
-from dafx_actors._agent_tasks import turn_input
+from dafx_actors._agent_tasks import TELL_BEGUN, turn_input
 from dafx_actors._forms import in_form
+from dafx_actors._given_up import is_given_up
 from dafx_actors._host import Host
-from dafx_actors._json import as_object, as_text, dump_time, load_time
+from dafx_actors._hosted_names import hosts
+from dafx_actors._json import as_object, as_text, dump_time, load_time, object_in
 from dafx_actors._recent import RecentDocuments, RecentEntries
 from dafx_actors._seam import TurnEnded
 from dafx_actors._toolbox import Toolbox
@@ -187,7 +189,10 @@ class HostedAgent:
             thread = AgentThread(name, as_text(sent.get("thread")))
             begun = load_time(sent["begun"]) if sent.get("begun") else None
             request, eager = _codec.load_request(sent.get("request")), bool(sent.get("eager")) and begun is None
-            steps = TurnSteps(context, thread, request, begun=begun, eager=eager)
+            form = sent.get("form") or 0
+            if begun is None and (told := object_in(sent.get(TELL_BEGUN))):
+                context.send_event(as_text(told.get("orchestration")), as_text(told.get("event")))
+            steps = TurnSteps(context, thread, request, begun=begun, eager=eager, form=form)
             response: Json = await (steps.in_one_operation() if by_turn else steps.step_by_step())
             if response is None:
                 context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
@@ -291,6 +296,8 @@ class HostedAgent:
             return {"error": str(error)}
         if not _thread.may_act(state, turn):
             return {"error": "the turn was cancelled", "stopped": True}
+        if is_given_up(state, key, raw.get("attempt", 1)):
+            return {"error": "the call was given up, since no worker had its tool", "stopped": True}
         if needs_approval and not _thread.is_approved(state, key, call_digest(name, arguments)):
             return {"error": "the call was not made: it needs approval, and nobody has given it"}
         context = self.asking.tool_context(thread, raw, lambda: _codec.load_transcript(document))
@@ -313,7 +320,14 @@ class HostedAgent:
         return found if "result" in found else {"unknown": True}
 
     async def probe(self, _: task.ActivityContext, raw: Json) -> Json:
-        """What became of another turn: `alive`, or ended, with what it gave."""
+        """What became of another turn: `alive`, or ended, with what it gave. Or `hosts`: which of `names` workers have.
+
+        Any worker of the agent can tell; nothing is said of a name of which this one cannot.
+        """
+        if "names" in raw:
+            own = {*self.activities, *map(turn_name, self.host.registered_agent_names)}
+            looking = functools.partial(hosts, self.host.reader, own, raw["names"])
+            return {"alive": True, "hosts": await self.host.blocking(looking)}
         asking = functools.partial(self.host.reader.get_orchestration_state, raw["correlationId"])
         state = await self.host.blocking(asking)
         if state is not None and state.runtime_status not in _ENDED:

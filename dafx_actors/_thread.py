@@ -32,6 +32,7 @@ from typing import cast
 import attrs
 
 from dafx_actors import _codec
+from dafx_actors._given_up import is_given_up
 from dafx_actors._json import dump_time
 from dafx_actors._open_calls import closed, open_calls, results_in
 from dafx_actors._thread_state import (
@@ -291,7 +292,7 @@ def attempt(
     The first to come with a number goes; a later number means that somebody has found out, or decided, that the
     attempts before it count as not made.
     """
-    if state.active != turn or turn in state.cancelled:
+    if state.active != turn or turn in state.cancelled or is_given_up(state, key, number):
         return state, Attempted("stop")
     made: Json = state.books.attempts.get(key)
     if made is not None and made["number"] >= number:

@@ -25,6 +25,8 @@ class Books:
     """Turns of agents used as tools."""
     progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """What tools have reported last."""
+    given_up: Mapping[str, int] = attrs.field(factory=dict[str, int])
+    """The attempts of calls that are not to be made any more; see `_given_up`."""
     joined: tuple[str, ...] = ()
     """Correlation ids of the requests that became part of the turn."""
 
@@ -125,6 +127,14 @@ class Attempted:
 
 
 @attrs.frozen
+class GivenUp:
+    """The call is given up; from here on no step makes it."""
+
+    begun: bool
+    """Whether a step had put on record that it makes it; only calls that may act once are recorded so."""
+
+
+@attrs.frozen
 class Noted:
     """It was kept, or was of no interest any more."""
 
@@ -136,7 +146,7 @@ class Refused:
     error: TurnError
 
 
-Outcome: TypeAlias = Granted | Queued | Ended | Cancelled | Decided | Attempted | Noted | Refused
+Outcome: TypeAlias = Granted | Queued | Ended | Cancelled | Decided | Attempted | GivenUp | Noted | Refused
 
 
 # --- As it is stored ----------------------------------------------------------------------------------------------
@@ -159,6 +169,7 @@ def load(document: Json) -> ThreadState:
             attempts=ours.attempts,
             children=ours.children,
             progress=ours.progress,
+            given_up=ours.given_up,
             joined=ours.joined,
         ),
         waiting=ours.waiting,
@@ -181,6 +192,7 @@ def dump(state: ThreadState) -> dict[str, Json]:
         "attempts": dict(state.books.attempts),
         "children": dict(state.books.children),
         "progress": dict(state.books.progress),
+        "givenUp": dict(state.books.given_up),
         "joined": list(state.books.joined),
     }
     stored: Mapping[str, Json] = data.get("dafx") or {}

@@ -40,23 +40,28 @@ class Stopped(Exception):
 class TurnBase:
     """A turn that has been taken up."""
 
-    def __init__(self, context: OrchestrationContext, thread: AgentThread, turn: str) -> None:
+    def __init__(self, context: OrchestrationContext, thread: AgentThread, turn: str, form: int = 0) -> None:
         """Take it up.
 
         Args:
             context: Of its orchestration.
             thread: Its thread.
             turn: Its correlation id.
+            form: In which it was begun; see `_agent_tasks.FORM`.
         """
         self.context = context
         self.thread = thread
         self.id = turn
+        self.form = form
         self.progress: _turn.Progress = _turn.Progress()
         self.limits: Limits = Limits()
         self.length: int = 0
         """Of the thread, as the turn knows it."""
         self.state: str | None = None
         """Names what the thread's last operation stored, for a worker that still has it."""
+        self.blocked: list[str] = []
+        """Names of tools and agents that it waits for and that no worker has."""
+        self._shown: tuple[str, dict[str, Json]] = ("running", {})
         self.stops: list[DurableTask[Any]] = []
         """The wait for `CANCEL`, then timers of deadlines."""
 
@@ -140,4 +145,14 @@ class TurnBase:
 
     def show(self, state: str, **more: Json) -> None:
         """What whoever asks for the turn is told."""
+        self._shown = (state, more)
+        if self.blocked:
+            state, more = "blocked", {**more, "waitsFor": list(self.blocked)}
         self.context.set_custom_status({"state": state, "steps": self.progress.steps, **more})
+
+    def show_blocked(self, names: Sequence[str]) -> None:
+        """What no worker has of what it waits for; with none, what was shown last is shown again."""
+        if list(names) != self.blocked:
+            self.blocked = list(names)
+            state, more = self._shown
+            self.show(state, **more)

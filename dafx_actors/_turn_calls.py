@@ -17,6 +17,7 @@ from dafx_actors._coroutines import DurableTask, when_all, when_any
 from dafx_actors._json import dump_time, object_in
 from dafx_actors._operations import error_in
 from dafx_actors._turn_base import CANCEL, TurnBase, is_too_large
+from dafx_actors._turn_hosting import Hosting, given_up, not_hosted
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import ApprovalExpired, DafxError, OutcomeUnknown, ResultNotKept
 from dafx_actors.exchange import RunRequest
@@ -50,6 +51,7 @@ class ToolCalls:
     def __init__(self, turn: TurnBase) -> None:
         """Begin with none."""
         self._turn = turn
+        self._hosting = Hosting(turn)
         self._calls: tuple[_turn.Call, ...] = ()
         """On their way: recorded without their results."""
         self._outcomes: dict[str, Json] = {}
@@ -146,10 +148,7 @@ class ToolCalls:
                 **({"once": True} if call.plan.get("once") else {}),
                 **({"form": call.plan["form"]} if "form" in call.plan else {}),
             }
-            step = self._turn.context.call_activity(
-                tool_step_name(self._turn.thread.agent, call.plan["activity"]), input=asked
-            )
-            outcome = await self._turn.as_value(step)
+            outcome = await self._turn.as_value(self._step(call, number, asked))
             if outcome.get("broken"):
                 outcome = _of_broken(call, outcome["error"])
             if "unknown" in outcome:
@@ -166,6 +165,26 @@ class ToolCalls:
                 failures += 1
                 await self._turn.context.sleep(pause)
             number += 1
+
+    async def _step(self, call: _turn.Call, number: int, asked: Json) -> Json:
+        """What a step gave; or that it was given up, because no worker has its tool any more."""
+        activity = tool_step_name(self._turn.thread.agent, call.plan["activity"])
+        step = self._turn.context.call_activity(activity, input=asked)
+
+        async def give_up() -> Json:
+            told = {"correlationId": self._turn.id, "key": call.key, "number": number}
+            try:
+                outcome = object_in(await self._turn.call_thread("giveUp", told))
+            except (DafxError, task.TaskFailedError):
+                return None  # a worker of an older version has the thread: another look comes
+            return outcome if outcome.get("givenUp") else None
+
+        done, outcome = await self._hosting.outcome(
+            step, "activity", activity, shown=call.content.name, give_up=give_up
+        )
+        if done:
+            return outcome
+        return given_up(call.content.name, once=bool(call.plan.get("once")), begun=bool(outcome.get("begun")))
 
     async def _resolved(self, call: _turn.Call, arguments: Mapping[str, Json], number: int) -> Json:
         """Ask a person what became of an attempt that was cut off; `notDone`, where it is to be made again."""
@@ -195,10 +214,20 @@ class ToolCalls:
             created_at=self._turn.context.current_utc_datetime,
             orchestration_id=self._turn.id,
         )
+        turn = self._turn.context.call_sub_orchestrator(
+            turn_name(where.agent), input=turn_input(where, request), instance_id=call.key
+        )
+
+        async def withdraw() -> Json:
+            self._cancel_child(child, f"no worker hosts agent {where.agent!r}")
+            return {"givenUp": True}
+
         try:
-            raw = await self._turn.context.call_sub_orchestrator(
-                turn_name(where.agent), input=turn_input(where, request), instance_id=call.key
+            done, raw = await self._hosting.outcome(
+                turn, "orchestration", turn_name(where.agent), shown=where.agent, give_up=withdraw
             )
+            if not done:
+                return not_hosted(where.agent)
             return {"result": _turn.told_to_caller(_codec.load_response(raw, where))}
         except (DafxError, task.TaskFailedError) as error:
             return {"error": str(error)}
@@ -210,13 +239,16 @@ class ToolCalls:
 
     def cancel_children(self, error: DafxError) -> None:
         """Cancel the turns of agents that this one waits for, on record and at once."""
-        mark = {"by": self._turn.id, "reason": str(error)}
         for child in self._children:
             if child["key"] not in self._outcomes:
-                where = AgentThread(child["agent"], child["thread"]).entity_id
-                told = {"correlationId": child["correlationId"], "mark": mark}
-                self._turn.context.signal_entity(where, "cancel", told)
-                self._turn.context.send_event(child["correlationId"], CANCEL, data=mark)
+                self._cancel_child(child, str(error))
+
+    def _cancel_child(self, child: Json, reason: str) -> None:
+        mark = {"by": self._turn.id, "reason": reason}
+        where = AgentThread(child["agent"], child["thread"]).entity_id
+        told = {"correlationId": child["correlationId"], "mark": mark}
+        self._turn.context.signal_entity(where, "cancel", told)
+        self._turn.context.send_event(child["correlationId"], CANCEL, data=mark)
 
     # --- People ---------------------------------------------------------------------------------------------------
 

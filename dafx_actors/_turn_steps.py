@@ -78,6 +78,7 @@ class TurnSteps(TurnBase):
         *,
         begun: datetime | None = None,
         eager: bool = False,
+        form: int = 0,
     ) -> None:
         """Take up a turn.
 
@@ -87,8 +88,9 @@ class TurnSteps(TurnBase):
             request: What it is to answer.
             begun: When it was started, if it waited so long that its history was cut.
             eager: Whether to ask for the thread and the model at once. Turns of versions that could not are replayed.
+            form: In which it was begun; see `_agent_tasks.FORM`.
         """
-        super().__init__(context, thread, request.correlation_id)
+        super().__init__(context, thread, request.correlation_id, form)
         self._request = request
         self.begun = begun or context.current_utc_datetime
         self._is_eager = eager

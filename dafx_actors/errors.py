@@ -443,8 +443,10 @@ class AgentNotHosted(TurnError):
             known = "The scheduler cannot tell what is hosted."
         else:
             known = f"Hosted there: {', '.join(self.hosted) or 'nothing'}."
+        # An orchestration does not know where it runs.
+        where = f" on task hub {self.task_hub!r} at {self.endpoint}" if self.endpoint else ""
         return (
-            f"No worker took the turn of agent {self.agent!r} on task hub {self.task_hub!r} at {self.endpoint} "
+            f"No worker took the turn of agent {self.agent!r}{where} "
             f"within {self.seconds:g} s. {known} The request was withdrawn. Start a worker that hosts it, and check "
             "that the name (upper and lower case count), ENDPOINT and TASKHUB are the same on both sides."
         )

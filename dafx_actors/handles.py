@@ -27,9 +27,20 @@ __all__ = ["OrchestrationHandle", "TurnHandle", "TurnState", "TurnStatus"]
 T = TypeVar("T")
 
 TurnState: TypeAlias = Literal[
-    "pending", "queued", "running", "waiting", "retrying", "completed", "failed", "cancelled", "terminated", "suspended"
+    "pending",
+    "queued",
+    "running",
+    "waiting",
+    "blocked",
+    "retrying",
+    "completed",
+    "failed",
+    "cancelled",
+    "terminated",
+    "suspended",
 ]
-"""`pending`: no worker has taken it. `queued`: it waits for the turns before it. `waiting`: for a person."""
+"""`pending`: no worker has taken it. `queued`: it waits for the turns before it. `waiting`: for a person.
+`blocked`: for a worker that has a tool, or hosts an agent, of that name; see `TurnStatus.waits_for`."""
 
 _ENDED = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
 
@@ -52,6 +63,8 @@ class TurnStatus:
     """What running tools have reported last, by the keys of their calls."""
     attempt: int | None = None
     """While `retrying`: the model call's attempts that failed."""
+    waits_for: tuple[str, ...] = ()
+    """While `blocked`: the tools and agents that no worker has."""
     error: str | None = None
     """While `retrying`, what the latest attempt failed with; of a turn that failed, its error."""
     finish_reason: str | None = None
@@ -141,6 +154,7 @@ class TurnHandle(Generic[T]):
             steps=steps,
             progress=object_in(ours.get("progress")) if mine else {},
             attempt=shown.get("attempt"),
+            waits_for=tuple(map(str, shown.get("waitsFor") or ())),
             error=shown.get("error"),
         )
 

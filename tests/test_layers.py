@@ -34,6 +34,7 @@ ROWS = [
     {"mcp._address"},
     {"mcp._connection"},
     {"mcp"},
+    {"_given_up"},
     {"_thread", "_turn", "_coroutines", "_connect", "_recent", "agents"},
     {"_toolbox"},
     {"_last_line"},
@@ -50,6 +51,7 @@ ROWS = [
     {"orchestration"},
     {"_backend"},
     {"_peer", "_seam", "_sessions", "_turn_base", "_host"},
+    {"_turn_hosting", "_hosted_names"},
     {"_intake", "_agent_steps", "_turn_calls"},
     {"_executor", "_turn_steps"},
     {"_whole_turn"},
@@ -85,7 +87,7 @@ OWNERS = {
 """Who may import what, by the first part of the module's name."""
 SEEN_BY_THE_SCHEDULER = {"errors", "_bundles"}
 """What it shares with the layers: what it raises, and the form in which it speaks with our workers."""
-HOSTS_OF_THE_SCHEDULER = {"_backend", "testing._host", "cli"}
+HOSTS_OF_THE_SCHEDULER = {"_backend", "_hosted_names", "testing._host", "cli"}
 """Modules that know that there is an embedded scheduler; it stands beside the layers."""
 
 

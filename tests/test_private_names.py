@@ -83,6 +83,7 @@ def test_the_reader_has_the_workers_settings() -> None:
         assert private(reader, "data_converter") is converter, READER
         assert private(reader, "channel_options") is options, READER
         assert private(reader, "channel") is not private(worker, "channel"), READER
+        assert hasattr(private(reader, "channel"), "unary_unary"), "_hosted_names asks the scheduler over it"
     finally:
         reader.close()
 
