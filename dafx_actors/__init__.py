@@ -7,7 +7,7 @@ The front door: everything public that a program needs, and nothing else. Errors
 from durabletask.task import RetryPolicy
 
 from dafx_actors.agents import AgentDefinition, Turn, durable_agent
-from dafx_actors.client import DurableAIAgent, DurableAIAgentClient, RunOptions
+from dafx_actors.client import DurableAIAgentClient
 from dafx_actors.decisions import Decision, PendingDecision
 from dafx_actors.errors import DafxError, NotDone
 from dafx_actors.exchange import AgentRunResponse, Limits
@@ -25,6 +25,7 @@ from dafx_actors.orchestration import (
     when_all,
     when_any,
 )
+from dafx_actors.proxies import DurableAIAgent, RunOptions
 from dafx_actors.tools import Approval, ToolContext, ToolSource, as_tool, tool
 from dafx_actors.transcript import ChatMessage, DataContent, TextContent, Transcript, UriContent, UsageStats
 from dafx_actors.worker import DurableAIAgentWorker

@@ -56,6 +56,7 @@ ROWS = [
     {"_executor", "_turn_steps"},
     {"_whole_turn"},
     {"handles", "_runtime"},
+    {"proxies"},
     {"client", "worker"},
     {"testing._model", "testing._clock", "testing._faults", "testing._replay"},
     {"testing._host"},
