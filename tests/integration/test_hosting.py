@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -242,6 +243,58 @@ async def test_a_rollback_in_the_very_moment_acts_or_is_told_gone_and_never_both
     else:
         assert acted == []
         assert "given up" in text
+
+
+async def test_a_call_that_had_begun_when_it_was_given_up_is_waited_for(deployment: Deployment) -> None:
+    acted: list[int] = []
+    acting, given_up, may_end = anyio.Event(), threading.Event(), anyio.Event()
+    looked = threading.Event()
+    token = anyio.lowlevel.current_token()
+
+    @durable_agent(name="Payer", model=ScriptedModel(call("pay", amount=5), tells))
+    class Payer:
+        instructions = "Pay."
+
+        @tool(approval=True)
+        async def pay(self, amount: int) -> str:
+            """Pay."""
+            acted.append(amount)
+            acting.set()
+            await may_end.wait()
+            return "paid"
+
+    def on_work(work: Work) -> None:
+        if (work.kind, work.name) == ("thread", "giveUp"):
+            anyio.from_thread.run(begin_and_wait, token=token)
+            given_up.set()
+        elif work.kind == "probe" and given_up.is_set():
+            looked.set()
+
+    back = anyio.Event()
+
+    async def begin_and_wait() -> None:
+        back.set()
+        await acting.wait()
+
+    async with deployment.hosting(Payer):
+        turn = await deployment.client.get_agent("Payer").start("Pay.")
+        asked = await asked_of(deployment.client, "Payer")
+    renamed = payer(acted, has_tool=False)
+    async with deployment.hosting(renamed, on_work=on_work), anyio.create_task_group() as tasks:
+        await deployment.client.approve(asked)
+        tasks.start_soon(deployment.advance, 70)
+        with anyio.fail_after(60):
+            await back.wait()
+        async with deployment.hosting(Payer, on_work=on_work):
+            under_way = deployment.scheduler.engine.under_way
+            with anyio.fail_after(60):
+                # What is left is the call that acts: the turn has looked once more, and waits for it.
+                while not looked.is_set() or not all("tool.pay" in work for work in under_way()):
+                    await anyio.sleep(0.001)
+            assert (await turn.status()).state != "completed"
+            may_end.set()
+            assert (await turn.result(30)).text == "paid"
+    assert acted == [5]
 
 
 async def test_an_agent_that_nobody_hosts_is_shown_and_refused_and_never_runs_later(deployment: Deployment) -> None:
