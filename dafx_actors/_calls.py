@@ -23,7 +23,12 @@ T = TypeVar("T")
 
 _logger = logging.getLogger("dafx_actors.client")
 
-_LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED}
+_LOST = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,  # of calls that have one for themselves; durabletask's polls raise TimeoutError
+}
 """The transport's own failures: the call may or may not have arrived, and may be made again."""
 _BROKEN_OFF = ("Stream removed", "RST_STREAM", "GOAWAY")
 """In the details of other statuses: the transport's failures, too."""
