@@ -168,6 +168,15 @@ def test_a_text_is_answered_with_its_finish_reason(reason: str) -> None:
     assert progress.about == {"finishReason": reason}
 
 
+def test_what_was_withheld_says_what_the_filter_found() -> None:
+    withheld = ChatMessage("assistant", (), extra={"filtered": ["violence"]})
+    _, step = after(reply(withheld, finishReason="content_filter"))
+    assert isinstance(step, Fail)
+    assert isinstance(step.error, ModelError)
+    assert step.error.data == {"categories": ["violence"]}
+    assert "violence" in step.error.message
+
+
 @pytest.mark.parametrize("reason", ["content_filter", "SAFETY"])
 def test_what_was_withheld_is_a_failure(reason: str) -> None:
     _, step = after(ended(reason))

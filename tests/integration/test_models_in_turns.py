@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from datetime import timedelta
 from typing import Any
@@ -312,3 +313,18 @@ async def test_an_empty_answer_is_an_empty_answer(hosting: Hosting, durability: 
         empty = await worker.run("Go", timeout=60)
         assert (empty.text, empty.finish_reason) == ("", "stop")
         assert (await worker.run("On", thread=empty.thread)).text == "And now?"
+
+
+async def test_a_request_chooses_its_model_and_the_recorded_turn_says_so(hosting: Hosting, endpoint: str) -> None:
+    with provider() as server:
+        url = server.environment["OPENAI_BASE_URL"]
+        async with hosting(agent(OpenAIChatModel("usual", base_url=url, api_key="key"))) as client:
+            worker = client.get_agent("Worker")
+            await worker.run("Hello", correlation_id="t1", options={"model": "other"})
+            await worker.run("Hello")
+        async with sdk(endpoint) as operator:
+            recorded = await operator.get_orchestration_state("t1")
+    assert [asked["model"] for asked in server.requests] == ["other", "usual"]
+    assert recorded is not None
+    assert recorded.serialized_input is not None
+    assert json.loads(recorded.serialized_input)["request"]["options"] == {"model": "other"}

@@ -123,7 +123,7 @@ def test_conversation_that_is_too_long(body: Any, status: int) -> None:
 
 
 NOT_TOO_LONG = {
-    "the words in a rate limit": (429, refused("You reached the context window limit per minute; exceeded."), "rate_limit"),
+    "the words in a rate limit": (429, refused("Your requests exceed the context window."), "rate_limit"),
     "Bedrock slows down": (400, {"message": "Too many tokens, please wait before trying again.", "__type": "ThrottlingException"}, "bad_request"),
     "an answer that may not be so long": (400, refused("max_tokens is too large: 50000. This model supports at most 16384 completion tokens."), "bad_request"),
     "a name that is too long": (400, refused("Invalid 'messages[1].name': string too long. Expected a maximum length of 64."), "bad_request"),

@@ -247,3 +247,12 @@ async def test_azure_by_identity_without_one(monkeypatch: pytest.MonkeyPatch) ->
         await model.aclose()
     assert raised.value.kind == "authentication"
     assert server.received == []
+
+
+@pytest.mark.parametrize("before", ["\ufeff", "\n\n\n"])
+async def test_what_may_precede_the_json(before: str) -> None:
+    """A byte order mark, and the blank lines that a server sends to stay connected."""
+    async with misbehaving(http("200 OK", before + completion())) as server:
+        model = server.model()
+        assert (await model.complete(HELLO)).message.text == "Hi"
+        await model.aclose()
