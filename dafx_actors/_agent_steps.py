@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 
-from dafx_actors import _codec, _turn
+from dafx_actors import _above, _codec, _turn
 from dafx_actors._answers import answer_mismatch
 from dafx_actors._host import Host
 from dafx_actors._json import check_json, shown
 from dafx_actors._raised import contained, kind_of, text_of
 from dafx_actors._toolbox import Toolbox, size_of
+from dafx_actors._tree import Caller
 from dafx_actors.agents import Agent, Turn
 from dafx_actors.errors import TurnFailed, ValueMismatch
 from dafx_actors.exchange import RunRequest
@@ -58,10 +59,21 @@ class AgentSteps:
     host: Host
     toolbox: Toolbox
 
-    async def reply(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:
-        """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker."""
+    async def reply(
+        self,
+        thread: AgentThread,
+        request: RunRequest,
+        transcript: Transcript,
+        *,
+        first: bool,
+        callers: Sequence[Caller] = (),
+    ) -> Json:
+        """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker.
+
+        Neither is asked where one of the turns above (`callers`) does not want it any more.
+        """
         try:
-            asked = functools.partial(self._ask, thread, request, transcript, first=first)
+            asked = functools.partial(self._ask, thread, request, transcript, first=first, callers=callers)
             return await contained(asked, lambda: self.host.is_stopping)
         except Exception as error:
             if _codec.crosses(error):
@@ -70,13 +82,24 @@ class AgentSteps:
             failed = TurnFailed(thread.agent, request.correlation_id, kind_of(error), text_of(error))
             return {"error": _codec.dump_error(failed)}
 
-    async def _ask(self, thread: AgentThread, request: RunRequest, transcript: Transcript, *, first: bool) -> Json:
+    async def _ask(
+        self,
+        thread: AgentThread,
+        request: RunRequest,
+        transcript: Transcript,
+        *,
+        first: bool,
+        callers: Sequence[Caller],
+    ) -> Json:
+        wanted = functools.partial(_above.check, self.host, callers, thread.agent, request.correlation_id)
+        await wanted()
         tools = await self.toolbox.definitions() if request.enable_tool_calls else ()
 
         def options_of(asked: Mapping[str, Json]) -> Mapping[str, Json]:
             return {**self.agent.definition.options, **asked}
 
         async def complete(asked: ModelRequest) -> ModelReply:
+            await wanted()  # the agent's instructions, or its code, may have taken a while
             asked = attrs.evolve(asked, options=options_of(asked.options))
             return await self.host.model_of(self.agent).complete(asked)
 

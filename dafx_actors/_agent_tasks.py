@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Generic, TypeVar, overload
 
@@ -16,19 +16,24 @@ from dafx_actors._answers import answer_mismatch, values_in
 from dafx_actors._coroutines import DurableTask, when_complete
 from dafx_actors._json import MOST_LEVELS, as_object, check_json
 from dafx_actors._raised import safe
+from dafx_actors._tree import Caller, dump_callers
 from dafx_actors._values import json_schema, load_value
 from dafx_actors.errors import AgentNotHosted, DafxError, InvalidAnswer, UnsupportedByPeer, ValueMismatch
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, thread_of, turn_name
+from dafx_actors.ids import AgentThread, call_key, earlier_call_key, thread_of, turn_name
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
 
-FORM = 1
+FORM = 2
 """In which a turn's orchestration goes, on record in its input: what began under an older one goes on under that.
 
 0: turns of versions that wrote none. 1: a turn looks after names that nobody hosts, and says that it has begun.
+2: see `OF_THE_TREE`.
 """
+OF_THE_TREE = 2
+"""From this form on, limits and cancels are of the whole tree of agents, a request cannot lift what an agent's author
+wrote, and the keys of calls are hashes."""
 
 _KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": float, "boolean": bool}
 """What an answer must be at least where a JSON schema was asked for; the model's provider holds it to the rest."""
@@ -37,8 +42,14 @@ _KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number"
 class CrossingError(Exception):
     """Carries a typed error out of an orchestration: its text is the error as JSON (durabletask keeps a text only)."""
 
-    def __init__(self, error: DafxError) -> None:
-        super().__init__(json.dumps(_codec.dump_error(error)))
+    def __init__(self, error: DafxError, spent: Json = None) -> None:
+        """Say it.
+
+        Args:
+            error: The error.
+            spent: What the turn took that ended with it, for the turn above it; see `_tree.Spent`.
+        """
+        super().__init__(json.dumps({**_codec.dump_error(error), **({"spent": spent} if spent else {})}))
 
 
 def told(error: BaseException) -> Exception:
@@ -46,6 +57,8 @@ def told(error: BaseException) -> Exception:
 
     Raise it where no other error is being handled; see `_raised.safe`.
     """
+    if isinstance(error, CrossingError):
+        return error
     return CrossingError(error) if _codec.crosses(error) else safe(error)
 
 
@@ -195,8 +208,14 @@ class OrchestrationAgentExecutor:
         return AgentThread(agent, self._context.new_uuid())
 
 
-def turn_input(thread: AgentThread, request: RunRequest) -> dict[str, Json]:
+def turn_input(thread: AgentThread, request: RunRequest, callers: Sequence[Caller] = ()) -> dict[str, Json]:
     """The input of a turn's orchestration.
+
+    Args:
+        thread: Its thread.
+        request: What it is to answer.
+        callers: The turns that wait for it, from the first, where it is that of an agent used as a tool. Beside the
+            request, which the peer may get.
 
     Raises:
         ValueMismatch: JSON cannot hold something in it.
@@ -206,7 +225,15 @@ def turn_input(thread: AgentThread, request: RunRequest) -> dict[str, Json]:
         check_json(sent, 2 * MOST_LEVELS)
     except ValueError as error:
         raise ValueMismatch(f"the request cannot be sent: {error}") from error
-    return {"thread": thread.thread_id, "request": sent, "eager": True, "form": FORM}
+    above = {"callers": dump_callers(callers)} if callers else {}
+    return {"thread": thread.thread_id, "request": sent, "eager": True, "form": FORM, **above}
+
+
+def keys_of(thread: AgentThread, turn: str, form: int) -> Callable[[int, int], str]:
+    """Names the tool calls of a turn that goes in this form; see `_turn.KeyOf`."""
+    if form < OF_THE_TREE:
+        return functools.partial(earlier_call_key, turn)
+    return functools.partial(call_key, thread, turn)
 
 
 class OrchestrationAgent:

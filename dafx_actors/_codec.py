@@ -44,7 +44,7 @@ from dafx_actors.errors import (
     TurnFailed,
     UnsupportedTranscript,
 )
-from dafx_actors.exchange import AgentRunResponse, Limits, RunRequest
+from dafx_actors.exchange import AgentRunResponse, Limits, RunRequest, Unwritten
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import (
     ChatMessage,
@@ -350,8 +350,8 @@ def load_request(raw: Json) -> RunRequest:
 
 
 def dump_limits(limits: Limits) -> dict[str, Json]:
-    """What a turn may take, as it travels."""
-    return attrs.asdict(limits)
+    """What a turn may take, as it travels: what nobody wrote is left out."""
+    return {name: value for name, value in attrs.asdict(limits).items() if not isinstance(value, Unwritten)}
 
 
 def load_limits(raw: Json) -> Limits:

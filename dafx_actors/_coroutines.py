@@ -72,6 +72,12 @@ class DurableTask(task.CompletableTask[T]):
         """The error that the task failed with."""
         return self._error or super().get_exception()
 
+    @property
+    def failure(self) -> str | None:
+        """What another orchestration, an activity or an operation failed with, as it is on record; None where not."""
+        error = self._child.get_exception() if self._child is not None and self._child.is_failed else None
+        return error.details.message if isinstance(error, task.TaskFailedError) else None
+
     def fail_with(self, error: Exception) -> None:
         """Complete with an error, which is raised as it is where the task is awaited."""
         self._error = error

@@ -250,8 +250,12 @@ class ClientAgentExecutor:
         else:
             todo = [(thread, await self.document(thread))]
         found: list[PendingDecision] = []
+        seen: set[str] = set()  # turns of earlier versions may wait for each other in a circle
         while todo:
             where, document = todo.pop(0)
+            if str(where.entity_id) in seen:
+                continue
+            seen.add(str(where.entity_id))
             ours = unfinished(document)
             if (active := ours.get("active")) is None or active in object_in(ours.get("cancelled")):
                 continue

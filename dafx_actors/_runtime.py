@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -27,9 +28,9 @@ from durabletask import task
 from durabletask.client import OrchestrationState, OrchestrationStatus
 from durabletask.entities import EntityContext
 
-from dafx_actors import _codec, _operations, _peer_forms, _thread
+from dafx_actors import _above, _codec, _operations, _peer_forms, _thread, _tree
 from dafx_actors._agent_steps import AgentSteps
-from dafx_actors._agent_tasks import TELL_BEGUN, turn_input
+from dafx_actors._agent_tasks import TELL_BEGUN, CrossingError, turn_input
 from dafx_actors._forms import in_form
 from dafx_actors._given_up import is_given_up
 from dafx_actors._host import Host
@@ -169,7 +170,8 @@ class HostedAgent:
             context.set_state(_thread.dump(state))
             return None
         if isinstance(outcome, _thread.Granted):
-            state, outcome = self.host.run_step(functools.partial(self.whole.take, thread, request, state))
+            taken = functools.partial(self.whole.take, thread, request, state, raw)
+            state, outcome = self.host.run_step(taken)
         if state is not before:
             context.set_state(_thread.dump(state))
         if isinstance(outcome, _thread.Refused):
@@ -192,13 +194,21 @@ class HostedAgent:
             form = sent.get("form") or 0
             if begun is None and (told := object_in(sent.get(TELL_BEGUN))):
                 context.send_event(as_text(told.get("orchestration")), as_text(told.get("event")))
-            steps = TurnSteps(context, thread, request, begun=begun, eager=eager, form=form)
-            response: Json = await (steps.in_one_operation() if by_turn else steps.step_by_step())
-            if response is None:
-                context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
-                return None
-            _codec.raise_error_in(response, thread)
-            return response
+            callers = _tree.load_callers(sent.get("callers"))
+            steps = TurnSteps(context, thread, request, begun=begun, eager=eager, form=form, callers=callers)
+            response: Json = None
+            try:
+                response = await (steps.in_one_operation() if by_turn else steps.step_by_step())
+                if response is not None:
+                    _codec.raise_error_in(response, thread)
+                    return response
+            except DafxError as error:
+                if callers and _codec.crosses(error):
+                    spent = _tree.Spent(steps.progress.steps, steps.progress.usage)
+                    raise CrossingError(error, (_tree.spent_in(response) if response else spent).dump()) from error
+                raise
+            context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
+            return None
 
         turn.__name__ = turn.__qualname__ = turn_name(name)
         return orchestrator(turn)
@@ -237,12 +247,12 @@ class HostedAgent:
         Without it, the turn was not granted its thread, or nobody knows yet. Without a result, the turn has to see to a
         time limit first.
         """
-        turn, limits = raw["correlationId"], self.agent.definition.limits
+        turn, seconds = raw["correlationId"], self.agent.definition.limits.seconds
         if (document := await self._begun(thread, turn)) is None:
             return {}
         state = _thread.load(document)
         begun = {"granted": state.length, "settings": self._settings()}
-        if limits.seconds is not None and not raw.get("limited"):
+        if seconds is not None and not raw.get("limited") and not seconds >= raw.get("seconds", math.inf):
             return {"begun": {**begun, "state": self.recent.keep(document, state.length)}}
         return {**await self._model_step(thread, raw, document, state), "begun": begun}
 
@@ -268,7 +278,8 @@ class HostedAgent:
         transcript = _codec.load_transcript(document, functools.partial(self.read.load, thread.thread_id))
         request = _request_of(transcript, turn, raw)
         first = raw.get("reply", 1) == 1
-        reply = functools.partial(self.asking.reply, thread, request, transcript, first=first)
+        callers = _tree.load_callers(raw.get("callers"))
+        reply = functools.partial(self.asking.reply, thread, request, transcript, first=first, callers=callers)
         try:
             return await self.host.until_ended(turn, reply)
         except TurnEnded:
@@ -304,7 +315,7 @@ class HostedAgent:
         tool = self.toolbox.tool(name)
         # What the turn was told of the tool counts as well: a newer declaration must not let it act twice.
         if tool is None or not (tool.effect == "once" or raw.get("once")):
-            return await self.toolbox.call(name, arguments, context)
+            return await self._stopped_above(raw) or await self.toolbox.call(name, arguments, context)
         go, since = await self._attempt(thread, raw)
         if go == "unknown":
             if (seconds := _may_still_run(tool, since)) > 0:
@@ -312,12 +323,22 @@ class HostedAgent:
             return await self.toolbox.reconcile(tool, arguments, context)
         if go != "go":
             return {"error": "the turn was cancelled", "stopped": True} if go == "stop" else {"notDone": True}
-        outcome = await self.toolbox.call(name, arguments, context)
+        # After the record, which takes a while; that it has not acted is on record by what this gives.
+        outcome = await self._stopped_above(raw) or await self.toolbox.call(name, arguments, context)
         if not outcome.get("timedOut"):
             return outcome
         found = await self.toolbox.reconcile(tool, arguments, context)
         # What has not happened yet may still be on its way: that it has happened is believed, that it has not is not.
         return found if "result" in found else {"unknown": True}
+
+    async def _stopped_above(self, raw: Json) -> Json:
+        """The outcome of a call that is not made since a turn above does not want it any more; None where all do."""
+        try:
+            callers = _tree.load_callers(raw.get("callers"))
+            await _above.check(self.host, callers, self.agent.name, raw["correlationId"])
+        except TurnCancelled:
+            return {"error": "the turn was cancelled", "stopped": True}
+        return None
 
     async def probe(self, _: task.ActivityContext, raw: Json) -> Json:
         """What became of another turn: `alive`, or ended, with what it gave. Or `hosts`: which of `names` workers have.
@@ -349,13 +370,7 @@ class HostedAgent:
         raise StaleTranscript(thread.thread_id, length, found)
 
     async def _document(self, thread: AgentThread) -> Json:
-        """A thread as it is stored now."""
-
-        def read() -> Json:
-            entity = self.host.reader.get_entity(thread.entity_id)
-            return entity.get_typed_state() if entity else None
-
-        return await self.host.blocking(read)
+        return await _above.document_of(self.host, thread)
 
     async def _attempt(self, thread: AgentThread, raw: Json) -> tuple[str, datetime | None]:
         """Record the attempt of a call that may act only once, by an orchestration; `lost` where that did not end.

@@ -15,7 +15,7 @@ a replay decides the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -26,7 +26,6 @@ from dafx_actors import _codec, _retold
 from dafx_actors._open_calls import closed
 from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
 from dafx_actors.exchange import AgentRunResponse, Limits
-from dafx_actors.ids import call_key
 from dafx_actors.models import ending_of
 from dafx_actors.transcript import (
     ChatMessage,
@@ -64,8 +63,9 @@ class Progress:
     replies: int = 0
     """Replies of the model."""
     steps: int = 0
-    """Model calls and tool calls, without retries."""
+    """Model calls and tool calls, without retries; with those of the agents that it used as tools."""
     usage: UsageStats | None = None
+    """Likewise."""
     repairs: int = 0
     cuts: int = 0
     """Replies, one after the other, that were cut off or broke off."""
@@ -81,6 +81,22 @@ class Progress:
         if self.retries:
             about["retries"] = list(self.retries)
         return {**about, **({"finishReason": self.finish_reason} if self.finish_reason else {})}
+
+
+def with_spent(progress: Progress, steps: int, usage: UsageStats | None) -> Progress:
+    """The progress with what an agent took that was used as a tool."""
+    total = usage if progress.usage is None else progress.usage if usage is None else progress.usage + usage
+    return attrs.evolve(progress, steps=progress.steps + steps, usage=total)
+
+
+def over_limit(progress: Progress, limits: Limits, turn: str, agent: str) -> TurnLimitExceeded | None:
+    """The limit at which a turn ends before its next model call, since agents that it used as tools came to it."""
+    tokens = progress.usage.total_tokens if progress.usage else 0
+    if limits.tokens is not None and tokens > limits.tokens:
+        return TurnLimitExceeded(agent, turn, "tokens", limits.tokens, tokens)
+    if limits.steps is not None and progress.steps + 1 > limits.steps:
+        return TurnLimitExceeded(agent, turn, "steps", limits.steps, progress.steps + 1)
+    return None
 
 
 # --- After a model call -------------------------------------------------------------------------------------------
@@ -143,9 +159,13 @@ class Fail:
 
 
 Step: TypeAlias = Finish | CallTools | Repair | Fail
+KeyOf: TypeAlias = Callable[[int, int], str]
+"""Names a tool call, by the number of the reply that asks for it and its place in that."""
 
 
-def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent: str) -> tuple[Progress, Step]:
+def next_step(
+    result: Json, progress: Progress, limits: Limits, turn: str, agent: str, key_of: KeyOf
+) -> tuple[Progress, Step]:
     """What follows from a model step that gave a reply; and the progress with it.
 
     Args:
@@ -156,6 +176,7 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
         limits: Of the turn.
         turn: The correlation id.
         agent: The agent's name.
+        key_of: Names the calls.
     """
     message = _codec.load_message(result["message"])
     usage = _codec.load_usage(result["usage"]) if result.get("usage") else None
@@ -176,10 +197,10 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
         over = TurnLimitExceeded(agent, turn, "tokens", limits.tokens, tokens)
         return progress, Fail(over, (message,))
     if ending == "broken" or (ending == "cut" and (_calls_in(message) or not message.text)):
-        return _cut_off(result, message, progress, limits, turn)
+        return _cut_off(result, message, progress, limits, key_of)
     progress = attrs.evolve(progress, cuts=0)
     calls = tuple(
-        Call(key=call_key(turn, number, index), content=content, plan=plan)
+        Call(key=key_of(number, index), content=content, plan=plan)
         for index, (content, plan) in enumerate(zip(_calls_in(message), result.get("calls") or (), strict=True))
     )
     if calls:
@@ -204,7 +225,7 @@ def next_step(result: Json, progress: Progress, limits: Limits, turn: str, agent
 
 
 def _cut_off(
-    result: Json, message: ChatMessage, progress: Progress, limits: Limits, turn: str
+    result: Json, message: ChatMessage, progress: Progress, limits: Limits, key_of: KeyOf
 ) -> tuple[Progress, Step]:
     """What follows from a reply that ends before it can be used: its calls are not made, it is no answer.
 
@@ -227,7 +248,7 @@ def _cut_off(
     if broken:
         return progress, Repair(())
     told = f"the call was not made: the answer was cut off at {_limit_in(result)}; make it shorter, or do it in parts"
-    cut = [Call(key=call_key(turn, progress.replies, index), content=call, plan={}) for index, call in enumerate(calls)]
+    cut = [Call(key=key_of(progress.replies, index), content=call, plan={}) for index, call in enumerate(calls)]
     results = ChatMessage("tool", tuple(result_of(call, {"error": told}) for call in cut))
     return progress, Repair((message, results))
 

@@ -10,8 +10,10 @@ from durabletask import task
 from durabletask.task import RetryPolicy
 
 from dafx_actors import _codec, _turn
+from dafx_actors._agent_tasks import OF_THE_TREE, keys_of
 from dafx_actors._coroutines import DurableTask, when_any
 from dafx_actors._operations import error_in
+from dafx_actors._tree import Caller, dump_callers
 from dafx_actors.errors import DafxError, MessageTooLarge, TurnCancelled, TurnDeadlineExceeded, TurnFailed
 from dafx_actors.exchange import Limits
 from dafx_actors.ids import AgentThread
@@ -40,7 +42,14 @@ class Stopped(Exception):
 class TurnBase:
     """A turn that has been taken up."""
 
-    def __init__(self, context: OrchestrationContext, thread: AgentThread, turn: str, form: int = 0) -> None:
+    def __init__(
+        self,
+        context: OrchestrationContext,
+        thread: AgentThread,
+        turn: str,
+        form: int = 0,
+        callers: tuple[Caller, ...] = (),
+    ) -> None:
         """Take it up.
 
         Args:
@@ -48,11 +57,15 @@ class TurnBase:
             thread: Its thread.
             turn: Its correlation id.
             form: In which it was begun; see `_agent_tasks.FORM`.
+            callers: The turns that wait for it, from the first.
         """
         self.context = context
         self.thread = thread
         self.id = turn
         self.form = form
+        self.callers = callers
+        self.key_of: _turn.KeyOf = keys_of(thread, turn, form)
+        self.begun = context.current_utc_datetime
         self.progress: _turn.Progress = _turn.Progress()
         self.limits: Limits = Limits()
         self.length: int = 0
@@ -64,6 +77,16 @@ class TurnBase:
         self._shown: tuple[str, dict[str, Json]] = ("running", {})
         self.stops: list[DurableTask[Any]] = []
         """The wait for `CANCEL`, then timers of deadlines."""
+
+    @property
+    def is_of_the_tree(self) -> bool:
+        """Whether it shares limits and cancels with the turns above and below it."""
+        return self.form >= OF_THE_TREE
+
+    @property
+    def above(self) -> dict[str, Json]:
+        """What its steps are told of the turns that wait for it: they look whether those still want them."""
+        return {"callers": dump_callers(self.callers)} if self.callers else {}
 
     def call_thread(self, operation: str, input: Json) -> DurableTask[Json]:
         """Tell the thread something; what it says may be a refusal."""

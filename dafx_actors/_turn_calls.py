@@ -12,16 +12,15 @@ from datetime import datetime, timedelta
 from durabletask import task
 
 from dafx_actors import _codec, _turn
-from dafx_actors._agent_tasks import turn_input
 from dafx_actors._coroutines import DurableTask, when_all, when_any
 from dafx_actors._json import dump_time, object_in
 from dafx_actors._operations import error_in
-from dafx_actors._turn_base import CANCEL, TurnBase, is_too_large
-from dafx_actors._turn_hosting import Hosting, given_up, not_hosted
+from dafx_actors._turn_agents import Agents
+from dafx_actors._turn_base import TurnBase, is_too_large
+from dafx_actors._turn_hosting import Hosting, given_up
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import ApprovalExpired, DafxError, OutcomeUnknown, ResultNotKept
-from dafx_actors.exchange import RunRequest
-from dafx_actors.ids import AgentThread, tool_step_name, turn_name
+from dafx_actors.ids import tool_step_name
 from dafx_actors.transcript import ChatMessage, Json
 
 _CUT_OFF = "The turn ended before this call was answered. It may have acted, or not."
@@ -52,6 +51,7 @@ class ToolCalls:
         """Begin with none."""
         self._turn = turn
         self._hosting = Hosting(turn)
+        self._agents = Agents(turn, self._hosting)
         self._calls: tuple[_turn.Call, ...] = ()
         """On their way: recorded without their results."""
         self._outcomes: dict[str, Json] = {}
@@ -63,8 +63,6 @@ class ToolCalls:
         """What one of them ended the turn with."""
         self._waits: list[DurableTask[None]] = []
         """For persons, a task each, which completes when there is no sense any more in waiting."""
-        self._children: list[Json] = []
-        """Turns of other agents."""
         self._deadlines: dict[str, datetime] = {}
         """Of approvals, by the keys of their calls."""
 
@@ -72,17 +70,19 @@ class ToolCalls:
         """Record the calls, make them, record their results; unless one of them ends the turn."""
         # What is decided by whom is on record before anything acts.
         asks = [self._ask("approval", c, c.content.arguments) for c in step.calls if c.plan.get("approval")]
-        children = [self._child(call) for call in step.calls if call.plan.get("agent")]
+        children = self._agents.plan(step.calls)
         await self._turn.record((step.message,), asks=asks, children=children)
-        self._calls, self._outcomes, self._decided, self._children = step.calls, {}, {}, children
+        self._calls, self._outcomes, self._decided = step.calls, {}, {}
         self._turn.show("running")
         for batch in _turn.batches(step.calls):
             await self._turn.check_stops()
+            self._agents.share(batch)
             await self._turn.unless_stopped(when_all([self._make_one(call) for call in batch]))
             if self.fatal is not None:
                 return
         await self._turn.record(self.unrecorded())
-        self._calls, self._children = (), []
+        self._calls = ()
+        self._agents.done()
 
     def unrecorded(self, *, kept: bool = True) -> Sequence[ChatMessage]:
         """The results that the thread does not have yet; of calls that were decided about, also where there is none.
@@ -132,7 +132,7 @@ class ToolCalls:
     async def _perform(self, call: _turn.Call, arguments: Mapping[str, Json]) -> Json:
         self._begun.add(call.key)
         if call.plan.get("agent"):
-            return await self._ask_agent(call)
+            return await self._agents.ask(call)
         policy = _codec.load_retry(call.plan["retry"]) if call.plan.get("retry") else None
         begun, number, failures = self._turn.context.current_utc_datetime, 1, 1
         while True:
@@ -147,6 +147,7 @@ class ToolCalls:
                 "attempt": number,
                 **({"once": True} if call.plan.get("once") else {}),
                 **({"form": call.plan["form"]} if "form" in call.plan else {}),
+                **self._turn.above,
             }
             outcome = await self._turn.as_value(self._step(call, number, asked))
             if outcome.get("broken"):
@@ -202,53 +203,9 @@ class ToolCalls:
         unknown = OutcomeUnknown(call.content.name, call.key, decision.get("reason") or "")
         return {"error": "nobody knows whether this call acted", "fatal": _codec.dump_error(unknown)}
 
-    # --- Agents as tools ------------------------------------------------------------------------------------------
-
-    async def _ask_agent(self, call: _turn.Call) -> Json:
-        """A turn of another agent, in a thread of its own: what that needs approved is approved there."""
-        child = next(child for child in self._children if child["key"] == call.key)
-        where = AgentThread(child["agent"], child["thread"])
-        request = RunRequest(
-            correlation_id=call.key,
-            messages=(ChatMessage("user", call.plan["agent"]["request"]),),
-            created_at=self._turn.context.current_utc_datetime,
-            orchestration_id=self._turn.id,
-        )
-        turn = self._turn.context.call_sub_orchestrator(
-            turn_name(where.agent), input=turn_input(where, request), instance_id=call.key
-        )
-
-        async def withdraw() -> Json:
-            self._cancel_child(child, f"no worker hosts agent {where.agent!r}")
-            return {"givenUp": True}
-
-        try:
-            done, raw = await self._hosting.outcome(
-                turn, "orchestration", turn_name(where.agent), shown=where.agent, give_up=withdraw
-            )
-            if not done:
-                return not_hosted(where.agent)
-            return {"result": _turn.told_to_caller(_codec.load_response(raw, where))}
-        except (DafxError, task.TaskFailedError) as error:
-            return {"error": str(error)}
-
-    def _child(self, call: _turn.Call) -> Json:
-        plan = call.plan["agent"]
-        thread = self._turn.context.new_uuid() if plan["newThread"] else self._turn.thread.thread_id
-        return {"key": call.key, "agent": plan["name"], "thread": thread, "correlationId": call.key}
-
     def cancel_children(self, error: DafxError) -> None:
         """Cancel the turns of agents that this one waits for, on record and at once."""
-        for child in self._children:
-            if child["key"] not in self._outcomes:
-                self._cancel_child(child, str(error))
-
-    def _cancel_child(self, child: Json, reason: str) -> None:
-        mark = {"by": self._turn.id, "reason": reason}
-        where = AgentThread(child["agent"], child["thread"]).entity_id
-        told = {"correlationId": child["correlationId"], "mark": mark}
-        self._turn.context.signal_entity(where, "cancel", told)
-        self._turn.context.send_event(child["correlationId"], CANCEL, data=mark)
+        self._agents.cancel(error, over=self._outcomes)
 
     # --- People ---------------------------------------------------------------------------------------------------
 

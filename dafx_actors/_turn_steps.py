@@ -30,6 +30,7 @@ from dafx_actors import _codec, _turn
 from dafx_actors._coroutines import when_any
 from dafx_actors._json import object_in
 from dafx_actors._operations import error_in
+from dafx_actors._tree import Caller, within
 from dafx_actors._turn_base import CANCEL, Stopped, TurnBase, is_too_large
 from dafx_actors._turn_calls import ToolCalls, decision_event
 from dafx_actors.errors import DafxError, MessageTooLarge, ModelError, ThreadBusy, TurnTerminated
@@ -79,6 +80,7 @@ class TurnSteps(TurnBase):
         begun: datetime | None = None,
         eager: bool = False,
         form: int = 0,
+        callers: tuple[Caller, ...] = (),
     ) -> None:
         """Take up a turn.
 
@@ -89,10 +91,11 @@ class TurnSteps(TurnBase):
             begun: When it was started, if it waited so long that its history was cut.
             eager: Whether to ask for the thread and the model at once. Turns of versions that could not are replayed.
             form: In which it was begun; see `_agent_tasks.FORM`.
+            callers: The turns that wait for it, from the first, where it is that of an agent used as a tool.
         """
-        super().__init__(context, thread, request.correlation_id, form)
+        super().__init__(context, thread, request.correlation_id, form, callers)
         self._request = request
-        self.begun = begun or context.current_utc_datetime
+        self.begun = begun or self.begun
         self._is_eager = eager
         self._retry = _turn.MODEL_RETRIES
         self._seconds: float | None = None
@@ -102,7 +105,8 @@ class TurnSteps(TurnBase):
     async def in_one_operation(self) -> Json:
         """The whole turn inside the thread; it names an orchestration that waits, so that it is run there and then."""
         request = attrs.evolve(self._request, orchestration_id=self._request.orchestration_id or self.id)
-        return self.checked(await self.call_thread("run", _codec.dump_request(request)))
+        sent = {**_codec.dump_request(request), **({"form": self.form} if self.is_of_the_tree else {}), **self.above}
+        return self.checked(await self.call_thread("run", sent))
 
     async def step_by_step(self) -> Json:
         """Each step recorded. None where it still waits in line after a long time, and should start again."""
@@ -130,7 +134,9 @@ class TurnSteps(TurnBase):
         result = await self._model_step(reply)
         if "error" in result:
             return await self._abort(error_in(result, self.thread))
-        self.progress, step = _turn.next_step(result, self.progress, self.limits, self.id, self.thread.agent)
+        self.progress, step = _turn.next_step(
+            result, self.progress, self.limits, self.id, self.thread.agent, self.key_of
+        )
         match step:
             case _turn.Finish():
                 return await self._commit(step)
@@ -140,6 +146,8 @@ class TurnSteps(TurnBase):
                 await self._calls.make(step)
                 if self._calls.fatal is not None:
                     return await self._abort(self._calls.fatal, self._calls.unrecorded())
+                if self.is_of_the_tree and (over := self._over_limit()) is not None:
+                    return await self._abort(over)
             case _turn.Fail(error, messages):
                 return await self._abort(error, _turn.with_calls_not_made(messages))
         return None
@@ -155,7 +163,7 @@ class TurnSteps(TurnBase):
             self.limits = self._request.limits
         self._limit_time()
         self.context.signal_entity(self.thread.entity_id, "begin", _codec.dump_request(self._request))
-        asked = {**self._asked(), "begins": True, **({"limited": True} if self._request.limits else {})}
+        asked = {**self._asked(), "begins": True, **self._limited()}
         self.show("running")
         try:
             step = self.context.call_activity(model_step_name(self.thread.agent), input=asked)
@@ -212,13 +220,24 @@ class TurnSteps(TurnBase):
     def _settle(self, begun: Json) -> None:
         """Take over what the worker that began the turn says of the agent."""
         settings = object_in(begun.get("settings"))
-        if self._request.limits is not None:
+        if self.is_of_the_tree and settings.get("limits"):
+            self.limits = within(_codec.load_limits(settings["limits"]), self._request.limits)
+        elif self._request.limits is not None:
             self.limits = self._request.limits
         elif settings.get("limits"):
             self.limits = _codec.load_limits(settings["limits"])
         if settings.get("retry"):
             self._retry = _codec.load_retry(settings["retry"])
         self._limit_time()
+
+    def _limited(self) -> dict[str, Json]:
+        """What the first model step is told of time: it is not made where the agent's limit is still to be seen to."""
+        if self.is_of_the_tree:
+            return {} if self._seconds is None else {"seconds": self._seconds}
+        return {"limited": True} if self._request.limits else {}
+
+    def _over_limit(self) -> DafxError | None:
+        return _turn.over_limit(self.progress, self.limits, self.id, self.thread.agent)
 
     def _limit_time(self) -> None:
         """Have the turn end at its deadline; the earliest of several counts."""
@@ -305,6 +324,7 @@ class TurnSteps(TurnBase):
             **({"state": self.state} if self.state else {}),
             **({"toolChoice": self._request.tool_choice} if self._request.tool_choice else {}),
             **({} if self._request.enable_tool_calls else {"enableToolCalls": False}),
+            **self.above,
         }
 
     async def _model_step(self, result: Json = None) -> Json:

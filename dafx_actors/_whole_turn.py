@@ -15,17 +15,32 @@ from datetime import datetime, timedelta, timezone
 import anyio
 import attrs
 
-from dafx_actors import _codec, _operations, _peer_forms, _thread, _turn
+from dafx_actors import _above, _codec, _operations, _peer_forms, _thread, _turn
 from dafx_actors._agent_steps import AgentSteps
+from dafx_actors._agent_tasks import keys_of
+from dafx_actors._json import as_object, load_json
 from dafx_actors._recent import RecentEntries
+from dafx_actors._tree import Caller, load_callers, within
 from dafx_actors._turn_steps import seconds_at_most
-from dafx_actors.errors import DafxError, ModelError, TurnDeadlineExceeded
+from dafx_actors.errors import DafxError, ModelError, TurnCancelled, TurnDeadlineExceeded
 from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, new_id
 from dafx_actors.transcript import ChatMessage, Json, Transcript
 
 _ONLY_IN_STEPS = "it cannot be called here: the whole turn runs in one operation, which can wait for nobody"
 """For calls that wait for a person or another agent, or that must be recorded before they act."""
+
+
+@attrs.frozen
+class _Asked:
+    """What a turn is to do, and within what."""
+
+    thread: AgentThread
+    request: RunRequest
+    limits: Limits
+    key_of: _turn.KeyOf
+    callers: tuple[Caller, ...]
+    """The turns that wait for it, from the first."""
 
 
 @attrs.frozen
@@ -50,23 +65,26 @@ class WholeTurn:
             return None
         thread, request = AgentThread(self.steps.agent.name, key), _codec.load_request(raw)
         state, outcome = _thread.begin(_thread.load(document), thread, request, datetime.now(timezone.utc))
-        return await self.take(thread, request, state) if isinstance(outcome, _thread.Granted) else None
+        return await self.take(thread, request, state, raw) if isinstance(outcome, _thread.Granted) else None
 
     async def take(
-        self, thread: AgentThread, request: RunRequest, state: _thread.ThreadState
+        self, thread: AgentThread, request: RunRequest, state: _thread.ThreadState, raw: Json
     ) -> tuple[_thread.ThreadState, _thread.Outcome]:
-        """Take a turn that has been granted its thread, within its time: the thread after it, and how it ended."""
-        turn = request.correlation_id
-        limits = seconds_at_most(request.limits or self.steps.agent.definition.limits, request.deadline)
+        """Take a turn that has been granted its thread, within its time: the thread after it, and how it ended.
+
+        `raw` is the request as the operation was told it, with what it says of the turn's form and of those above.
+        """
+        told = as_object(load_json(raw) if isinstance(raw, str) else raw)
+        turn, form = request.correlation_id, told.get("form") or 0
+        limits = seconds_at_most(within(self.steps.agent.definition.limits, request.limits), request.deadline)
+        asked = _Asked(thread, request, limits, keys_of(thread, turn, form), load_callers(told.get("callers")))
         with anyio.move_on_after(limits.seconds):
-            return await self._take(thread, request, limits, state)
+            return await self._take(asked, state)
         error = TurnDeadlineExceeded(thread.agent, turn, limits.seconds or 0.0)
         return _thread.abort(state, thread, turn, error, datetime.now(timezone.utc))
 
-    async def _take(
-        self, thread: AgentThread, request: RunRequest, limits: Limits, state: _thread.ThreadState
-    ) -> tuple[_thread.ThreadState, _thread.Outcome]:
-        turn, progress = request.correlation_id, _turn.Progress()
+    async def _take(self, asked: _Asked, state: _thread.ThreadState) -> tuple[_thread.ThreadState, _thread.Outcome]:
+        thread, request, turn, progress = asked.thread, asked.request, asked.request.correlation_id, _turn.Progress()
         begun, failures = time.monotonic(), 0
         """Of the model call that is made now."""
         messages: tuple[ChatMessage, ...]
@@ -74,7 +92,8 @@ class WholeTurn:
             transcript = _codec.load_transcript(
                 _thread.dump(state), functools.partial(self.read.load, thread.thread_id)
             )
-            result = await self.steps.reply(thread, request, transcript, first=not progress.replies)
+            first = not progress.replies
+            result = await self.steps.reply(thread, request, transcript, first=first, callers=asked.callers)
             if "error" in result:
                 error, failures = _operations.error_in(result, thread), failures + 1
                 if (pause := self._pause_before_retry(error, failures, begun)) is not None:
@@ -87,7 +106,7 @@ class WholeTurn:
                 step: _turn.Step = _turn.Fail(error)
             else:
                 begun, failures = time.monotonic(), 0
-                progress, step = _turn.next_step(result, progress, limits, turn, thread.agent)
+                progress, step = _turn.next_step(result, progress, asked.limits, turn, thread.agent, asked.key_of)
             now = datetime.now(timezone.utc)
             match step:
                 case _turn.Finish(message):
@@ -100,7 +119,7 @@ class WholeTurn:
                 case _turn.Repair(messages):
                     pass
                 case _turn.CallTools(message, calls):
-                    messages = (message, *await self._make_calls(thread, turn, calls, transcript))
+                    messages = (message, *await self._make_calls(asked, calls, transcript))
             state, _ = _thread.record(state, thread, turn, messages, state.length)
 
     def _pause_before_retry(self, error: DafxError, failures: int, begun: float) -> float | None:
@@ -113,8 +132,9 @@ class WholeTurn:
         return None if pause is None else pause.total_seconds()
 
     async def _make_calls(
-        self, thread: AgentThread, turn: str, calls: tuple[_turn.Call, ...], transcript: Transcript
+        self, asked: _Asked, calls: tuple[_turn.Call, ...], transcript: Transcript
     ) -> list[ChatMessage]:
+        thread, turn = asked.thread, asked.request.correlation_id
         outcomes: dict[str, Json] = {}
 
         async def make(call: _turn.Call) -> None:
@@ -125,8 +145,12 @@ class WholeTurn:
             else:
                 raw = {"correlationId": turn, "key": call.key, "callId": call.content.call_id, "attempt": 1}
                 context = self.steps.tool_context(thread, raw, lambda: transcript)
-                called = self.steps.toolbox.call(call.content.name, call.content.arguments, context)
-                outcomes[call.key] = await called
+                try:
+                    await _above.check(self.steps.host, asked.callers, thread.agent, turn)
+                    called = self.steps.toolbox.call(call.content.name, call.content.arguments, context)
+                    outcomes[call.key] = await called
+                except TurnCancelled as error:
+                    outcomes[call.key] = {"error": f"the call was not made: {error}"}
 
         for batch in _turn.batches(calls):
             async with anyio.create_task_group() as group:

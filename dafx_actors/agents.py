@@ -294,6 +294,7 @@ class AgentRegistry:
                     f"{_shown(given)}: there is an agent {known.name!r} already; upper and lower case count as the same"
                 )
             added[agent.name.lower()] = agent
+        mistakes = mistakes or _circles({**self._agents, **added})
         if mistakes:
             raise ConfigurationError(mistakes)
         self._agents |= added
@@ -376,6 +377,42 @@ def _tool_mistakes(definition: AgentDefinition, instance: object) -> list[str]:
 
 def _waits_for_itself(entry: Tool | AgentTool | ToolSource, agent: str) -> bool:
     return isinstance(entry, AgentTool) and not entry.new_thread and entry.agent.lower() == agent.lower()
+
+
+def _circles(agents: Mapping[str, Agent]) -> list[str]:
+    """Agents that use each other as tools in the thread where they are used, round to the first: all would wait.
+
+    Those that other workers host are not seen here; their calls are refused when they are made.
+    """
+    uses = {
+        name: [entry.agent.lower() for entry in agent.tools if isinstance(entry, AgentTool) and not entry.new_thread]
+        for name, agent in agents.items()
+    }
+    mistakes: list[str] = []
+    known: set[frozenset[str]] = set()
+    for first in uses:
+        circle = _way_back(first, uses)
+        if circle and frozenset(circle) not in known:
+            known.add(frozenset(circle))
+            names = " -> ".join(agents[name].name for name in (*circle, first))
+            mistakes.append(
+                f"{names}: used as tools of each other in the same thread (`new_thread=False`), they would wait for "
+                "each other for ever; let one of them be asked in a new thread"
+            )
+    return mistakes
+
+
+def _way_back(first: str, uses: Mapping[str, list[str]]) -> list[str] | None:
+    """The shortest way over uses from an agent back to itself, or None."""
+    ways, seen = [[first]], {first}
+    for way in ways:  # it grows meanwhile
+        for used in uses.get(way[-1], ()):
+            if used == first:
+                return way
+            if used not in seen:
+                seen.add(used)
+                ways.append([*way, used])
+    return None
 
 
 def _is_model(given: object) -> bool:

@@ -61,6 +61,10 @@ def _positive(_: object, field: attrs.Attribute[Any], value: float | None) -> No
         raise ValueError(f"a limit of {field.name} must be more than {value!r}; None is no limit")
 
 
+class Unwritten(int):
+    """A limit that holds by default. Nobody wrote it, so a request may go beyond it."""
+
+
 _MOST_SECONDS = 1e11
 """Some three thousand years: from now, Python's times go further."""
 
@@ -70,16 +74,29 @@ def _countable(_: object, field: attrs.Attribute[Any], value: float | None) -> N
         raise ValueError(f"no clock counts {field.name} up to {value!r}; None is no limit")
 
 
+def _depth(_: object, field: attrs.Attribute[Any], value: int | None) -> None:
+    if value is not None and not value >= 0:
+        raise ValueError(
+            f"a limit of {field.name} must not be {value!r}: 0 is for no agents as tools, None is no limit"
+        )
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What a turn may take at most. None is no limit."""
+    """What a turn may take at most, with the turns of all agents that it uses as tools, and those of theirs.
 
-    steps: int | None = attrs.field(default=100, validator=_positive)
+    None is no limit. What is written for an agent a request can lower, and not lift; what nobody wrote, it can.
+    """
+
+    steps: int | None = attrs.field(default=Unwritten(100), validator=_positive)
     """Model calls and tool calls together, without retries."""
     tokens: int | None = attrs.field(default=None, validator=_positive)
     """Of all its model calls, as the provider counts them; looked at after each."""
     seconds: float | None = attrs.field(default=None, validator=[_positive, _countable])
     """From its start to its end, the wait in line for its thread included."""
+    depth: int | None = attrs.field(default=Unwritten(8), validator=_depth)
+    """How many agents it may use one below the other: an agent as a tool is one, a tool of that another. The model is
+    told that a call which would go deeper was not made."""
 
 
 @attrs.frozen(kw_only=True)
@@ -98,7 +115,7 @@ class RunRequest:
     enable_tool_calls: bool = True
     """Whether the model is offered the agent's tools."""
     limits: Limits | None = None
-    """Instead of the agent's."""
+    """They lower what is written for the agent, and replace what is not."""
     deadline: float | None = attrs.field(default=None, validator=_countable)
     """Seconds that the turn has from its start, whatever the limits say."""
     created_at: datetime | None = None

@@ -7,6 +7,7 @@ id is `@name@key`; schedulers lower-case the name and refuse ids of more than 10
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import uuid
 
@@ -17,6 +18,8 @@ from dafx_actors.errors import InvalidThreadId
 
 _PREFIX = "dafx-"
 _MAX_INSTANCE_ID = 100
+_CALL_KEY = 40
+"""Hexadecimal digits: 160 bits."""
 _MAX_CALL_KEY = 64
 _AGENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _FORBIDDEN_IN_KEYS = re.compile(r"[@/\\#?\x00-\x20\x7f]")
@@ -59,11 +62,18 @@ def tell_name(agent: str) -> str:
     return f"{_PREFIX}{agent}.tell"
 
 
-def call_key(turn: str, step: int, index: int) -> str:
+def call_key(thread: AgentThread, turn: str, step: int, index: int) -> str:
     """Names a tool call of a turn: the same in every repeat, where a model's own ids of calls may come again.
 
-    It is also the id of the turn that an agent used as a tool runs for it.
+    It is also the id of the turn that an agent used as a tool runs for it. A hash over all that tells calls apart: so
+    no two calls share one, and an id that somebody picks for a turn of theirs does not stand in a call's place.
     """
+    place = json.dumps([str(thread.entity_id), turn, step, index])
+    return hashlib.sha256(place.encode()).hexdigest()[:_CALL_KEY]
+
+
+def earlier_call_key(turn: str, step: int, index: int) -> str:
+    """Likewise, in turns that began when it was made of the turn's id alone."""
     place = f".{step}.{index}"
     if len(turn) + len(place) > _MAX_CALL_KEY:
         turn = hashlib.sha256(turn.encode()).hexdigest()[:32]

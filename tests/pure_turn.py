@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeAlias
@@ -14,7 +15,7 @@ from dafx_actors._thread import ThreadState
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import ApprovalExpired, DafxError, ModelError, OutcomeUnknown, TurnTerminated
 from dafx_actors.exchange import Limits, RunRequest
-from dafx_actors.ids import AgentThread
+from dafx_actors.ids import AgentThread, call_key
 from dafx_actors.transcript import ChatMessage, Json
 
 THREAD = AgentThread("Joker", "t1")
@@ -233,7 +234,8 @@ class Execution:
             attempt += 1
         if error is not None:
             return (yield from self.abort(error))
-        self.progress, step = _turn.next_step(result, self.progress, LIMITS, self.turn, "Joker")
+        key_of = functools.partial(call_key, THREAD, self.turn)
+        self.progress, step = _turn.next_step(result, self.progress, LIMITS, self.turn, "Joker", key_of)
         match step:
             case _turn.Finish(message, last):
                 told = {"messages": [_codec.dump_message(message)], "about": self.progress.about}

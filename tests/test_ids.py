@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import uuid
 from typing import Any
 
@@ -39,23 +41,36 @@ def test_the_agent_of_a_turn_is_found_by_its_orchestration() -> None:
     assert ids.agent_of_turn("dafx-Joker.model") is None
 
 
-def test_a_call_is_named_by_its_place_in_its_turn() -> None:
-    assert ids.call_key("c1", 2, 0) == "c1.2.0"
-    keys = {ids.call_key(turn, step, index) for turn in ("c1", "c2") for step in (1, 11) for index in (0, 1)}
-    assert len(keys) == 8
+JOKER = AgentThread("Joker", "t1")
 
 
-@given(st.text("abc.", min_size=1, max_size=100), st.integers(1, 10_000), st.integers(0, 10_000))
-def test_a_calls_name_can_be_the_id_of_a_turn(turn: str, step: int, index: int) -> None:
-    key = ids.call_key(turn, step, index)
-    assert len(key) <= 64
+def test_a_call_is_named_by_its_place_and_by_nothing_else() -> None:
+    threads = [JOKER, AgentThread("Joker", "t2"), AgentThread("Clown", "t1")]
+    places = [
+        (t, turn, step, index) for t in threads for turn in ("c1", "c1.1") for step in (1, 11) for index in (0, 1)
+    ]
+    assert len({ids.call_key(*place) for place in places}) == len(places)
+    assert ids.call_key(AgentThread("JOKER", "t1"), "c1", 2, 0) == ids.call_key(JOKER, "c1", 2, 0)
+
+
+@given(st.text(min_size=1, max_size=100), st.integers(1, 10_000), st.integers(0, 10_000))
+def test_a_calls_name_can_be_the_id_of_a_turn_and_says_nothing_of_it(turn: str, step: int, index: int) -> None:
+    key = ids.call_key(JOKER, turn, step, index)
+    assert re.fullmatch("[0-9a-f]{40}", key)
     assert ids.instance_id_mistake(key) is None
-    assert key == ids.call_key(turn, step, index)
-    assert key.endswith(f".{step}.{index}")
 
 
-def test_long_turns_keep_their_calls_apart() -> None:
-    assert ids.call_key("x" * 99 + "1", 1, 0) != ids.call_key("x" * 99 + "2", 1, 0)
+def test_calls_of_long_turns_do_not_share_a_name_with_those_of_other_turns() -> None:
+    """What went before did: the first of these is longer than it took whole, the other is what it made of it."""
+    turn = "customer-4711-" + "o" * 60
+    other = hashlib.sha256(turn.encode()).hexdigest()[:32]
+    assert ids.earlier_call_key(turn, 1, 0) == ids.earlier_call_key(other, 1, 0)
+    assert ids.call_key(JOKER, turn, 1, 0) != ids.call_key(JOKER, other, 1, 0)
+
+
+def test_turns_that_began_before_keep_the_names_of_their_calls() -> None:
+    assert ids.earlier_call_key("c1", 2, 0) == "c1.2.0"
+    assert ids.earlier_call_key("c" * 70, 2, 0) == hashlib.sha256(b"c" * 70).hexdigest()[:32] + ".2.0"
 
 
 def test_a_new_id_is_a_uuid_and_another_each_time() -> None:

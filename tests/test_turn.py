@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from datetime import datetime, timedelta, timezone
 from typing import Any, cast
@@ -32,7 +33,7 @@ from dafx_actors._turn import (
 )
 from dafx_actors.errors import InvalidAnswer, ModelError, TurnLimitExceeded
 from dafx_actors.exchange import AgentRunResponse, Limits
-from dafx_actors.ids import AgentThread
+from dafx_actors.ids import AgentThread, call_key
 from dafx_actors.models import ending_of
 from dafx_actors.transcript import (
     ChatMessage,
@@ -120,8 +121,11 @@ def asks_for(*calls: FunctionCallContent) -> ChatMessage:
     return ChatMessage("assistant", calls)
 
 
+KEY_OF = functools.partial(call_key, AgentThread("Joker", "t1"), "c1")
+
+
 def after(result: Any, progress: Progress | None = None, **limits: Any) -> tuple[Progress, Step]:
-    return next_step(result, progress or Progress(), Limits(**limits), "c1", "Joker")
+    return next_step(result, progress or Progress(), Limits(**limits), "c1", "Joker", KEY_OF)
 
 
 def test_a_text_is_the_answer() -> None:
