@@ -73,10 +73,10 @@ class DurableTask(task.CompletableTask[T]):
         return self._error or super().get_exception()
 
     @property
-    def failure(self) -> str | None:
+    def failure(self) -> task.FailureDetails | None:
         """What another orchestration, an activity or an operation failed with, as it is on record; None where not."""
         error = self._child.get_exception() if self._child is not None and self._child.is_failed else None
-        return error.details.message if isinstance(error, task.TaskFailedError) else None
+        return error.details if isinstance(error, task.TaskFailedError) else None
 
     def fail_with(self, error: Exception) -> None:
         """Complete with an error, which is raised as it is where the task is awaited."""

@@ -2,8 +2,8 @@
 
 Limits are of the whole tree. A turn leaves to those below it what it has left itself; calls that are made at the same
 time share that, in equal parts, so that they cannot take it more than once. What they took is counted when they have
-ended. A turn knows the turns above it, which wait for it: a call that would wait for one of them is refused, and no step
-begins when one of them is not wanted any more.
+ended. A turn knows the turns above it, which wait for it: a call that would wait for one of them is refused, and no
+step begins when one of them does not want it any more.
 """
 
 from __future__ import annotations

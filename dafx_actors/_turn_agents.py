@@ -21,6 +21,9 @@ from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, turn_name
 from dafx_actors.transcript import ChatMessage, Json
 
+_NOT_STARTED = "OrchestrationAlreadyExists"
+"""What a turn fails with, by the scheduler, where somebody else has taken its id."""
+
 
 class Agents:
     """Makes the calls of one turn that are turns of other agents."""
@@ -79,8 +82,7 @@ class Agents:
             return {"result": _turn.told_to_caller(_codec.load_response(raw, where))}
         except (DafxError, task.TaskFailedError) as error:
             if share is not None:
-                # One that was ended from outside does not say what it took: all that it was given is gone.
-                self._count(_tree.spent_beside(turn.failure) or _tree.Spent(share.steps or 0))
+                self._count(_spent_by_failed(turn.failure, share))
             return {"error": str(error)}
 
     def cancel(self, error: DafxError, over: Container[str] = ()) -> None:
@@ -129,3 +131,10 @@ class Agents:
         told = {"correlationId": child["correlationId"], "mark": mark}
         self._turn.context.signal_entity(where, "cancel", told)
         self._turn.context.send_event(child["correlationId"], CANCEL, data=mark)
+
+
+def _spent_by_failed(failure: task.FailureDetails | None, share: Limits) -> _tree.Spent:
+    """What a turn took that failed. One that was ended from outside does not say so: all that it was given is gone."""
+    if failure is None or failure.error_type == _NOT_STARTED:
+        return _tree.Spent()
+    return _tree.spent_beside(failure.message) or _tree.Spent(share.steps or 0)

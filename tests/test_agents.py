@@ -332,3 +332,43 @@ def test_an_agent_cannot_be_its_own_tool_in_the_same_thread() -> None:
 
     with pytest.raises(ConfigurationError, match="would wait for itself for ever"):
         AgentRegistry().add(durable_agent(Thinker))
+
+
+def using(name: str, *used: str, new_thread: bool = False) -> type:
+    """An agent with others as its tools, in the thread where it is used."""
+
+    @durable_agent(name=name)
+    class Using:
+        instructions = "Think."
+        tools = tuple(as_tool(other, new_thread=new_thread) for other in used)
+
+    return Using
+
+
+@pytest.mark.parametrize(
+    "agents",
+    [
+        [using("Writer", "Reviewer"), using("Reviewer", "writer")],
+        [using("A", "B"), using("B", "C", "D"), using("C", "Elsewhere"), using("D", "A")],
+    ],
+)
+def test_agents_that_would_wait_for_each_other_are_refused(agents: list[type]) -> None:
+    with pytest.raises(ConfigurationError, match="would wait for each other for ever") as caught:
+        AgentRegistry().add(*agents)
+    assert len(caught.value.mistakes) == 1
+    registry = AgentRegistry()
+    registry.add(*agents[:-1])
+    with pytest.raises(ConfigurationError, match="would wait for each other for ever"):
+        registry.add(agents[-1])
+    assert registry.names == [agent_name(each) for each in agents[:-1]]
+
+
+@pytest.mark.parametrize(
+    "agents",
+    [
+        [using("Writer", "Reviewer"), using("Reviewer", "Writer", new_thread=True)],
+        [using("A", "B", "C"), using("B", "C"), using("C", "Elsewhere")],
+    ],
+)
+def test_agents_that_use_each_other_without_a_circle_are_taken(agents: list[type]) -> None:
+    assert len(AgentRegistry().add(*agents)) == len(agents)

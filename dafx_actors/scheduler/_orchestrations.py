@@ -465,10 +465,10 @@ class Orchestrations:
             version=it.version,
         )
         existing = self.find(effect.instance_id)
-        if existing is not None and not existing.ended:
+        if existing is not None and (reason := _why_not_replaced(existing, parent)) is not None:
             failure = _events.failure(
                 "OrchestrationAlreadyExists",
-                f"An orchestration with the instance id {effect.instance_id!r} exists and has not ended.",
+                f"An orchestration with the instance id {effect.instance_id!r} exists {reason}.",
             )
             self.tell(changes, it, "answer", _events.child_failed(self._hub.clock.now(), effect.task_id, failure))
             return
@@ -486,6 +486,19 @@ class Orchestrations:
         target = self.find(effect.instance_id)
         if target is not None:
             self.terminate(changes, target, effect.output, recurse=effect.recurse)
+
+
+def _why_not_replaced(existing: Orchestration, parent: Parent) -> str | None:
+    """Why a new child may not take the place of an instance that has its id; None where it may.
+
+    A parent may make its own child anew, when that has ended: it retries it, or was rewound. What somebody else has
+    started under that id, and the record of it, stays.
+    """
+    if not existing.ended:
+        return "and has not ended"
+    if existing.parent is None or existing.parent.instance_id != parent.instance_id:
+        return "and was not started by this parent"
+    return None
 
 
 def _weight(it: Orchestration) -> int:

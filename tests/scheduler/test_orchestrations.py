@@ -133,6 +133,30 @@ async def test_retries_of_a_child_see_its_own_error(bench: Bench) -> None:
     assert len(set(attempts)) == 1
 
 
+@pytest.mark.parametrize("has_parent", [False, True])
+async def test_a_child_does_not_take_the_place_of_what_somebody_else_has_started(
+    bench: Bench, has_parent: bool
+) -> None:
+    def child(_: task.OrchestrationContext, text: str) -> str:
+        return text
+
+    def parent(context: task.OrchestrationContext, text: str) -> Steps:
+        try:
+            return (yield context.call_sub_orchestrator(child, input=text, instance_id="the-child"))
+        except task.TaskFailedError as error:
+            return error.details.error_type
+
+    await bench.worker(parent, child)
+    if has_parent:
+        await bench.run(parent, input="theirs")
+    else:
+        await bench.client.schedule_new_orchestration(child, input="theirs", instance_id="the-child")
+        await bench.end_of("the-child")
+    state = await bench.run(parent, input="mine")
+    assert state.serialized_output == '"OrchestrationAlreadyExists"'
+    assert (await bench.end_of("the-child")).serialized_output == '"theirs"'
+
+
 async def test_events_keep_their_order_and_their_names(bench: Bench) -> None:
     def collects(context: task.OrchestrationContext, count: int) -> Steps:
         found = []
