@@ -24,6 +24,7 @@ from durabletask.internal.orchestrator_service_pb2 import (
 from dafx_actors import _credentials
 from dafx_actors._calls import Calls, Sent, apart, code_of, within
 from dafx_actors._connect import TRANSPORT, Address, DurableTaskClient, is_connected
+from dafx_actors._tokens import is_loopback, token_for
 from dafx_actors.errors import SchedulerUnreachable
 from dafx_actors.transcript import Json
 
@@ -223,7 +224,10 @@ class Backend:
             return None
         if self._telling is None:
             self._telling = grpc.aio.insecure_channel(self.where.endpoint.split("://", 1)[1], options=TRANSPORT)
-        ask = functools.partial(asking, self._telling, [("taskhub", self.where.task_hub)])
+        metadata = [("taskhub", self.where.task_hub)]
+        if (token := token_for(self.where.endpoint)) is not None and is_loopback(self.where.endpoint):
+            metadata.append(("authorization", f"Bearer {token}"))
+        ask = functools.partial(asking, self._telling, metadata)
         return await self._calls.patiently(functools.partial(apart, ask))
 
     async def signal(self, entity: EntityInstanceId, operation: str, input: Json) -> None:

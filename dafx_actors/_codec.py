@@ -227,7 +227,7 @@ def check_decision(raw: Json) -> Mapping[str, Json]:
     if (action := decision.get("action")) not in _ACTIONS:
         raise ValueError(f"a decision is one of {', '.join(_ACTIONS)}, not {shown(action)}")
     load_time(decision.get("at"))
-    for field in ("by", "reason", "digest"):
+    for field in ("by", "reason", "digest", "signature"):
         _text(decision, field)
     if decision.get("arguments") is not None:
         as_object(check_json(decision["arguments"]))

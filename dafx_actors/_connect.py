@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
@@ -26,7 +27,7 @@ from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ign
 from durabletask.internal.shared import get_grpc_channel  # pyright: ignore[reportMissingTypeStubs]
 from durabletask.worker import TaskHubGrpcWorker
 
-from dafx_actors import _credentials
+from dafx_actors import _credentials, _tokens
 from dafx_actors._outages import WorkerLogger
 from dafx_actors.errors import ConfigurationError
 
@@ -34,6 +35,7 @@ DurableTaskClient: TypeAlias = TaskHubGrpcClient | AsyncTaskHubGrpcClient
 
 DEFAULT_ENDPOINT = "http://localhost:8080"
 DEFAULT_TASK_HUB = "default"
+_CA_VARIABLE = "DAFX_CA_FILE"
 _MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 """A thread is read whole; gRPC's own limit of 4 MiB is a long conversation with a few pictures."""
 
@@ -89,10 +91,28 @@ def address(
     return found
 
 
+def credential_for(where: Address, given: Any = None) -> Any:
+    """What an endpoint is sent: what was given; else the token of an embedded scheduler, where one is known.
+
+    Raises:
+        ConfigurationError: It would go through a network unencrypted, or the token cannot be read.
+    """
+    is_told = given is not None or bool(os.environ.get(_tokens.FILE_VARIABLE))
+    if not where.is_secure and is_told and not _tokens.is_loopback(where.endpoint):
+        what = "the credential" if given is not None else f"the token of {_tokens.FILE_VARIABLE}"
+        raise ConfigurationError(
+            f"{what} is not sent to {where.endpoint}: without TLS whoever is on the way could read it; use https://"
+        )
+    if given is None and _tokens.token_for(where.endpoint) is not None:
+        return _tokens.SchedulerToken(where.endpoint)
+    return given
+
+
 def make_client(where: Address, credential: Any = None) -> AsyncTaskHubGrpcClient:
-    """An async client. A secure endpoint gets `credential`, of either kind."""
+    """An async client, which sends `credential`, of either kind."""
     from durabletask.azuremanaged.client import AsyncDurableTaskSchedulerClient
 
+    _trust(where)
     _quieten_grpc()
     return AsyncDurableTaskSchedulerClient(
         host_address=where.endpoint,
@@ -107,9 +127,10 @@ def make_client(where: Address, credential: Any = None) -> AsyncTaskHubGrpcClien
 
 
 def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
-    """A worker. A secure endpoint gets `credential`, a synchronous one."""
+    """A worker, which sends `credential`, a synchronous one."""
     from durabletask.azuremanaged.worker import DurableTaskSchedulerWorker
 
+    _trust(where)
     _quieten_grpc()
     return DurableTaskSchedulerWorker(
         host_address=where.endpoint,
@@ -125,6 +146,16 @@ def make_worker(where: Address, credential: Any = None) -> TaskHubGrpcWorker:
         ),
         logger=WorkerLogger(where.endpoint, _sdk_logger),
     )
+
+
+def _trust(where: Address) -> None:
+    """Have gRPC trust the authority in DAFX_CA_FILE; it reads its own variable once, before its first connection."""
+    named = os.environ.get(_CA_VARIABLE)
+    if not named or not where.is_secure:
+        return
+    if not Path(named).is_file():
+        raise ConfigurationError(f"{_CA_VARIABLE} is {named!r}, and there is no such file")
+    os.environ.setdefault("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", named)
 
 
 def _quieten_grpc() -> None:

@@ -16,7 +16,8 @@ from dafx_actors import _codec, _given_up, _thread
 from dafx_actors._json import as_list, as_object, as_text, as_whole_number, object_in
 from dafx_actors._thread_state import GivenUp
 from dafx_actors.agents import AgentDefinition
-from dafx_actors.errors import DafxError, TurnFailed
+from dafx_actors.decisions import signature_mistake
+from dafx_actors.errors import DafxError, DecisionRefused, TurnFailed
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
 
@@ -110,7 +111,20 @@ def _cancel(state: State, told: Message) -> tuple[State, Outcome]:
 
 def _decide(state: State, told: Message) -> tuple[State, Outcome]:
     decision = told.get("decision", _codec.check_decision)
-    return _thread.decide(state, told.turn, told.get("key", as_text), told.get("digest", as_text), decision)
+    key, digest = told.get("key", as_text), told.get("digest", as_text)
+    if (mistake := _unsigned(state, told, key, digest, decision)) is not None:
+        return state, _thread.Refused(DecisionRefused(key, "unsigned", mistake))
+    return _thread.decide(state, told.turn, key, digest, decision)
+
+
+def _unsigned(state: State, told: Message, key: str, digest: str, decision: Mapping[str, Json]) -> str | None:
+    """Why a decision is not taken by an agent with deciders; the deadline's own word needs no signature."""
+    deciders = told.definition.deciders
+    if not deciders:
+        return None
+    if decision["action"] == "expire":
+        return None if "deadline" in (state.books.asks.get(key) or {}) else "the call has no deadline"
+    return signature_mistake(deciders, told.thread, told.turn, key, digest, decision)
 
 
 def _decision(state: State, told: Message) -> tuple[State, Outcome]:

@@ -56,12 +56,13 @@ from dafx_actors.errors import (
     CorrelationConflict,
     DafxError,
     DecisionRefused,
+    InvalidThreadId,
     ThreadBusy,
     TurnCancelled,
     TurnSuperseded,
 )
 from dafx_actors.exchange import Overlap, RunRequest
-from dafx_actors.ids import AgentThread
+from dafx_actors.ids import AgentThread, new_id_mistake
 from dafx_actors.transcript import (
     ChatMessage,
     Entry,
@@ -117,6 +118,8 @@ def begin(
     state: ThreadState, thread: AgentThread, request: RunRequest, now: datetime, overlap: Overlap = "queue"
 ) -> tuple[ThreadState, Outcome]:
     """A turn asks for its thread: granted, queued, refused, or answered where it has ended already."""
+    if state == ThreadState() and (mistake := new_id_mistake(thread.thread_id)) is not None:
+        return state, Refused(InvalidThreadId(thread.thread_id, mistake))
     turn = request.correlation_id
     if (refused := _conflict(state, request)) is not None:
         return state, refused

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import attrs
 
 from dafx_actors import _codec
-from dafx_actors.errors import TurnError
+from dafx_actors.errors import InvalidThreadId, TurnError
 from dafx_actors.exchange import RunRequest
 from dafx_actors.transcript import ChatMessage, Json
 
@@ -143,7 +143,7 @@ class Noted:
 class Refused:
     """Nothing was changed."""
 
-    error: TurnError
+    error: TurnError | InvalidThreadId
 
 
 Outcome: TypeAlias = Granted | Queued | Ended | Cancelled | Decided | Attempted | GivenUp | Noted | Refused

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 import attrs
 from durabletask.task import RetryPolicy
 
+from dafx_actors.decisions import load_deciders
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.exchange import Limits, Overlap, RunRequest
 from dafx_actors.ids import AgentThread, agent_name_mistake
@@ -44,6 +45,8 @@ class AgentDefinition:
     """What a turn may take at most; a request may say otherwise for its own."""
     retry: RetryPolicy | None = None
     """How failed model calls are made again; None: five attempts within ten minutes, at growing intervals."""
+    deciders: Mapping[str, bytes] = attrs.field(factory=dict[str, bytes])
+    """The Ed25519 public keys of those who may decide about its calls, 32 bytes each; empty: whoever says so may."""
     overlap: Overlap = "queue"
     """What becomes of a request while its thread works on another.
 
@@ -116,6 +119,7 @@ def durable_agent(
     retry: RetryPolicy | None = None,
     overlap: Overlap = "queue",
     max_result_bytes: int = MAX_RESULT_BYTES,
+    deciders: Mapping[str, Any] | None = None,
 ) -> Callable[[C], C]: ...
 
 
@@ -132,6 +136,7 @@ def durable_agent(
     retry: RetryPolicy | None = None,
     overlap: Overlap = "queue",
     max_result_bytes: int = MAX_RESULT_BYTES,
+    deciders: Mapping[str, Any] | None = None,
 ) -> C | Callable[[C], C]:
     """Declare an agent. Bare, it is called as its class and described by the class's docstring.
 
@@ -151,6 +156,9 @@ def durable_agent(
         retry: See `AgentDefinition.retry`.
         overlap: See `AgentDefinition.overlap`.
         max_result_bytes: See `AgentDefinition.max_result_bytes`; 1 MiB by default.
+        deciders: Who may decide about its calls, by name: Ed25519 public keys, as PEM text, as their 32 bytes, or as
+            these in base64. A decision that none of them signed is refused, on any backend; see
+            `decisions.DecisionSigner`. Without it, whoever reaches the task hub may decide, and `by` is what he says.
 
     Raises:
         ConfigurationError: Lists all that is wrong with the declaration.
@@ -171,6 +179,7 @@ def durable_agent(
             retry=retry,
             overlap=overlap,
             max_result_bytes=max_result_bytes,
+            deciders=load_deciders(deciders) if deciders else {},
         )
         if mistakes := _class_mistakes(decorated, definition):
             raise ConfigurationError(mistakes)

@@ -74,6 +74,12 @@ def _declare_scheduler(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="its content is the token that every call needs, as `authorization: Bearer ...`",
     )
+    parser.add_argument(
+        "--token",
+        action="store_true",
+        help="ask for a token, which this user's programs on this machine find by themselves: it is kept in the user's "
+        "state folder",
+    )
     parser.add_argument("--tls-certificate", metavar="FILE", help="a PEM file; with --tls-key")
     parser.add_argument("--tls-key", metavar="FILE", help="a PEM file; with --tls-certificate")
     parser.add_argument("--keep-days", type=_days, metavar="DAYS", help="remove ended orchestrations that are older")

@@ -18,12 +18,13 @@ from dafx_actors._connect import (
     address,
     address_of,
     check_wrapped,
+    credential_for,
     make_client,
 )
 from dafx_actors._executor import ClientAgentExecutor
 from dafx_actors._values import dump_value, returned_by
 from dafx_actors.agents import agent_name
-from dafx_actors.decisions import ACTIONS, Action, Decision, PendingDecision
+from dafx_actors.decisions import ACTIONS, Action, Decision, DecisionSigner, PendingDecision
 from dafx_actors.handles import OrchestrationHandle
 from dafx_actors.ids import AgentThread, new_id, thread_of
 from dafx_actors.orchestration import OrchestrationContext, definition_of
@@ -80,14 +81,17 @@ class DurableAIAgentClient:
         Args:
             endpoint: `http://host:port`, or `https://...` for a deployed scheduler.
             taskhub: The task hub.
-            credential: For `https` only: an Azure credential, of either kind, which stays the caller's to close; by
-                default azure-identity's `DefaultAzureCredential`.
+            credential: An Azure credential, of either kind, which stays the caller's to close; by default the token of
+                an embedded scheduler, where one is known (see `dafx scheduler --token`, DAFX_TOKEN_FILE), and for
+                `https` azure-identity's `DefaultAzureCredential`. Never sent over plain `http`, but on this machine.
             start_timeout: See `__init__`.
 
         Raises:
-            ConfigurationError: The endpoint has no scheme, or azure-identity is set up wrongly.
+            ConfigurationError: The endpoint has no scheme, the credential would be sent unencrypted, or azure-identity
+                is set up wrongly.
         """
         where = address(endpoint, taskhub)
+        credential = credential_for(where, credential)
         own = _credentials.default_credential() if where.is_secure and credential is None else None
         client = make_client(where, credential if own is None else own)
         made = cls(client, where=where, start_timeout=start_timeout)
@@ -218,6 +222,7 @@ class DurableAIAgentClient:
         arguments: Mapping[str, Json] | None = None,
         by: str = "",
         reason: str = "",
+        signer: DecisionSigner | None = None,
         timeout: float | None = None,
     ) -> Decision:
         """Let a tool call be made. When this returns, the decision is on record; the same one again is fine.
@@ -225,8 +230,10 @@ class DurableAIAgentClient:
         Args:
             approval: The call. The decision counts for its name and arguments as they are there, and for no others.
             arguments: Makes it with these instead of those that the model wrote.
-            by: Who decided; kept in the transcript.
-            reason: Likewise.
+            by: Who decided, as you say; kept in the transcript. Nobody checks it: whoever reaches the task hub may
+                decide, unless the agent has `deciders`.
+            reason: Kept in the transcript, too.
+            signer: Signs the decision, for an agent with `deciders`; `by` is then its name.
             timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Raises:
@@ -235,13 +242,21 @@ class DurableAIAgentClient:
             TurnTimeout: Not within `timeout`; it may be on record, or will be.
             SchedulerUnreachable: Nothing answers; nothing was sent.
         """
-        return await self._decide(approval, "approve", timeout, by=by, reason=reason, arguments=arguments)
+        return await self._decide(
+            approval, "approve", timeout, by=by, reason=reason, arguments=arguments, signer=signer
+        )
 
     async def deny(
-        self, approval: PendingDecision, reason: str = "", *, by: str = "", timeout: float | None = None
+        self,
+        approval: PendingDecision,
+        reason: str = "",
+        *,
+        by: str = "",
+        signer: DecisionSigner | None = None,
+        timeout: float | None = None,
     ) -> Decision:
         """Do not let a tool call be made. The model is told, with the reason, and goes on. See `approve`."""
-        return await self._decide(approval, "deny", timeout, by=by, reason=reason)
+        return await self._decide(approval, "deny", timeout, by=by, reason=reason, signer=signer)
 
     async def resolve(
         self,
@@ -251,6 +266,7 @@ class DurableAIAgentClient:
         result: Any = None,
         by: str = "",
         reason: str = "",
+        signer: DecisionSigner | None = None,
         timeout: float | None = None,
     ) -> Decision:
         """Say what became of a tool call that was cut off, after you have looked at what it acts on.
@@ -260,8 +276,9 @@ class DurableAIAgentClient:
             action: `retry`: it did not act; make it again. `result`: it acted, and this is what it gave. `fail`: end
                 the turn, with `OutcomeUnknown`.
             result: With `result`.
-            by: Who decided; kept in the transcript.
-            reason: Likewise.
+            by: As of `approve`.
+            reason: As of `approve`.
+            signer: As of `approve`.
             timeout: As of `approve`.
 
         Raises:
@@ -269,7 +286,9 @@ class DurableAIAgentClient:
             ValueMismatch: JSON cannot hold `result`.
             AgentNotHosted, TurnTimeout, SchedulerUnreachable: As of `approve`.
         """
-        return await self._decide(outcome, action, timeout, by=by, reason=reason, result=dump_value(result))
+        return await self._decide(
+            outcome, action, timeout, by=by, reason=reason, result=dump_value(result), signer=signer
+        )
 
     async def _pending(
         self, agent: str | type | object, thread: AgentThread | str | None, timeout: float | None
@@ -288,6 +307,7 @@ class DurableAIAgentClient:
         reason: str,
         arguments: Mapping[str, Json] | None = None,
         result: Json = None,
+        signer: DecisionSigner | None = None,
     ) -> Decision:
         if action not in ACTIONS[asked.kind]:
             words = " or ".join(ACTIONS[asked.kind])
@@ -300,11 +320,14 @@ class DurableAIAgentClient:
             arguments=None if arguments is None else dump_value(arguments),
             result=result,
         )
+        dumped = _codec.dump_decision(decision)
+        if signer is not None:
+            dumped = signer.sign(asked.thread, asked.correlation_id, asked.key, asked.digest, dumped)
         told = {
             "correlationId": asked.correlation_id,
             "key": asked.key,
             "digest": asked.digest,
-            "decision": _codec.dump_decision(decision),
+            "decision": dumped,
         }
         sent, thread = Sent(), asked.thread
         with self._executor.bounded_turn(thread.agent, thread, asked.correlation_id, timeout, sent, operation="decide"):

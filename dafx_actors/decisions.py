@@ -9,18 +9,24 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 
+from dafx_actors.errors import ConfigurationError
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
 
-__all__ = ["Action", "Decision", "DecisionKind", "PendingDecision", "call_digest"]
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+__all__ = ["Action", "Decision", "DecisionKind", "DecisionSigner", "PendingDecision", "call_digest"]
 
 DecisionKind: TypeAlias = Literal["approval", "outcome"]
 Action: TypeAlias = Literal["approve", "deny", "retry", "result", "fail"]
@@ -62,7 +68,7 @@ class Decision:
 
     action: Action
     by: str = ""
-    """Who decided, as the program that told it says."""
+    """Who decided, as the program that told it says; where the agent has `deciders`, whose key signed it."""
     at: datetime
     reason: str = ""
     arguments: Mapping[str, Json] | None = None
@@ -75,3 +81,128 @@ def call_digest(tool: str, arguments: Mapping[str, Json]) -> str:
     """A hash of a tool's name and the arguments of a call."""
     named = json.dumps([tool, arguments], sort_keys=True, default=dict)
     return hashlib.sha256(named.encode()).hexdigest()[:32]
+
+
+# --- Signed decisions ---------------------------------------------------------------------------------------------
+
+_RAW_KEY = 32
+"""Bytes of an Ed25519 key."""
+
+
+@attrs.frozen
+class DecisionSigner:
+    """Signs decisions, for agents that take no others (`@durable_agent(deciders=...)`).
+
+    ::
+
+        signer = DecisionSigner.from_pem("ana", Path("ana.pem").read_bytes())
+        await client.approve(approval, signer=signer)
+    """
+
+    name: str
+    """Under which the agent knows the public key; it is the decision's `by`."""
+    key: Ed25519PrivateKey = attrs.field(repr=False)
+
+    @classmethod
+    def from_pem(cls, name: str, pem: bytes, password: bytes | None = None) -> DecisionSigner:
+        """With a private Ed25519 key as OpenSSL and others write it.
+
+        Raises:
+            ConfigurationError: It is none, or the password is wrong.
+        """
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            key = load_pem_private_key(pem, password)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"the private key of {name!r} cannot be read: {type(error).__name__}") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigurationError(f"the private key of {name!r} is no Ed25519 key")
+        return cls(name, key)
+
+    @classmethod
+    def generate(cls, name: str) -> DecisionSigner:
+        """With a new key."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        return cls(name, Ed25519PrivateKey.generate())
+
+    @property
+    def public_key(self) -> str:
+        """For `deciders`: the 32 bytes as base64."""
+        return base64.b64encode(self.key.public_key().public_bytes_raw()).decode()
+
+    def sign(
+        self, thread: AgentThread, turn: str, key: str, digest: str, decision: Mapping[str, Json]
+    ) -> dict[str, Json]:
+        """The decision, as JSON, with `by` and `signature`.
+
+        Args:
+            thread: That waits for it.
+            turn: The correlation id.
+            key: Of the call.
+            digest: Of the call's tool and arguments, as the person saw them.
+            decision: As `_codec.dump_decision` makes it.
+        """
+        named = {**decision, "by": self.name}
+        signature = self.key.sign(_signed(thread, turn, key, digest, named))
+        return {**named, "signature": base64.b64encode(signature).decode()}
+
+
+def load_deciders(deciders: Mapping[str, Any]) -> dict[str, bytes]:
+    """Public keys by name: each an Ed25519 key of `cryptography`, a PEM text, or the 32 bytes, raw or as base64.
+
+    Raises:
+        ConfigurationError: One is none of these.
+    """
+    return {name: _public_key(name, given) for name, given in deciders.items()}
+
+
+def _public_key(name: str, given: Any) -> bytes:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    key: Any = given
+    try:
+        if isinstance(given, bytes) and len(given) == _RAW_KEY:
+            return given
+        if isinstance(given, str) and "BEGIN" not in given:
+            raw = base64.b64decode(given, validate=True)
+            key = Ed25519PublicKey.from_public_bytes(raw)
+        elif isinstance(given, str | bytes):
+            key = load_pem_public_key(given.encode() if isinstance(given, str) else given)
+    except (ValueError, binascii.Error) as error:
+        raise ConfigurationError(f"the public key of decider {name!r} cannot be read: {error}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigurationError(
+            f"the public key of decider {name!r} is no Ed25519 key: give a PEM text, its 32 bytes, or these as base64"
+        )
+    return key.public_bytes_raw()
+
+
+def signature_mistake(
+    deciders: Mapping[str, bytes], thread: AgentThread, turn: str, key: str, digest: str, decision: Mapping[str, Json]
+) -> str | None:
+    """Why a decision is none of one of the deciders, or None where it is. The arguments are those of `sign`."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    by, signature = decision.get("by"), decision.get("signature")
+    if not isinstance(by, str) or by not in deciders:
+        return f"{by!r} is none of its deciders"
+    if not isinstance(signature, str):
+        return "it is not signed"
+    unsigned = {name: value for name, value in decision.items() if name != "signature"}
+    try:
+        raw = base64.b64decode(signature, validate=True)
+        Ed25519PublicKey.from_public_bytes(deciders[by]).verify(raw, _signed(thread, turn, key, digest, unsigned))
+    except (InvalidSignature, ValueError):
+        return f"its signature is not {by}'s for this call"
+    return None
+
+
+def _signed(thread: AgentThread, turn: str, key: str, digest: str, decision: Mapping[str, Json]) -> bytes:
+    """What is signed: the decision, with all that says which call of which thread it is about."""
+    about = ["dafx.decision.1", thread.agent, thread.thread_id, turn, key, digest, dict(decision)]
+    return json.dumps(about, sort_keys=True, separators=(",", ":")).encode()

@@ -616,9 +616,9 @@ class DecisionRefused(TurnError):
 
     key: str
     """The call's, see `PendingDecision.key`."""
-    why: Literal["not_pending", "changed", "decided", "unfit"]
-    """The turn does not wait for it (any more); it was made for another call; somebody has decided otherwise; or it
-    is none that this call waits for."""
+    why: Literal["not_pending", "changed", "decided", "unfit", "unsigned"]
+    """The turn does not wait for it (any more); it was made for another call; somebody has decided otherwise; it is
+    none that this call waits for; or none of the agent's deciders signed it."""
     detail: str = ""
 
     def __str__(self) -> str:
@@ -627,6 +627,7 @@ class DecisionRefused(TurnError):
             "changed": "it was made for other arguments or another tool than those of the call",
             "decided": "somebody has decided already",
             "unfit": "it is none that this call waits for",
+            "unsigned": "the agent takes only what one of its deciders signed",
         }[self.why]
         detail = f" ({self.detail})" if self.detail else ""
         return f"The decision about call {self.key} was refused: {what}{detail}. Nothing was changed; look again."

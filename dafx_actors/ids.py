@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 import uuid
 
 import attrs
@@ -23,6 +24,10 @@ _CALL_KEY = 40
 _MAX_CALL_KEY = 64
 _AGENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _FORBIDDEN_IN_KEYS = re.compile(r"[@/\\#?\x00-\x20\x7f]")
+_UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Categories of characters that nobody sees: controls, halves of pairs, separators of lines and paragraphs."""
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""What turns a text round, so that an id looks like another."""
 
 
 def agent_name_mistake(name: object) -> str | None:
@@ -95,6 +100,14 @@ def agent_of_turn(orchestration: str) -> str | None:
 def new_id() -> str:
     """A new id for a thread or a turn: a UUID in its usual form."""
     return str(uuid.uuid4())
+
+
+def new_id_mistake(value: str) -> str | None:
+    """Say what is wrong with `value` as an id that is given now, or None; ids of before are used on as they are."""
+    for character in value:
+        if unicodedata.category(character) in _UNSEEN or character in _DIRECTIONS:
+            return f"{character!a} is not allowed in it: nobody could see it"
+    return None
 
 
 def instance_id_mistake(value: object) -> str | None:

@@ -14,7 +14,7 @@ from dafx_actors._executor import ClientAgentExecutor
 from dafx_actors._values import json_schema
 from dafx_actors.exchange import AgentRunResponse, Limits, Messages, RunRequest, as_messages
 from dafx_actors.handles import TurnHandle
-from dafx_actors.ids import AgentThread, instance_id_mistake, new_id, thread_of
+from dafx_actors.ids import AgentThread, instance_id_mistake, new_id, new_id_mistake, thread_of
 from dafx_actors.transcript import Json, Transcript
 
 __all__ = ["DurableAIAgent", "RunOptions"]
@@ -236,6 +236,6 @@ class DurableAIAgent:
             deadline=deadline,
             created_at=datetime.now(timezone.utc),
         )
-        if mistake := instance_id_mistake(request.correlation_id):
+        if mistake := instance_id_mistake(request.correlation_id) or new_id_mistake(request.correlation_id):
             raise ValueError(f"{request.correlation_id!r} cannot be a correlation id: {mistake}")
         return self.get_new_thread() if thread is None else thread_of(self.name, thread), request

@@ -24,7 +24,7 @@ from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import _credentials
 from dafx_actors._agent_tasks import told
-from dafx_actors._connect import Address, EndWatch, address, check_wrapped, make_worker, reader_of
+from dafx_actors._connect import Address, EndWatch, address, check_wrapped, credential_for, make_worker, reader_of
 from dafx_actors._intake import Intake, Step, said, watch_of_step
 from dafx_actors._raised import attempted, contained, in_words
 from dafx_actors._runtime import HostedAgent
@@ -136,15 +136,17 @@ class DurableAIAgentWorker:
         Args:
             endpoint: `http://host:port`, or `https://...` for a deployed scheduler.
             taskhub: The task hub.
-            credential: For `https` only: an Azure credential; by default `DefaultAzureCredential`.
+            credential: An Azure credential; by default as of `DurableAIAgentClient.connect`.
             max_concurrent_steps: See `__init__`.
             stop_timeout: See `__init__`.
             extended_sessions: See `__init__`.
 
         Raises:
-            ConfigurationError: The endpoint has no scheme, or azure-identity is set up wrongly.
+            ConfigurationError: The endpoint has no scheme, the credential would be sent unencrypted, or azure-identity
+                is set up wrongly.
         """
         where = address(endpoint, taskhub)
+        credential = credential_for(where, credential)
         if where.is_secure and credential is None:
             credential = _credentials.default_credential()
         made = cls(

@@ -13,7 +13,7 @@ import dafx_actors
 PACKAGE = Path(dafx_actors.__file__).parent
 ROWS = [
     {"errors"},
-    {"ids", "_bundles", "_outages", "_raised"},
+    {"ids", "_bundles", "_outages", "_raised", "_tokens"},
     {"_credentials"},
     {"_calls"},
     {"transcript"},
@@ -69,7 +69,7 @@ ROWS = [
 """The layers, from the ground up. `models` alone is the protocol, in `models/__init__.py`."""
 OWNERS = {
     "openai": {"models"},
-    "azure": {"models", "_credentials"},
+    "azure": {"_tokens", "models", "_credentials"},
     "sqlite3": {"scheduler"},
     "durabletask.internal": {
         "scheduler",
@@ -82,13 +82,14 @@ OWNERS = {
         "testing",
     },
     "pydantic": {"_schemas"},
+    "cryptography": {"decisions"},
     "mcp": {"mcp"},
     "mcp_types": {"mcp"},
     "httpx2": {"mcp", "models"},
     "cattrs": {"_codec", "_stored", "_values", "_annotations"},
 }
 """Who may import what, by the first part of the module's name."""
-SEEN_BY_THE_SCHEDULER = {"errors", "_bundles"}
+SEEN_BY_THE_SCHEDULER = {"errors", "_bundles", "_tokens"}
 """What it shares with the layers: what it raises, and the form in which it speaks with our workers."""
 HOSTS_OF_THE_SCHEDULER = {"_backend", "_hosted_names", "testing._host", "cli"}
 """Modules that know that there is an embedded scheduler; it stands beside the layers."""

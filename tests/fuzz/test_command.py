@@ -28,8 +28,8 @@ from dafx_actors.transcript import ChatMessage
 from tests.fuzz.inputs import examples
 
 OPTIONS = [
-    "--db", "--in-memory", "--host", "--port", "--synchronous", "--token-file", "--tls-certificate", "--tls-key",
-    "--keep-days", "--keep-count", "--backups", "--log-format", "--log-level", "--help", "--nothing",
+    "--db", "--in-memory", "--host", "--port", "--synchronous", "--token", "--token-file", "--tls-certificate",
+    "--tls-key", "--keep-days", "--keep-count", "--backups", "--log-format", "--log-level", "--help", "--nothing",
 ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Generator[list[str]]:
 def run(arguments: list[str]) -> tuple[int, str]:
     """The exit code and what was printed; a scheduler that has started is stopped at once."""
 
-    async def serve(scheduler: Any) -> None:
+    async def serve(scheduler: Any, _: str | None = None) -> None:
         async with scheduler:
             pass
 
@@ -160,9 +160,9 @@ def test_a_key_or_an_address_that_cannot_be_sent_is_a_mistake_of_the_configurati
     async def call() -> None:
         model = model_from_environment(environ, "named")
         try:
-            with pytest.raises(ConfigurationError):
-                await model.complete(ModelRequest(messages=(ChatMessage("user", "Hello"),)))
+            await model.complete(ModelRequest(messages=(ChatMessage("user", "Hello"),)))
         finally:
             await model.aclose()
 
-    anyio.run(call)
+    with pytest.raises(ConfigurationError):
+        anyio.run(call)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 
+from dafx_actors._tokens import mend_permissions
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerInUse, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler.storage import schema
 
@@ -165,9 +166,14 @@ def _open(path: str, patience: float) -> sqlite3.Connection:
 
 
 def make_private(path: str) -> None:
-    """Make the file, if it is missing, so that nobody else on the machine can read it; SQLite's log follows suit."""
+    """See that nobody else on the machine can read the file, which is made if it is missing; SQLite's log follows suit.
+
+    Raises:
+        OSError: It cannot be made, or others can read it and that cannot be mended.
+    """
     if path != IN_MEMORY:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        mend_permissions(path)
 
 
 def connect_reader(path: str, *, patient: bool = True) -> sqlite3.Connection:
