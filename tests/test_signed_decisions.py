@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import pytest
@@ -59,7 +59,7 @@ async def test_a_decision_that_none_of_the_deciders_signed_is_refused() -> None:
         assert elsewhere["by"] == "ana"
         for how in ({"by": "ana"}, {"signer": EVE}, {"signer": forged}):
             with pytest.raises(DecisionRefused) as caught:
-                await host.client.approve(approval, **how)  # type: ignore[arg-type]
+                await host.client.approve(approval, **how)
             assert caught.value.why == "unsigned"
         with pytest.raises(DecisionRefused):
             await host.client.deny(approval, by="ana")
@@ -84,21 +84,34 @@ async def test_the_deadline_needs_no_signature_and_a_signed_no_counts() -> None:
 DECISION: Mapping[str, Any] = {"action": "approve", "at": "2026-01-01T00:00:00Z", "arguments": {"a": 1}}
 
 
-def test_a_signature_is_of_one_call_of_one_thread_and_of_all_that_was_decided() -> None:
+About: TypeAlias = tuple[AgentThread, str, str, str]
+
+
+def mistake(about: About, signed: Mapping[str, Any]) -> str:
+    thread, turn, key, digest = about
     keys = load_deciders({"ana": ANA.public_key})
-    about: list[Any] = [THREAD, "turn", "turn.1.0", "digest"]
-    signed = ANA.sign(*about, DECISION)
-    assert signature_mistake(keys, *about, signed) is None
-    for place, other in enumerate((AgentThread("Treasurer", "t2"), "another", "turn.1.1", "other")):
-        changed = [*about[:place], other, *about[place + 1 :]]
-        assert "not ana's" in (signature_mistake(keys, *changed, signed) or "")
+    return signature_mistake(keys, thread, turn, key, digest, signed) or ""
+
+
+def test_a_signature_is_of_one_call_of_one_thread_and_of_all_that_was_decided() -> None:
+    about: About = (THREAD, "turn", "turn.1.0", "digest")
+    signed = ANA.sign(THREAD, "turn", "turn.1.0", "digest", DECISION)
+    assert mistake(about, signed) == ""
+    others: list[About] = [
+        (AgentThread("Treasurer", "t2"), "turn", "turn.1.0", "digest"),
+        (THREAD, "another", "turn.1.0", "digest"),
+        (THREAD, "turn", "turn.1.1", "digest"),
+        (THREAD, "turn", "turn.1.0", "other"),
+    ]
+    assert all("not ana's" in mistake(other, signed) for other in others)
     for field, value in (("action", "deny"), ("arguments", {"a": 2}), ("reason", "x"), ("at", "2027"), ("more", 1)):
-        assert "not ana's" in (signature_mistake(keys, *about, {**signed, field: value}) or "")
+        assert "not ana's" in mistake(about, {**signed, field: value})
     for signature in ("", "!", "AAAA", signed["signature"][:-4], "é"):
-        assert "not ana's" in (signature_mistake(keys, *about, {**signed, "signature": signature}) or "")
-    assert "not signed" in (signature_mistake(keys, *about, {**DECISION, "by": "ana"}) or "")
-    assert "none of its deciders" in (signature_mistake(keys, *about, BOB.sign(*about, DECISION)) or "")
-    assert "none of its deciders" in (signature_mistake(keys, *about, {**signed, "by": ["ana"]}) or "")
+        assert "not ana's" in mistake(about, {**signed, "signature": signature})
+    assert "not signed" in mistake(about, {**DECISION, "by": "ana"})
+    by_bob = BOB.sign(THREAD, "turn", "turn.1.0", "digest", DECISION)
+    assert "none of its deciders" in mistake(about, by_bob)
+    assert "none of its deciders" in mistake(about, {**signed, "by": ["ana"]})
 
 
 def test_keys_come_in_several_forms_and_are_never_shown() -> None:

@@ -102,7 +102,7 @@ async def test_a_cancellation_may_arrive_before_the_turn_begins(hosting: Hosting
 
 async def test_a_model_call_on_its_way_is_aborted(hosting: Hosting, openai: Provider) -> None:
     openai.answers = [Hold()]
-    async with hosting(agent(model_of(openai))) as client:  # type: ignore[arg-type]
+    async with hosting(agent(model_of(openai))) as client:
         worker = client.get_agent("Worker")
         handle = await worker.start("Hello", thread="here")
         await anyio.to_thread.run_sync(openai.held.wait, 60)
@@ -182,7 +182,7 @@ async def test_another_process_cancels_and_the_workers_process_aborts_its_reques
 async def test_a_running_tool_is_left_to_finish_and_its_result_is_not_used(hosting: Hosting, openai: Provider) -> None:
     busy = Busy()
     openai.answers = [Calls([("work", {}), ("after", {})])]
-    async with hosting(agent(model_of(openai), busy.work, busy.after)) as client:  # type: ignore[arg-type]
+    async with hosting(agent(model_of(openai), busy.work, busy.after)) as client:
         worker = client.get_agent("Worker")
         handle = await worker.start("Go", thread="here")
         await busy.begun.wait()

@@ -24,6 +24,7 @@ from dafx_actors import (
     UsageStats,
     durable_agent,
 )
+from dafx_actors.models import Model
 from dafx_actors.testing import ScriptedModel
 from dafx_actors.transcript import FunctionCallContent, FunctionResultContent
 
@@ -60,7 +61,7 @@ def whenever_asked(*calls: Asked) -> ScriptedModel:
     return ScriptedModel(lambda request: tells(request) if results(request) else asks(*calls))
 
 
-def agent(model: ScriptedModel, *tools: Any, name: str = "Worker", **how: Any) -> type:
+def agent(model: Model, *tools: Any, name: str = "Worker", **how: Any) -> type:
     """An agent with these functions as its tools."""
 
     @durable_agent(name=name, model=model, **how)
