@@ -13,6 +13,7 @@ from dafx_actors._answers import answer_mismatch
 from dafx_actors._host import Host
 from dafx_actors._json import check_json, shown
 from dafx_actors._raised import contained, kind_of, text_of
+from dafx_actors._text import well_formed
 from dafx_actors._toolbox import Toolbox, size_of
 from dafx_actors._tree import Caller
 from dafx_actors.agents import Agent, Turn
@@ -27,7 +28,10 @@ _logger = logging.getLogger("dafx_actors.worker")
 
 
 def _storable(reply: ModelReply) -> ModelReply:
-    """A reply whose calls JSON can hold: arguments that it cannot are not those of a call that can be made."""
+    """A reply that can be stored: arguments that JSON cannot hold are not those of a call that can be made."""
+    message = _codec.dump_message(reply.message)
+    if (whole := well_formed(message)) is not message:  # half an emoji
+        reply = attrs.evolve(reply, message=_codec.load_message(whole))
     contents: list[Content] = []
     for content in reply.message.contents:
         if isinstance(content, FunctionCallContent):

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeGuard, cast
 
 from dafx_actors.transcript import Json
 
@@ -210,3 +210,13 @@ def object_in(value: Json) -> Mapping[str, Json]:
         ValueError: It is something else.
     """
     return {} if value is None else as_object(value)
+
+
+def is_object(value: Json) -> TypeGuard[Mapping[str, Json]]:
+    """Whether it is an object."""
+    return isinstance(value, Mapping)
+
+
+def is_list(value: Json) -> TypeGuard[list[Json]]:
+    """Whether it is a list."""
+    return isinstance(value, list)

@@ -12,11 +12,11 @@ from dafx_actors import _codec
 from dafx_actors._forms import FORM
 from dafx_actors._json import load_json, shown
 from dafx_actors._raised import attempted, contained, in_words, text_of
-from dafx_actors._values import dump_result
 from dafx_actors.agents import MAX_RESULT_BYTES
 from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
 from dafx_actors.tools import AgentTool, Approval, Tool, ToolContext, ToolSource, source_needs_approval
+from dafx_actors.tools._results import dump_tool_result
 from dafx_actors.transcript import FunctionCallContent, Json
 
 _logger = logging.getLogger("dafx_actors.worker")
@@ -156,7 +156,7 @@ class Toolbox:
         Raises:
             ResultNotKept: It cannot be.
         """
-        dumped = result if tool else dump_result(name, result, Any)
+        dumped = result if tool else dump_tool_result(name, result, Any)
         most = (tool.max_result_bytes if tool else None) or self._max_result_bytes
         try:
             size = size_of(dumped)

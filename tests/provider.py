@@ -28,6 +28,14 @@ class Refusal:
     status: int
     code: str = "error"
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    message: str = "The provider refuses."
+
+
+@attrs.frozen
+class Says:
+    """Answers with a message as it is given, with all that a provider may put into one."""
+
+    message: Mapping[str, Any]
 
 
 @attrs.frozen
@@ -35,7 +43,7 @@ class Hold:
     """Does not answer, until the other side hangs up."""
 
 
-Answer: TypeAlias = "str | Calls | Refusal | Hold"
+Answer: TypeAlias = "str | Calls | Says | Refusal | Hold"
 
 
 def repeat(asked: dict[str, Any]) -> str:
@@ -88,9 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
         answer = self.provider.answers.pop(0) if self.provider.answers else self.provider.answer(asked)
         match answer:
             case Refusal():
-                self._refuse(answer, "The provider refuses.")
+                self._refuse(answer, answer.message)
             case Hold():
                 self._hold()
+            case Says(message):
+                self._answer(asked, dict(message), "tool_calls" if message.get("tool_calls") else "stop")
             case Calls(calls):
                 first = len(self.provider.requests)
                 wire = [

@@ -113,18 +113,19 @@ async def test_a_server_is_a_source_of_tools(make: MakeServer) -> None:
     assert add.parameters["required"] == ["a"]
 
 
-async def test_results_are_json_or_text(make: MakeServer) -> None:
+async def test_results_are_json_text_or_contents(make: MakeServer) -> None:
     server = make()
     assert await call(server, "add", a=1) == {"value": 2}
     assert await call(server, "say", text="x") == "x\nx"
     assert await call(server, "odd_name__") == {"result": "odd"}
-    assert await call(server, "show") == (
-        "Look:\n"
-        "[image, image/png, 3 bytes, not shown]\n"
-        "[audio, audio/wav, 3 bytes, not shown]\n"
-        "[file:///a.txt]\ninside\n"
-        '{"type": "resource", "resource": {"uri": "file:///a.bin", "bytes": 3}}'
-    )
+    assert await call(server, "show") == [
+        {"$type": "text", "text": "Look:"},
+        {"$type": "data", "uri": "data:image/png;base64,AAAA", "mediaType": "image/png"},
+        {"$type": "data", "uri": "data:audio/wav;base64,AAAA", "mediaType": "audio/wav"},
+        {"$type": "text", "text": "[file:///a.txt]\ninside"},
+        {"$type": "text", "text": "[file:///a.bin]"},
+        {"$type": "data", "uri": "data:application/octet-stream;base64,AAAA", "mediaType": "application/octet-stream"},
+    ]
 
 
 async def test_a_failure_says_what_the_tool_said(make: MakeServer) -> None:

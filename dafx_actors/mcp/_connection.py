@@ -224,6 +224,8 @@ class Connection:
             raise McpToolFailed(self._server, tool, str(error)) from error
         if result.is_error:
             raise McpToolFailed(self._server, tool, _text(result))
+        if any(map(_is_media, result.content)):
+            return _contents(result)
         return result.structured_content if result.structured_content is not None else _text(result)
 
     async def _asked(self, request: Any, again: bool) -> Any:
@@ -320,16 +322,35 @@ def _text(result: mcp_types.CallToolResult) -> str:
     return "\n".join(_shown(content) for content in result.content)
 
 
+def _is_media(content: Any) -> bool:
+    return content.type in ("image", "audio") or (
+        content.type == "resource" and getattr(content.resource, "blob", None) is not None
+    )
+
+
+def _contents(result: mcp_types.CallToolResult) -> Json:
+    """Images, sound and files as contents, for a model that can look at them, and the rest as text."""
+    found: list[Json] = []
+    content: Any
+    for content in result.content:
+        if not _is_media(content):
+            found.append({"$type": "text", "text": _shown(content)})
+            continue
+        if content.type == "resource":
+            media_type, data = content.resource.mime_type or "application/octet-stream", content.resource.blob
+            found.append({"$type": "text", "text": f"[{content.resource.uri}]"})
+        else:
+            media_type, data = content.mime_type, content.data
+        found.append({"$type": "data", "uri": f"data:{media_type};base64,{data}", "mediaType": media_type})
+    if result.structured_content is not None:
+        found.append({"$type": "text", "text": json.dumps(result.structured_content, ensure_ascii=False)})
+    return found
+
+
 def _shown(content: Any) -> str:
-    """A content as text; what is none is described, since a tool's result is text or JSON."""
+    """A content as text; what is none, such as a link, as JSON."""
     if content.type == "text":
         return str(content.text)
-    if content.type in ("image", "audio"):
-        return f"[{content.type}, {content.mime_type}, {len(content.data) * 3 // 4} bytes, not shown]"
     if content.type == "resource" and (text := getattr(content.resource, "text", None)) is not None:
         return f"[{content.resource.uri}]\n{text}"
-    described = content.model_dump(mode="json", by_alias=True, exclude_none=True)
-    if content.type == "resource":
-        size = len(described["resource"].pop("blob", "")) * 3 // 4
-        described["resource"]["bytes"] = size
-    return json.dumps(described)
+    return json.dumps(content.model_dump(mode="json", by_alias=True, exclude_none=True))

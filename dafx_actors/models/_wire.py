@@ -1,195 +1,274 @@
-"""Our messages to the JSON of chat completions: pure, without I/O and without the `openai` package.
+"""A conversation as the JSON of chat completions: pure, without I/O and without the `openai` package.
 
-The names of that JSON are those of the API reference, https://platform.openai.com/docs/api-reference/chat.
+This is the *wire form*, made of what is stored, which stays as it came. The names of that JSON are those of the API
+reference, https://platform.openai.com/docs/api-reference/chat; what servers differ in is in `_dialects.py`.
 
 Content that is for this program and not for a model stays behind: reasoning, usage, errors, and what this version
 does not know. Content that a model should have had, but that cannot be sent, is a `ModelError` of kind `bad_request`
-from `body()`, before anything is sent.
+from `outgoing()`, before anything is sent.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias, cast
-from urllib.parse import unquote_to_bytes
+from typing import TypeAlias
 
-from dafx_actors.errors import ModelError
-from dafx_actors.models import UNPARSED_ARGUMENTS, ModelRequest, ToolDefinition
-from dafx_actors.models._strict import can_be_strict
+import attrs
+
+from dafx_actors._text import well_formed, well_formed_text
+from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ToolDefinition
+from dafx_actors.models._dialects import UNKNOWN, Dialect
+from dafx_actors.models._kept import back_of_call, back_of_message, keep
+from dafx_actors.models._media import Part, as_text, cannot_send, part, shown_result
+from dafx_actors.models._names import CallIds, ToolNames
+from dafx_actors.models._structured import Asked, Shape, asked_for, typed_reply
 from dafx_actors.transcript import (
     ChatMessage,
     Content,
-    DataContent,
     ErrorContent,
     FunctionCallContent,
     FunctionResultContent,
-    HostedFileContent,
     Json,
     OpaqueContent,
     TextContent,
     TextReasoningContent,
     UnknownContent,
-    UriContent,
     UsageContent,
 )
 
-__all__ = ["Body", "body"]
+__all__ = ["Body", "Outgoing", "outgoing"]
 
 Body: TypeAlias = dict[str, Json]
 
 _NOT_FOR_MODELS = (TextReasoningContent, UsageContent, ErrorContent, UnknownContent, OpaqueContent)
 
-_AUDIO_FORMATS = {
-    "audio/wav": "wav",
-    "audio/wave": "wav",
-    "audio/x-wav": "wav",
-    "audio/mpeg": "mp3",
-    "audio/mp3": "mp3",
-}
+
+@attrs.frozen(kw_only=True)
+class Outgoing:
+    """One call as it is sent, and what is needed to read its reply."""
+
+    body: Body
+    asked: Asked
+    names: ToolNames
+    origin: str
+    with_tools: bool
+    """Whether tools are offered."""
+
+    def returned(self, reply: ModelReply, answer: Json) -> ModelReply:
+        """The reply as it is stored: names as they were, whole characters, the answer out of its wrapping.
+
+        Args:
+            reply: As it was read.
+            answer: The JSON that it was read from, of which more is kept.
+        """
+        reply = keep(reply, answer, self.origin, with_tools=self.with_tools)
+        contents = tuple(map(self._settled, reply.message.contents))
+        if any(new is not old for new, old in zip(contents, reply.message.contents, strict=True)):
+            reply = attrs.evolve(reply, message=attrs.evolve(reply.message, contents=contents))
+        return typed_reply(reply, self.asked)
+
+    def _settled(self, content: Content) -> Content:
+        """With the name as it was, and whole characters."""
+        match content:
+            case TextContent(text=text) | TextReasoningContent(text=text):
+                whole = well_formed_text(text)
+                return content if whole is text else attrs.evolve(content, text=whole)
+            case FunctionCallContent(name=name, arguments=arguments):
+                was, whole = self.names.was(name), well_formed(arguments)
+                same = was == name and whole is arguments
+                return content if same else attrs.evolve(content, name=was, arguments=whole)
+            case _:
+                return content
 
 
-def body(model: str, request: ModelRequest, defaults: Mapping[str, Json]) -> Body:
-    """The JSON body of one call.
+def outgoing(
+    model: str,
+    request: ModelRequest,
+    defaults: Mapping[str, Json],
+    *,
+    dialect: Dialect = UNKNOWN,
+    shape: Shape | None = None,
+    host: str = "",
+) -> Outgoing:
+    """One call.
 
-    `request.options` come over `defaults`, and what the request itself says comes over both.
+    `request.options` come over `defaults`, and what the request itself says comes over both; but for a
+    `response_format` among them, which is the caller's own.
+
+    Args:
+        model: Its name.
+        request: What is asked.
+        defaults: Options of every call.
+        dialect: Of the server.
+        shape: How a typed answer is asked for; None as the dialect has it.
+        host: Whom it is sent to, so that what came from there goes back there.
 
     Raises:
         ModelError: Of kind `bad_request`: a message holds something that this API cannot be sent.
     """
-    ours: Body = {"model": model, "messages": [wire for message in request.messages for wire in _messages(message)]}
-    if request.tools:
-        ours["tools"] = [_tool(tool) for tool in request.tools]
+    options = {**defaults, **request.options}
+    asked = _asked(request, options, shape or Shape(kind=dialect.structured, apart=dialect.apart))
+    tools = (*request.tools, *([asked.tool] if asked.tool else ()))
+    names = ToolNames.of([tool.name for tool in tools])
+    origin = f"{host}/{model}"
+    written = _Messages(dialect, names, CallIds(dialect.call_ids), origin).of(request.messages)
+    ours: Body = {"model": model, "messages": _with_words(written, asked.words)}
+    if tools:
+        ours["tools"] = [_tool(tool, names.sent(tool.name)) for tool in tools]
         # The API refuses a choice where there is nothing to choose from.
-        if request.tool_choice is not None:
-            ours["tool_choice"] = _tool_choice(request.tool_choice)
+        if (choice := _choice(request, asked)) is not None:
+            ours["tool_choice"] = _tool_choice(choice, names)
     if request.response_schema is not None:
-        ours["response_format"] = _response_format(request.response_schema)
-    return {**defaults, **request.options, **ours}
+        options.pop("response_format", None)
+        if asked.format is not None:
+            ours["response_format"] = asked.format
+    body = well_formed({**options, **ours})
+    return Outgoing(body=body, asked=asked, names=names, origin=origin, with_tools=bool(request.tools))
 
 
-def _messages(message: ChatMessage) -> Iterator[Body]:
-    """One of our messages as theirs: none, one, or one for each function result, which are messages there."""
-    contents = [content for content in message.contents if not isinstance(content, _NOT_FOR_MODELS)]
-    results = [content for content in contents if isinstance(content, FunctionResultContent)]
-    rest = [content for content in contents if not isinstance(content, FunctionResultContent)]
-    for result in results:
-        yield {"role": "tool", "tool_call_id": result.call_id, "content": _result_text(result.result)}
-    if not rest:
-        return
-    if message.role == "tool":
-        raise _cannot_send("a tool message holds function results only", rest[0])
-    wire = _SPEAKERS[message.role](rest)
-    name = _author(message.author_name)
-    yield {"role": message.role, **({"name": name} if name else {}), **wire}
+def _asked(request: ModelRequest, options: Mapping[str, Json], shape: Shape) -> Asked:
+    if request.response_schema is None:
+        return Asked()
+    holds_back = shape.apart and bool(request.tools)
+    return asked_for(request.response_schema, shape, own=options.get("response_format"), holds_back=holds_back)
 
 
-def _said_by_user(contents: Sequence[Content]) -> Body:
-    # One text goes as a string: servers that only speak the core of the protocol do not take a list of parts.
-    match contents:
-        case [TextContent(text=text)]:
-            return {"content": text}
-        case _:
-            return {"content": [_part(content) for content in contents]}
+def _with_words(messages: list[Body], words: str) -> list[Body]:
+    """With words among the instructions: many models take only one system message, and that first."""
+    if not words:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{words}"}, *messages[1:]]
+    return [{"role": "system", "content": words}, *messages]
 
 
-def _said_by_system(contents: Sequence[Content]) -> Body:
-    return {"content": "".join(_text(content, "system") for content in contents)}
+def _choice(request: ModelRequest, asked: Asked) -> str | None:
+    if asked.tool is None or request.tool_choice not in {None, "auto", "none"}:
+        return request.tool_choice
+    # What is called is a tool or the answer; words alone would be neither.
+    return "required" if request.tools and request.tool_choice != "none" else asked.tool.name
 
 
-def _said_by_assistant(contents: Sequence[Content]) -> Body:
-    calls = [content for content in contents if isinstance(content, FunctionCallContent)]
-    texts = [_text(content, "assistant") for content in contents if not isinstance(content, FunctionCallContent)]
-    wire: Body = {"content": "".join(texts) if texts else None}
-    if calls:
-        wire["tool_calls"] = [
-            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call)}}
-            for call in calls
-        ]
-    return wire
+@attrs.frozen
+class _Messages:
+    """Writes the messages of one conversation."""
+
+    dialect: Dialect
+    names: ToolNames
+    ids: CallIds
+    origin: str
+
+    def of(self, messages: Sequence[ChatMessage]) -> list[Body]:
+        written: list[Body] = []
+        shown: list[Part] = []
+        """What tools gave that is no text: for a message after all of their results."""
+        called = _turns_with_calls(messages)
+        for message, tools_called in zip(messages, called, strict=True):
+            for wire in self._of(message, shown, tools_called=tools_called):
+                if shown and wire["role"] != "tool":
+                    self._show(written, shown)
+                self._add(written, wire)
+        if shown:
+            self._show(written, shown)
+        return written
+
+    def _show(self, written: list[Body], shown: list[Part]) -> None:
+        numbers = "number 1" if len(shown) == 1 else f"numbers 1 to {len(shown)}"
+        said: Part = {"type": "text", "text": f"What the tools gave to look at, {numbers}:"}
+        self._add(written, {"role": "user", "content": [said, *shown]})
+        shown.clear()
+
+    def _add(self, written: list[Body], wire: Body) -> None:
+        after_tool = bool(written) and written[-1]["role"] == "tool"
+        if wire["role"] == "user" and after_tool and not self.dialect.user_after_tool:
+            written.append({"role": "assistant", "content": "I have the results."})
+        written.append(wire)
+
+    def _of(self, message: ChatMessage, shown: list[Part], *, tools_called: bool) -> Iterator[Body]:
+        """One of our messages as theirs: none, one, or one for each function result, which are messages there."""
+        contents = [content for content in message.contents if not isinstance(content, _NOT_FOR_MODELS)]
+        rest = [content for content in contents if not isinstance(content, FunctionResultContent)]
+        if len(rest) < len(contents):
+            for content in contents:
+                if isinstance(content, FunctionResultContent):
+                    result = shown_result(content.result, len(shown) + 1)
+                    yield {
+                        "role": "tool",
+                        "tool_call_id": self.ids.of_result(content.call_id),
+                        "content": result.text,
+                    }
+                    shown += result.parts
+        if not rest:
+            return
+        if message.role == "tool":
+            raise cannot_send("a tool message holds function results only", rest[0])
+        wire = _SPEAKERS[message.role](self, message, rest)
+        if message.role == "assistant":
+            wire |= back_of_message(message, self.origin, tools_called=tools_called)
+        name = _author(message.author_name) if self.dialect.authors else None
+        yield {"role": message.role, **({"name": name} if name else {}), **wire}
+
+    def user(self, _: ChatMessage, contents: Sequence[Content]) -> Body:
+        # One text goes as a string: servers that only speak the core of the protocol do not take a list of parts.
+        match contents:
+            case [TextContent(text=text)]:
+                return {"content": text}
+            case _:
+                return {"content": [part(content) for content in contents]}
+
+    def system(self, _: ChatMessage, contents: Sequence[Content]) -> Body:
+        return {"content": "".join(_text(content, "system") for content in contents)}
+
+    def assistant(self, message: ChatMessage, contents: Sequence[Content]) -> Body:
+        calls = [content for content in contents if isinstance(content, FunctionCallContent)]
+        texts = [_text(content, "assistant") for content in contents if not isinstance(content, FunctionCallContent)]
+        wire: Body = {"content": "".join(texts) if texts else None}
+        if calls:
+            ids = self.ids.of_calls([call.call_id for call in calls])
+            wire["tool_calls"] = [
+                {
+                    "id": call_id,
+                    "type": "function",
+                    "function": {"name": self.names.sent(call.name), "arguments": _arguments(call)},
+                    **back_of_call(message, call, self.origin),
+                }
+                for call_id, call in zip(ids, calls, strict=True)
+            ]
+        return wire
 
 
-_SPEAKERS: dict[str, Callable[[Sequence[Content]], Body]] = {
-    "system": _said_by_system,
-    "user": _said_by_user,
-    "assistant": _said_by_assistant,
+_SPEAKERS: dict[str, Callable[[_Messages, ChatMessage, Sequence[Content]], Body]] = {
+    "system": _Messages.system,
+    "user": _Messages.user,
+    "assistant": _Messages.assistant,
 }
 
 
-def _part(content: Content) -> Body:
-    """One content of a user message as one part of theirs."""
-    match content:
-        case TextContent(text=text):
-            return {"type": "text", "text": text}
-        case DataContent() | UriContent() if content.uri.startswith("data:"):
-            return _data_part(content)
-        case UriContent(uri=uri, media_type=media_type) if media_type.startswith("image/"):
-            return {"type": "image_url", "image_url": {"url": uri}}
-        case HostedFileContent(file_id=file_id):
-            return {"type": "file", "file": {"file_id": file_id}}
-        case UriContent():
-            raise _cannot_send("only images can be sent by URI; send the bytes as a `DataContent`", content)
-        case _:
-            raise _cannot_send("chat completions have no form for it in a user message", content)
-
-
-def _data_part(content: DataContent | UriContent) -> Body:
-    media_type, data = _read_data_uri(content)
-    if media_type.startswith("image/"):
-        return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
-    if audio := _AUDIO_FORMATS.get(media_type):
-        return {"type": "input_audio", "input_audio": {"data": data, "format": audio}}
-    if media_type == "application/pdf":
-        # The API wants a name for the file, and shows it to the model.
-        file = {"filename": "document.pdf", "file_data": f"data:{media_type};base64,{data}"}
-        return {"type": "file", "file": file}
-    raise _cannot_send("only images, wav or mp3 audio and PDF can be sent as bytes", content)
-
-
-def _read_data_uri(content: DataContent | UriContent) -> tuple[str, str]:
-    """The media type, in lower case and without parameters, and the bytes in base64 (RFC 2397)."""
-    head, comma, tail = content.uri.removeprefix("data:").partition(",")
-    media_type, *parameters = (part.strip().lower() for part in head.split(";"))
-    try:
-        data = unquote_to_bytes(tail)
-        if "base64" in parameters:
-            data = base64.b64decode(data, validate=True)
-    except binascii.Error as error:
-        raise _cannot_send("its base64 is broken", content) from error
-    if not comma or not data:
-        raise _cannot_send("its `data:` URI holds no data", content)
-    declared = (content.media_type or media_type).partition(";")[0].strip().lower()
-    return declared or "text/plain", base64.b64encode(data).decode()
+def _turns_with_calls(messages: Sequence[ChatMessage]) -> list[bool]:
+    """Of each message, whether tools were called between the same two messages of the user."""
+    called = False
+    found: list[bool] = []
+    start = 0
+    for number, message in enumerate(messages):
+        if message.role == "user":
+            found += [called] * (number - start)
+            start, called = number, False
+        called = called or any(isinstance(content, FunctionCallContent) for content in message.contents)
+    return [*found, *[called] * (len(messages) - start)]
 
 
 def _text(content: Content, role: str) -> str:
     if not isinstance(content, TextContent):
-        raise _cannot_send(f"a message of role {role!r} can hold text only", content)
+        raise cannot_send(f"a message of role {role!r} can hold text only", content)
     return content.text
 
 
 def _arguments(call: FunctionCallContent) -> str:
-    # What the model wrote goes back as it wrote it: the error it is told about would make no sense otherwise.
+    # Servers parse what they are sent, so what is no object goes inside of one: the error that the model is told about
+    # would make no sense without it.
     unparsed = call.extra.get(UNPARSED_ARGUMENTS)
-    return unparsed if isinstance(unparsed, str) else _dumps(call.arguments)
-
-
-def _result_text(result: Json) -> str:
-    return result if isinstance(result, str) else _dumps(result)
-
-
-def _dumps(value: Json) -> str:
-    return json.dumps(value, ensure_ascii=False, default=_as_dict)
-
-
-def _as_dict(value: object) -> Json:
-    """Mappings that are not dicts, which our frozen types may hold."""
-    if isinstance(value, Mapping):
-        return dict(cast("Mapping[str, Json]", value))
-    raise TypeError(f"{type(value).__name__} is not a JSON value")
+    return as_text({"unparsed_arguments": unparsed} if unparsed is not None else call.arguments)
 
 
 def _author(name: str | None) -> str | None:
@@ -197,25 +276,14 @@ def _author(name: str | None) -> str | None:
     return re.sub(r"[\s<|\\/>]+", "_", name)[:64] if name else None
 
 
-def _tool(tool: ToolDefinition) -> Body:
-    function: Body = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+def _tool(tool: ToolDefinition, name: str) -> Body:
+    function: Body = {"name": name, "description": tool.description, "parameters": dict(tool.parameters)}
     if tool.strict:
         function["strict"] = True
     return {"type": "function", "function": function}
 
 
-def _tool_choice(choice: str) -> Json:
-    return choice if choice in {"auto", "none", "required"} else {"type": "function", "function": {"name": choice}}
-
-
-def _response_format(schema: Mapping[str, Json]) -> Body:
-    title = schema.get("title")
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", title)[:64] if isinstance(title, str) and title else "answer"
-    wanted = {"name": name, "schema": dict(schema), "strict": can_be_strict(schema)}
-    return {"type": "json_schema", "json_schema": wanted}
-
-
-def _cannot_send(why: str, content: Content) -> ModelError:
-    media_type = getattr(content, "media_type", None)
-    what = type(content).__name__ + (f" ({media_type})" if media_type else "")
-    return ModelError(kind="bad_request", message=f"{what} cannot be sent to the model: {why}.")
+def _tool_choice(choice: str, names: ToolNames) -> Json:
+    if choice in {"auto", "none", "required"}:
+        return choice
+    return {"type": "function", "function": {"name": names.sent(choice)}}

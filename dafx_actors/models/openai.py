@@ -23,9 +23,13 @@ import attrs
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 
+from dafx_actors._text import well_formed_text
 from dafx_actors.errors import ConfigurationError, ModelError, ModelFailure
-from dafx_actors.models import ModelDelta, ModelReply, ModelRequest, _reading, _wire
+from dafx_actors.models import ModelDelta, ModelReply, ModelRequest, _reading
+from dafx_actors.models._asking import Asking
+from dafx_actors.models._dialects import STRUCTURED, Structured
 from dafx_actors.models._failures import failure
+from dafx_actors.models._kept import GatheredReply
 from dafx_actors.models._mistakes import environment_mistakes, typed_failures, wrong_base
 from dafx_actors.models._settings import (
     address_mistakes,
@@ -35,6 +39,7 @@ from dafx_actors.models._settings import (
     shown_address,
     without_version,
 )
+from dafx_actors.models._wire import Outgoing
 from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
@@ -109,6 +114,13 @@ class _ChatCompletionsModel(ABC):
     keep_alive: bool = attrs.field(default=True, kw_only=True)
     """Whether connections are kept for the next call. A server may close one just as it is used again, which is an
     error of kind `connection`; beside a server on this machine a new one costs nothing."""
+    structured: Structured | None = attrs.field(
+        default=None, kw_only=True, validator=attrs.validators.optional(attrs.validators.in_(STRUCTURED))
+    )
+    """How typed answers are asked for. `schema`: with the JSON schema, strictly where it can be; `json`: as any JSON,
+    with the schema in words; `tool`: as the arguments of a tool; `prompt`: in words alone. None: as the server is known
+    to take it, and more simply where it refuses."""
+    _asking: Asking | None = attrs.field(init=False, repr=False, default=None)
     # A client's connections belong to the event loop that opened them, so each loop that uses the model has its own.
     _client: RunVar[AsyncOpenAI | None] = attrs.field(
         init=False, repr=False, factory=lambda: RunVar["AsyncOpenAI | None"]("dafx_actors.models.openai", None)
@@ -121,20 +133,33 @@ class _ChatCompletionsModel(ABC):
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Make one call, once: the package's own retries are off.
 
+        What a server refuses for the form of the answer is asked for in a simpler one, in a call of its own; and where
+        it does not take tools and a form together, the last answer is.
+
         Raises:
             ModelError: The call failed; chained from the package's own error, where there was one.
             ConfigurationError: The package finds no key, or a setting of its own is wrong.
         """
-        body = _wire.body(_model_of(request, self.model), request, self.options)
+        model = _model_of(request, self.model)
         client = await self._connected()
         base = str(client.base_url)
         # Typed by hand: the package's overloads cannot be chosen among for arguments that come in a dict.
         create = cast("Callable[..., Awaitable[_RawResponse]]", client.chat.completions.with_raw_response.create)
-        with typed_failures(base, trust_env=self.trust_env):
-            response = await create(**_as_arguments(body))
-        # Not the package's `parse()`: it takes anything for a completion, and fails later on whoever reads it.
-        with _located(base):
-            return _reading.reply(_read_json(response.content, base), _failed_at(base, response.headers))
+
+        async def call(going: Outgoing) -> ModelReply:
+            with typed_failures(base, trust_env=self.trust_env):
+                response = await create(**_as_arguments(going.body))
+            # Not the package's `parse()`: it takes anything for a completion, and fails later on whoever reads it.
+            with _located(base):
+                answer = _read_json(response.content, base)
+                return going.returned(_reading.reply(answer, _failed_at(base, response.headers)), answer)
+
+        return await self._asks(base).answer(model, request, self.options, call)
+
+    def _asks(self, base: str) -> Asking:
+        if self._asking is None:
+            self._asking = Asking(base_url=base, structured=self.structured)
+        return self._asking
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelDelta | ModelReply, None]:
         """Make one call, once; gives pieces of text as they come, and last the whole reply.
@@ -145,23 +170,24 @@ class _ChatCompletionsModel(ABC):
             ModelError: The call failed; of kind `bad_response` where an answer began and was cut.
             ConfigurationError: As for `complete()`.
         """
-        body = _wire.body(
-            _model_of(request, self.model), request, {"stream_options": {"include_usage": True}, **self.options}
-        )
+        model = _model_of(request, self.model)
         client = await self._connected()
         base = str(client.base_url)
+        defaults: dict[str, Json] = {"stream_options": {"include_usage": True}, **self.options}
+        going = self._asks(base).outgoing(model, request, defaults)
         with typed_failures(base, trust_env=self.trust_env):
-            chunks = await client.chat.completions.create(stream=True, **_as_arguments(body))
+            chunks = await client.chat.completions.create(stream=True, **_as_arguments(going.body))
         if "json" in chunks.response.headers.get("content-type", ""):
             # No stream: an error with the status of a success, or a server that gives all at once.
             with typed_failures(base, trust_env=self.trust_env, answering=True), _located(base):
-                content = await chunks.response.aread()
-                whole = _reading.reply(_read_json(content, base), _failed_at(base, chunks.response.headers))
+                answer = _read_json(await chunks.response.aread(), base)
+                reply = _reading.reply(answer, _failed_at(base, chunks.response.headers))
+                whole = going.returned(reply, answer)
             if whole.message.text:
                 yield ModelDelta(text=whole.message.text)
             yield whole
             return
-        streamed = _reading.StreamedReply(_failed_at(base, {}))
+        streamed, gathered = _reading.StreamedReply(_failed_at(base, {})), GatheredReply()
         async with chunks:
             iterator = aiter(chunks)
             while True:
@@ -170,12 +196,14 @@ class _ChatCompletionsModel(ABC):
                         chunk = await anext(iterator)
                     except StopAsyncIteration:
                         break
+                read = _as_json(chunk)
+                gathered.add(read)
                 with _located(base):
-                    text = streamed.add(_as_json(chunk))
+                    text = streamed.add(read)
                 if text:
-                    yield ModelDelta(text=text)
+                    yield ModelDelta(text=well_formed_text(text))
         with _located(base):
-            whole = streamed.reply()
+            whole = going.returned(streamed.reply(), gathered.answer())
         yield whole
 
     async def aclose(self) -> None:

@@ -9,11 +9,12 @@ import anyio
 import attrs
 from durabletask.task import RetryPolicy
 
-from dafx_actors._values import arguments_of, dump_result, returned_by
+from dafx_actors._values import arguments_of, returned_by
 from dafx_actors.errors import ConfigurationError, InvalidArguments
 from dafx_actors.models import ToolDefinition
 from dafx_actors.tools._declared import Approval, Effect, ToolContext
 from dafx_actors.tools._functions import Signature, asked_for, asks, contexts_of, result_of, underlying
+from dafx_actors.tools._results import dump_tool_result
 from dafx_actors.transcript import Json
 
 
@@ -98,7 +99,7 @@ class Tool:
     async def _run(self, function: Callable[..., Any], values: Mapping[str, Any]) -> Json:
         annotation = returned_by(underlying(function))
         with anyio.move_on_after(self.timeout):
-            return dump_result(self.name, await result_of(function, values), annotation)
+            return dump_tool_result(self.name, await result_of(function, values), annotation)
         raise TimeoutError(f"{self.name} did not finish within {self.timeout:g} s")
 
 

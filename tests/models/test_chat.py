@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import pytest
 from dafx_actors._codec import dump_usage, load_usage
 from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelRequest, ToolDefinition
+from dafx_actors.models._dialects import dialect_of
 from dafx_actors.models._reading import StreamedReply, reply
-from dafx_actors.models._strict import can_be_strict
-from dafx_actors.models._wire import body
+from dafx_actors.models._strict import strict_form
+from dafx_actors.models._wire import outgoing
 from dafx_actors.transcript import (
     ChatMessage,
     Content,
@@ -32,6 +34,13 @@ from dafx_actors.transcript import (
 )
 
 PNG = DataContent.from_bytes(b"\x89PNG", "image/png")
+
+
+OPENAI = dialect_of("https://api.openai.com/v1", "m")
+
+
+def body(model: str, request: ModelRequest, defaults: dict[str, Any]) -> dict[str, Any]:
+    return outgoing(model, request, defaults, dialect=OPENAI).body
 
 
 def sent(*messages: ChatMessage) -> list[dict[str, Any]]:
@@ -183,20 +192,22 @@ def test_response_schema() -> None:
 @pytest.mark.parametrize(
     "schema",
     [
-        {**STRICT, "required": ["name"]},
         {**STRICT, "additionalProperties": True},
-        {key: value for key, value in STRICT.items() if key != "additionalProperties"},
+        {**STRICT, "required": ["name", "mayor"]},
         {**STRICT, "$defs": {"twin": {"type": "object", "properties": {"a": {}}}}},
-        {**STRICT, "$defs": {"twin": {"type": "string", "default": "none"}}},
-        {**STRICT, "$defs": {"twin": {"oneOf": [{"type": "string"}]}}},
+        {**STRICT, "$defs": {"twin": {"type": "object", "additionalProperties": {"type": "string"}}}},
+        {**STRICT, "$defs": {"twin": {"type": "string", "not": {"const": "none"}}}},
+        {**STRICT, "$defs": {"twin": {"allOf": [{"type": "string"}, {"minLength": 1}]}}},
+        {**STRICT, "$defs": {"twin": {"type": "array", "prefixItems": [{"type": "string"}]}}},
         {"type": "array", "items": {"type": "string"}},
         {},
     ],
 )
 def test_schema_that_cannot_be_strict(schema: dict[str, Any]) -> None:
-    """An optional property, an open object anywhere, or a keyword that strict mode refuses."""
-    assert not can_be_strict(schema)
-    assert can_be_strict(STRICT)
+    """An object that is open on purpose, what may be anything, a keyword that strict mode refuses, a root of another
+    kind: such a schema has no strict form."""
+    assert strict_form(schema) is None
+    assert strict_form(STRICT) == STRICT
 
 
 def answer(finish_reason: Any = "stop", **message: Any) -> dict[str, Any]:
@@ -236,12 +247,13 @@ NESTED = '{"a":' * 600 + "1" + "}" * 600
     ids=["object", "empty", "none", "cut", "array", "deep", "less deep", "nan", "infinite"],
 )
 def test_tool_call(arguments: Any, expected: FunctionCallContent) -> None:
-    """Arguments are parsed; nonsense is kept for the model to be told, and goes back to it as it came."""
+    """Arguments are parsed; nonsense is kept for the model to be told, and goes back to it inside of valid JSON."""
     got = reply(answer("tool_calls", tool_calls=[call(arguments)]))
     assert got.message.contents == (expected,)
     assert got.finish_reason == "tool_calls"
     (wire,) = sent(got.message)
-    assert wire["tool_calls"][0]["function"]["arguments"] == (arguments or "{}")
+    back = json.loads(wire["tool_calls"][0]["function"]["arguments"])
+    assert back == (expected.arguments or ({"unparsed_arguments": arguments} if expected.extra else {}))
 
 
 def test_call_without_id_or_finish_reason() -> None:

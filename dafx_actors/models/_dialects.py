@@ -1,0 +1,85 @@
+"""What servers of chat completions take, by the name of their host. Pure.
+
+A server that nobody knows gets what all of them take; what it refuses by name is asked for in another way
+(`_structured.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import attrs
+
+__all__ = ["STRUCTURED", "UNKNOWN", "Dialect", "Structured", "dialect_of"]
+
+Structured: TypeAlias = Literal["schema", "json", "tool", "prompt"]
+"""How a typed answer is asked for.
+
+`schema`: `response_format` with the JSON schema. `json`: `response_format` for any JSON, the schema in words. `tool`:
+as the arguments of a tool. `prompt`: the schema in words alone.
+"""
+STRUCTURED: tuple[Structured, ...] = ("schema", "json", "tool", "prompt")
+
+
+@attrs.frozen(kw_only=True)
+class Dialect:
+    """What one server takes."""
+
+    structured: Structured = "schema"
+    apart: bool = False
+    """Whether tools and a format for the answer are refused together, or a format keeps the model from its tools."""
+    call_ids: Literal["nine", "forty", "any"] = "nine"
+    """`nine`: letters and digits, as Mistral wants them and everybody takes. `forty`: at most so many characters.
+    `any`: as the model made them."""
+    authors: bool = True
+    """Whether a message may say its author's name."""
+    user_after_tool: bool = True
+    """Whether a user's message may follow a tool's."""
+
+
+UNKNOWN = Dialect()
+_OPENAI = Dialect(call_ids="forty")
+_MISTRAL = Dialect(authors=False, user_after_tool=False)
+_KIMI = Dialect(call_ids="any")  # its template reads the tool's name out of the id: `functions.name:0`
+
+
+def _gemini(model: str) -> Dialect:
+    # Up to Gemini 2.5, a function call "with a response mime type" is refused.
+    return Dialect(call_ids="forty", apart="gemini-3" not in model)
+
+
+_HOSTS: tuple[tuple[str, Dialect | Callable[[str], Dialect]], ...] = (
+    ("api.openai.com", _OPENAI),
+    ("openai.azure.com", _OPENAI),
+    ("cognitiveservices.azure.com", _OPENAI),
+    ("services.ai.azure.com", _OPENAI),
+    ("generativelanguage.googleapis.com", _gemini),
+    ("aiplatform.googleapis.com", _gemini),
+    ("api.anthropic.com", Dialect(structured="tool", call_ids="forty")),  # ignores `response_format`
+    ("api.deepseek.com", Dialect(structured="json", call_ids="forty")),
+    ("api.mistral.ai", _MISTRAL),
+    ("api.groq.com", Dialect(apart=True, call_ids="forty")),
+    ("openrouter.ai", Dialect()),
+    ("api.moonshot.ai", _KIMI),
+    ("api.moonshot.cn", _KIMI),
+)
+_OLLAMA_PORT = 11434
+_OLLAMA = Dialect(apart=True)  # a format keeps its models from calling tools
+
+
+def dialect_of(base_url: str, model: str) -> Dialect:
+    """What the server at an address takes, from a model of that name."""
+    address = urlsplit(base_url)
+    host = (address.hostname or "").lower()
+    for name, known in _HOSTS:
+        if host == name or host.endswith((f".{name}", f"-{name}")):
+            return known(model.lower()) if callable(known) else known
+    if "kimi" in model.lower():
+        return _KIMI
+    try:
+        port = address.port
+    except ValueError:
+        port = None
+    return _OLLAMA if port == _OLLAMA_PORT or host == "ollama" or host.endswith("ollama.com") else UNKNOWN
