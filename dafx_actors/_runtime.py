@@ -199,16 +199,16 @@ class HostedAgent:
             response: Json = None
             try:
                 response = await (steps.in_one_operation() if by_turn else steps.step_by_step())
-                if response is not None:
+                if response is None:
+                    context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
+                else:
                     _codec.raise_error_in(response, thread)
-                    return response
             except DafxError as error:
-                if callers and _codec.crosses(error):
-                    spent = _tree.Spent(steps.progress.steps, steps.progress.usage)
-                    raise CrossingError(error, (_tree.spent_in(response) if response else spent).dump()) from error
-                raise
-            context.continue_as_new({**raw, "begun": dump_time(steps.begun)}, save_events=True)
-            return None
+                failed = error
+            else:
+                return response
+            # Out here, where no other error is told with it. The turn above counts what this one took.
+            raise CrossingError(failed, steps.spent(response)) if callers and _codec.crosses(failed) else failed
 
         turn.__name__ = turn.__qualname__ = turn_name(name)
         return orchestrator(turn)

@@ -13,7 +13,7 @@ from dafx_actors import _codec, _turn
 from dafx_actors._agent_tasks import OF_THE_TREE, keys_of
 from dafx_actors._coroutines import DurableTask, when_any
 from dafx_actors._operations import error_in
-from dafx_actors._tree import Caller, dump_callers
+from dafx_actors._tree import Caller, Spent, dump_callers, spent_in
 from dafx_actors.errors import DafxError, MessageTooLarge, TurnCancelled, TurnDeadlineExceeded, TurnFailed
 from dafx_actors.exchange import Limits
 from dafx_actors.ids import AgentThread
@@ -87,6 +87,11 @@ class TurnBase:
     def above(self) -> dict[str, Json]:
         """What its steps are told of the turns that wait for it: they look whether those still want them."""
         return {"callers": dump_callers(self.callers)} if self.callers else {}
+
+    def spent(self, response: Json) -> dict[str, Json]:
+        """What it took with all below it, as far as is known: by its response, if there is one."""
+        taken = spent_in(response) if response else Spent(self.progress.steps, self.progress.usage)
+        return taken.dump()
 
     def call_thread(self, operation: str, input: Json) -> DurableTask[Json]:
         """Tell the thread something; what it says may be a refusal."""

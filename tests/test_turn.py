@@ -260,8 +260,8 @@ def test_calls_are_made_as_the_worker_planned_them() -> None:
     assert isinstance(step, CallTools)
     assert step.message == message
     assert [(call.key, call.content, call.alone, call.refusal) for call in step.calls] == [
-        ("c1.3.0", LOOK, True, None),
-        ("c1.3.1", message.contents[1], False, "no such tool"),
+        (KEY_OF(3, 0), LOOK, True, None),
+        (KEY_OF(3, 1), message.contents[1], False, "no such tool"),
     ]
     assert (progress.replies, progress.steps) == (3, 8)
 

@@ -205,6 +205,8 @@ RUNS: dict[str, Run] = {
     "at_once_queued": queued,
     # Since turns look after names that nobody hosts:
     "form1_tools": answered("Weather", "form1_tools"),
+    # Since limits and cancels are of the whole tree of agents:
+    "tree": answered("Ask", "tree"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -26,8 +27,10 @@ from dafx_actors import (
 from dafx_actors._executor import unfinished
 from dafx_actors.errors import TurnCancelled, TurnDeadlineExceeded, TurnLimitExceeded
 from dafx_actors.handles import TurnHandle
+from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import AgentHost, ScriptedModel
 from dafx_actors.transcript import FunctionCallContent
+from tests.histories import nested
 from tests.integration.conftest import Hosting
 from tests.integration.turns import agent, asks, in_state, is_balanced, results, sdk, tells, using
 
@@ -290,3 +293,24 @@ async def test_no_two_calls_have_one_idempotency_key(hosting: Hosting, durabilit
         for turn in (long, hashlib.sha256(long.encode()).hexdigest()[:32]):
             await client.get_agent("Worker").run("Pay", correlation_id=turn)
     assert len(set(keys)) == 4
+
+
+async def test_a_tree_that_was_begun_before_an_upgrade_ends_under_the_names_and_limits_of_then(tmp_path: Path) -> None:
+    nested.ACTED.clear()
+    nested.restore(tmp_path / "dafx.db")
+    async with EmbeddedScheduler(db=tmp_path / "dafx.db") as scheduler:
+        worker = DurableAIAgentWorker.connect(endpoint=scheduler.endpoint)
+        worker.add_agent(nested.Boss, nested.Clerk)
+        async with worker, DurableAIAgentClient.connect(endpoint=scheduler.endpoint) as client:
+            boss = client.get_agent(nested.Boss)
+            thread = boss.get_thread(nested.THREADS["order"])
+            [waits] = await client.pending_approvals(nested.Boss, thread)
+            await client.approve(waits, by="ana")
+            for turn in ("pay", "order"):
+                response = await boss.get_turn(turn)
+                assert (response.text, response.usage.total_tokens < 84) == ("Done.", True)
+                assert (await client.get_agent(nested.Clerk).get_turn(f"{turn}.1.0")).text == "Done."
+            assert sorted(nested.ACTED) == [("order", "order.1.0.1.0"), ("pay", "pay.1.0.1.0")]
+            # What begins now is held to the limits of now: nothing is left for the call below.
+            await boss.run("pay", thread=nested.THREADS["pay"])
+            assert len(nested.ACTED) == 2
