@@ -7,7 +7,6 @@ thread, so that the event loop goes on meanwhile.
 
 from __future__ import annotations
 
-import codecs
 import importlib
 import json
 import os
@@ -439,7 +438,7 @@ def _read_json(content: bytes, base: str) -> Json:
         ConfigurationError: It is none, and the base URL lacks its `/v1`.
     """
     try:
-        return json.loads(content.removeprefix(codecs.BOM_UTF8))
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         if without_version(base):
             raise wrong_base(base, "something other than JSON came") from error

@@ -318,11 +318,11 @@ async def test_an_empty_answer_is_an_empty_answer(hosting: Hosting, durability: 
 async def test_a_request_chooses_its_model_and_the_recorded_turn_says_so(hosting: Hosting, endpoint: str) -> None:
     with provider() as server:
         url = server.environment["OPENAI_BASE_URL"]
-        async with hosting(agent(OpenAIChatModel("usual", base_url=url, api_key="key"))) as client:
+        model = OpenAIChatModel("usual", base_url=url, api_key="key")
+        async with hosting(agent(model)) as client, sdk(endpoint) as operator:
             worker = client.get_agent("Worker")
             await worker.run("Hello", correlation_id="t1", options={"model": "other"})
             await worker.run("Hello")
-        async with sdk(endpoint) as operator:
             recorded = await operator.get_orchestration_state("t1")
     assert [asked["model"] for asked in server.requests] == ["other", "usual"]
     assert recorded is not None

@@ -290,6 +290,7 @@ WAITS: dict[str, tuple[Any, dict[str, str], float | None]] = {
     "the header, before words": (refused("Try again in 9s."), {"retry-after": "3"}, 3.0),
     "requests are used up": ("", {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1m30s", "x-ratelimit-remaining-tokens": "5", "x-ratelimit-reset-tokens": "7.66s"}, 90.0),
     "tokens are used up": ("", {"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "2h", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20ms"}, 0.02),
+    "both are used up": ("", {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9s", "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "2s"}, 9.0),
     "a reset alone": ("", {"x-ratelimit-reset-tokens": "6m0s"}, 360.0),
     "a moment in milliseconds": ("", {"x-ratelimit-reset": str(int(NOW.timestamp() * 1000) + 5000)}, 5.0),
     "a moment in seconds": ("", {"x-ratelimit-reset": str(int(NOW.timestamp()) + 8)}, 8.0),
