@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import cast
 
@@ -23,15 +24,19 @@ def well_formed_text(text: str) -> str:
 
 def well_formed(value: Json) -> Json:
     """A JSON value with such texts, names included; itself, where nothing is wrong with it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()  # in C, and most often all that is to be done
+    except (UnicodeEncodeError, TypeError):
+        return _mended(value)
+    return value
+
+
+def _mended(value: Json) -> Json:
     if isinstance(value, str):
         return well_formed_text(value)
     if isinstance(value, Mapping):
         given = cast("Mapping[str, Json]", value)
-        made = {well_formed_text(key): well_formed(item) for key, item in given.items()}
-        same = all(new is old for new, old in zip(made.values(), given.values(), strict=False))
-        return given if same and made.keys() == given.keys() else made
+        return {well_formed_text(key): _mended(item) for key, item in given.items()}
     if isinstance(value, list | tuple):
-        items = cast("list[Json]", value)
-        checked = [well_formed(item) for item in items]
-        return items if all(new is old for new, old in zip(checked, items, strict=True)) else checked
+        return [_mended(item) for item in cast("list[Json]", value)]
     return value

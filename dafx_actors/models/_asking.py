@@ -1,7 +1,7 @@
 """One answer of a model, by as many calls as its server makes necessary: most often one.
 
-A request is sent again, in a simpler form, where the server refused the form of the answer, which it does before
-anything else. Where tools and a format cannot be had together, the last call is for the format alone.
+A request is sent again, in another form, where the server refused that of the answer or of the conversation, which it
+does before anything else. Where tools and a format cannot be had together, the last call is for the format alone.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import attrs
 
 from dafx_actors.errors import ModelError
 from dafx_actors.models import ModelReply, ModelRequest
-from dafx_actors.models._dialects import Structured, dialect_of
-from dafx_actors.models._structured import Shape, is_json, simpler
+from dafx_actors.models._dialects import Dialect, Structured, amended, dialect_of
+from dafx_actors.models._structured import Shape, is_json, is_refusal, simpler
 from dafx_actors.models._wire import Outgoing, outgoing
 from dafx_actors.transcript import FunctionCallContent, Json
 
@@ -30,7 +30,9 @@ class Asking:
     structured: Structured | None
     """How typed answers are asked for; None as the server's name says, and what it refuses."""
     _learned: dict[str, Shape] = attrs.field(init=False, factory=dict[str, Shape])
-    """By the names of models, what was not refused."""
+    """By the names of models, how answers are asked for that are not refused."""
+    _dialects: dict[str, Dialect] = attrs.field(init=False, factory=dict[str, Dialect])
+    """By the names of models, what conversations are not refused."""
 
     def outgoing(
         self, model: str, request: ModelRequest, defaults: Mapping[str, Json], shape: Shape | None = None
@@ -40,7 +42,7 @@ class Asking:
         Raises:
             ModelError: Of kind `bad_request`: it holds something that this API cannot be sent.
         """
-        dialect = dialect_of(self.base_url, model)
+        dialect = self._dialect(model)
         host = self.base_url.partition("://")[2].partition("/")[0].rpartition("@")[2]
         shape = shape or self._shape(model)
         return outgoing(model, request, defaults, dialect=dialect, shape=shape, host=host)
@@ -65,6 +67,8 @@ class Asking:
             try:
                 reply = await call(going)
             except ModelError as error:
+                if self._amends(model, going, error):
+                    continue
                 may_change = self.structured is None and own is None
                 easier = simpler(shape, error, with_tools=going.with_tools, may_change=may_change) if typed else None
                 if easier is None:
@@ -87,5 +91,18 @@ class Asking:
     def _shape(self, model: str) -> Shape:
         if (learned := self._learned.get(model)) is not None:
             return learned
-        dialect = dialect_of(self.base_url, model)
+        dialect = self._dialect(model)
         return Shape(kind=self.structured or dialect.structured, apart=dialect.apart)
+
+    def _dialect(self, model: str) -> Dialect:
+        return self._dialects.get(model) or dialect_of(self.base_url, model)
+
+    def _amends(self, model: str, going: Outgoing, error: ModelError) -> bool:
+        """Whether a call is to be made again, with the conversation in another form."""
+        if not is_refusal(error):
+            return False
+        dialect = self._dialect(model)
+        made = amended(dialect, error.message, shows_media=going.shows_media, gives_back=going.gives_back)
+        if made is not None:
+            self._dialects[model] = made
+        return made is not None

@@ -6,13 +6,14 @@ A server that nobody knows gets what all of them take; what it refuses by name i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
 
-__all__ = ["STRUCTURED", "UNKNOWN", "Dialect", "Structured", "dialect_of"]
+__all__ = ["STRUCTURED", "UNKNOWN", "Dialect", "Structured", "amended", "dialect_of"]
 
 Structured: TypeAlias = Literal["schema", "json", "tool", "prompt"]
 """How a typed answer is asked for.
@@ -37,6 +38,13 @@ class Dialect:
     """Whether a message may say its author's name."""
     user_after_tool: bool = True
     """Whether a user's message may follow a tool's."""
+    reasoning: Literal["given", "always", "never"] = "given"
+    """Whether calls go with the reasoning before them: where it came from there; `always`, if need be an empty one, as
+    for calls that another model made; or `never`."""
+    signs: bool = False
+    """Whether a message's first call has a thought signature, also where another model made it."""
+    media: bool = True
+    """Whether the model looks at what tools give it that is no text."""
 
 
 UNKNOWN = Dialect()
@@ -47,7 +55,8 @@ _KIMI = Dialect(call_ids="any")  # its template reads the tool's name out of the
 
 def _gemini(model: str) -> Dialect:
     # Up to Gemini 2.5, a function call "with a response mime type" is refused.
-    return Dialect(call_ids="forty", apart="gemini-3" not in model)
+    is_third = "gemini-3" in model
+    return Dialect(call_ids="forty", apart=not is_third, signs=is_third)
 
 
 _HOSTS: tuple[tuple[str, Dialect | Callable[[str], Dialect]], ...] = (
@@ -58,10 +67,9 @@ _HOSTS: tuple[tuple[str, Dialect | Callable[[str], Dialect]], ...] = (
     ("generativelanguage.googleapis.com", _gemini),
     ("aiplatform.googleapis.com", _gemini),
     ("api.anthropic.com", Dialect(structured="tool", call_ids="forty")),  # ignores `response_format`
-    ("api.deepseek.com", Dialect(structured="json", call_ids="forty")),
+    ("api.deepseek.com", Dialect(structured="json", call_ids="forty", reasoning="always")),
     ("api.mistral.ai", _MISTRAL),
     ("api.groq.com", Dialect(apart=True, call_ids="forty")),
-    ("openrouter.ai", Dialect()),
     ("api.moonshot.ai", _KIMI),
     ("api.moonshot.cn", _KIMI),
 )
@@ -83,3 +91,34 @@ def dialect_of(base_url: str, model: str) -> Dialect:
     except ValueError:
         port = None
     return _OLLAMA if port == _OLLAMA_PORT or host == "ollama" or host.endswith("ollama.com") else UNKNOWN
+
+
+_ABOUT_MEDIA = re.compile(
+    r"image_url|image[_ ]?(input|content)|\bimages?\b.*not support|not support.*\bimages?\b|multi-?modal|\bvision\b"
+    r"|input_audio|content must be a string",
+    re.IGNORECASE | re.DOTALL,
+)
+_REFUSED = re.compile(
+    r"unsupported|not supported|not permitted|unknown|unrecognized|extra (input|field)", re.IGNORECASE
+)
+
+
+def amended(dialect: Dialect, refusal: str, *, shows_media: bool, gives_back: bool) -> Dialect | None:
+    """The dialect after a server refused a conversation that another model began; None where that is not why.
+
+    Args:
+        dialect: As it was taken to be.
+        refusal: The server's words.
+        shows_media: Whether the conversation had something that a tool gave to look at.
+        gives_back: Whether it had what only this server gave.
+    """
+    made = dialect
+    if "thought_signature" in refusal:
+        made = attrs.evolve(dialect, signs=True)
+    elif "reasoning" in refusal and _REFUSED.search(refusal):
+        made = attrs.evolve(dialect, reasoning="never") if gives_back else dialect
+    elif "reasoning_content" in refusal:
+        made = attrs.evolve(dialect, reasoning="always")
+    elif shows_media and _ABOUT_MEDIA.search(refusal):
+        made = attrs.evolve(dialect, media=False)
+    return None if made == dialect else made

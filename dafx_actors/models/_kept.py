@@ -19,7 +19,7 @@ __all__ = ["GatheredReply", "back_of_call", "back_of_message", "keep"]
 
 _BACK = ("reasoning_details", "extra_content", "thinking_blocks", "provider_specific_fields")
 """Of a message, wherever it stands."""
-_BACK_WITH_TOOLS = ("reasoning_content",)
+_BACK_WITH_TOOLS = ("reasoning_content", "reasoning")
 """Of a message between two of the user's, where tools were called there; elsewhere it is refused, or ignored."""
 _BACK_OF_CALLS = ("extra_content", "provider_specific_fields", "thought_signature")
 _FOR_PEOPLE = ("id", "model", "system_fingerprint", "service_tier")
@@ -44,6 +44,8 @@ def keep(reply: ModelReply, answer: Json, origin: str, *, with_tools: bool) -> M
         about["logprobs"] = choice["logprobs"]
     wanted = (*_BACK, *(_BACK_WITH_TOOLS if with_tools else ()))
     back = {name: message[name] for name in wanted if message.get(name)}
+    if "reasoning_details" in back:
+        back.pop("reasoning", None)  # says in words what the details hold
     if "reasoning_content" in message and message.get("tool_calls") and "reasoning_content" not in back:
         back["reasoning_content"] = message["reasoning_content"] or ""
     raw_calls = message.get("tool_calls")

@@ -108,24 +108,27 @@ def _as_dict(value: object) -> Json:
     raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
-def shown_result(result: Json, first: int = 1) -> ShownResult:
+def shown_result(result: Json, first: int = 1, *, may_show: bool = True) -> ShownResult:
     """A result with its images and files apart; in their places it says which they are, or why they are not shown.
 
     Args:
         result: As it is kept: text, or JSON with contents as they are stored.
         first: The number of the first that is shown.
+        may_show: Whether the model looks at any.
     """
     if isinstance(result, str) and not result.startswith("data:"):
         return ShownResult(result)
     parts: list[Part] = []
     left = _without_media(result, parts, first)
+    if parts and not may_show:
+        left, parts = _without_media(result, None, first), []
     contents = left if is_list(left) else [left]
     if is_list(result) and any(map(_is_content, result)) and all(isinstance(each, str) for each in contents):
         return ShownResult("\n".join(contents), tuple(parts))
     return ShownResult(as_text(left), tuple(parts))
 
 
-def _without_media(value: Json, parts: list[Part], first: int) -> Json:
+def _without_media(value: Json, parts: list[Part] | None, first: int) -> Json:
     if (content := _content_in(value)) is not None:
         return _described(content, parts, first)
     if is_object(value):
@@ -135,12 +138,14 @@ def _without_media(value: Json, parts: list[Part], first: int) -> Json:
     return value
 
 
-def _described(content: Content, parts: list[Part], first: int) -> str:
+def _described(content: Content, parts: list[Part] | None, first: int) -> str:
     if isinstance(content, TextContent):
         return content.text
     if (text := _text_in(content)) is not None:
         return text
     what = str(getattr(content, "media_type", None) or "a file")
+    if parts is None:
+        return f"[{what}: not shown. The model reads text only.]"
     try:
         made = part(content)
     except ModelError as error:
@@ -171,6 +176,8 @@ def _is_content(value: Json) -> bool:
 
 def _content_in(value: Json) -> Content | None:
     """The content that a value is: as it is stored, as earlier versions kept a tool's, or as a `data:` URI."""
+    if value is None or isinstance(value, int | float):
+        return None
     if isinstance(value, str):
         head = value[5:].partition(",")[0] if value.startswith("data:") else ""
         is_media = head.endswith(";base64") and "/" in head and not any(map(str.isspace, value[:200]))

@@ -108,6 +108,8 @@ class _Form:
             ):
                 made[key] = value
             elif key in _SAID:
+                if value is None:
+                    continue  # a default of nothing says nothing
                 said.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
             elif key == "oneOf":
                 made["anyOf"] = value
@@ -157,6 +159,8 @@ class _Form:
         if "object" in several or "properties" in made:
             if schema.get("additionalProperties", False) is not False:
                 raise _NotStrict
+            if "properties" not in made and "additionalProperties" not in schema:
+                raise _NotStrict  # closed, it could only be empty
             properties = made.get("properties", {})
             self._properties += len(properties)
             if self._properties > _MOST_PROPERTIES or set(made.get("required", ())) - set(properties):

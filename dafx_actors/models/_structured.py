@@ -22,7 +22,17 @@ from dafx_actors.models._names import clean_name
 from dafx_actors.models._strict import WRAPPED, is_object_schema, strict_form, wrapped
 from dafx_actors.transcript import ChatMessage, Content, FunctionCallContent, Json, TextContent, TextReasoningContent
 
-__all__ = ["ANSWER_TOOL", "Asked", "Shape", "answer_tool", "asked_for", "is_json", "simpler", "typed_reply"]
+__all__ = [
+    "ANSWER_TOOL",
+    "Asked",
+    "Shape",
+    "answer_tool",
+    "asked_for",
+    "is_json",
+    "is_refusal",
+    "simpler",
+    "typed_reply",
+]
 
 ANSWER_TOOL = "final_answer"
 
@@ -67,9 +77,8 @@ def asked_for(schema: Mapping[str, Json], shape: Shape, *, own: Json = None, hol
     words = f"Answer with JSON alone, and nothing around it. It fits this JSON schema: {_dumps(whole)}"
     if own is not None:
         of_schema = is_object(own) and own.get("type") == "json_schema"
-        if of_schema:
-            return Asked(format=own)
-        return Asked(format=None if holds_back else own, words=words, wrapped=wraps)
+        given = None if holds_back else own
+        return Asked(format=given) if of_schema else Asked(format=given, words=words, wrapped=wraps)
     if shape.kind == "prompt":
         return Asked(words=words)
     if shape.kind == "tool":
@@ -114,6 +123,11 @@ _ABOUT_TOOLS = re.compile(r"\btools?\b|function|tool_choice", re.IGNORECASE)
 _REFUSALS = frozenset({400, 404, 405, 415, 422, 500, 501})
 
 
+def is_refusal(error: ModelError) -> bool:
+    """Whether a server may have refused the form of a request; some do so with the status of a fault of their own."""
+    return error.kind in {"bad_request", "server_error"} and error.status in _REFUSALS
+
+
 def simpler(shape: Shape, error: ModelError, *, with_tools: bool, may_change: bool) -> Shape | None:
     """Another way to ask, where a server refused this one by name; None where that is not what it refused.
 
@@ -123,7 +137,7 @@ def simpler(shape: Shape, error: ModelError, *, with_tools: bool, may_change: bo
         with_tools: Whether tools were offered beside the format.
         may_change: Whether the kind is ours to choose.
     """
-    if error.kind not in {"bad_request", "server_error"} or error.status not in _REFUSALS:
+    if not is_refusal(error):
         return None
     if shape.kind == "tool":
         chooses = may_change and "tool_choice" in error.message

@@ -54,6 +54,10 @@ class Outgoing:
     origin: str
     with_tools: bool
     """Whether tools are offered."""
+    shows_media: bool
+    """Whether a tool gave something to look at."""
+    gives_back: bool
+    """Whether the server gets back what it gave."""
 
     def returned(self, reply: ModelReply, answer: Json) -> ModelReply:
         """The reply as it is stored: names as they were, whole characters, the answer out of its wrapping.
@@ -112,8 +116,8 @@ def outgoing(
     tools = (*request.tools, *([asked.tool] if asked.tool else ()))
     names = ToolNames.of([tool.name for tool in tools])
     origin = f"{host}/{model}"
-    written = _Messages(dialect, names, CallIds(dialect.call_ids), origin).of(request.messages)
-    ours: Body = {"model": model, "messages": _with_words(written, asked.words)}
+    writing = _Messages(dialect, names, CallIds(dialect.call_ids), origin)
+    ours: Body = {"model": model, "messages": _with_words(writing.of(request.messages), asked.words)}
     if tools:
         ours["tools"] = [_tool(tool, names.sent(tool.name)) for tool in tools]
         # The API refuses a choice where there is nothing to choose from.
@@ -124,7 +128,15 @@ def outgoing(
         if asked.format is not None:
             ours["response_format"] = asked.format
     body = well_formed({**options, **ours})
-    return Outgoing(body=body, asked=asked, names=names, origin=origin, with_tools=bool(request.tools))
+    return Outgoing(
+        body=body,
+        asked=asked,
+        names=names,
+        origin=origin,
+        with_tools=bool(request.tools),
+        shows_media=writing.shows_media,
+        gives_back=writing.gives_back,
+    )
 
 
 def _asked(request: ModelRequest, options: Mapping[str, Json], shape: Shape) -> Asked:
@@ -150,7 +162,7 @@ def _choice(request: ModelRequest, asked: Asked) -> str | None:
     return "required" if request.tools and request.tool_choice != "none" else asked.tool.name
 
 
-@attrs.frozen
+@attrs.define
 class _Messages:
     """Writes the messages of one conversation."""
 
@@ -158,6 +170,8 @@ class _Messages:
     names: ToolNames
     ids: CallIds
     origin: str
+    shows_media: bool = False
+    gives_back: bool = False
 
     def of(self, messages: Sequence[ChatMessage]) -> list[Body]:
         written: list[Body] = []
@@ -177,6 +191,7 @@ class _Messages:
         numbers = "number 1" if len(shown) == 1 else f"numbers 1 to {len(shown)}"
         said: Part = {"type": "text", "text": f"What the tools gave to look at, {numbers}:"}
         self._add(written, {"role": "user", "content": [said, *shown]})
+        self.shows_media = True
         shown.clear()
 
     def _add(self, written: list[Body], wire: Body) -> None:
@@ -192,7 +207,7 @@ class _Messages:
         if len(rest) < len(contents):
             for content in contents:
                 if isinstance(content, FunctionResultContent):
-                    result = shown_result(content.result, len(shown) + 1)
+                    result = shown_result(content.result, len(shown) + 1, may_show=self.dialect.media)
                     yield {
                         "role": "tool",
                         "tool_call_id": self.ids.of_result(content.call_id),
@@ -205,9 +220,20 @@ class _Messages:
             raise cannot_send("a tool message holds function results only", rest[0])
         wire = _SPEAKERS[message.role](self, message, rest)
         if message.role == "assistant":
-            wire |= back_of_message(message, self.origin, tools_called=tools_called)
+            if not wire["content"] and "tool_calls" not in wire:
+                return  # who says nothing is refused by some
+            wire |= self._given_back(message, tools_called=tools_called)
         name = _author(message.author_name) if self.dialect.authors else None
         yield {"role": message.role, **({"name": name} if name else {}), **wire}
+
+    def _given_back(self, message: ChatMessage, *, tools_called: bool) -> Body:
+        if self.dialect.reasoning == "never":
+            return {}
+        back = dict(back_of_message(message, self.origin, tools_called=tools_called))
+        self.gives_back = self.gives_back or bool(back)
+        if self.dialect.reasoning == "always" and tools_called:
+            back.setdefault("reasoning_content", "")
+        return back
 
     def user(self, _: ChatMessage, contents: Sequence[Content]) -> Body:
         # One text goes as a string: servers that only speak the core of the protocol do not take a list of parts.
@@ -235,8 +261,13 @@ class _Messages:
                 }
                 for call_id, call in zip(ids, calls, strict=True)
             ]
+            if self.dialect.signs and "extra_content" not in wire["tool_calls"][0]:
+                wire["tool_calls"][0]["extra_content"] = _NO_SIGNATURE
         return wire
 
+
+_NO_SIGNATURE: Json = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+"""Google's word for calls of other models; https://ai.google.dev/gemini-api/docs/thought-signatures."""
 
 _SPEAKERS: dict[str, Callable[[_Messages, ChatMessage, Sequence[Content]], Body]] = {
     "system": _Messages.system,

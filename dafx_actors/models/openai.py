@@ -398,11 +398,10 @@ def _model_of(request: ModelRequest, model: str) -> str:
 def _as_arguments(body: dict[str, Json]) -> dict[str, Any]:
     """`body` as arguments of the package's `create()`.
 
-    It wants model and messages by name. The rest is added to the body as it stands, so that it need not know the
-    parameters of other servers.
+    It wants model and messages by name. The body is added as it stands, and wins: the package need not know what other
+    servers take, and would look through each message at length.
     """
-    rest = dict(body)
-    return {"model": rest.pop("model"), "messages": rest.pop("messages"), "extra_body": rest}
+    return {"model": body["model"], "messages": (), "extra_body": body}
 
 
 @contextmanager

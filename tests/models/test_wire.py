@@ -187,6 +187,24 @@ def test_reasoning_goes_back_where_tools_were_called() -> None:
     assert "dafx" not in asked.returned(reply(answer), answer).message.extra
 
 
+@pytest.mark.parametrize(
+    ("url", "model", "expected"),
+    [
+        ("https://api.deepseek.com", "deepseek-chat", ("", None)),
+        (f"{GEMINI}/v1", "gemini-3-pro", (None, {"google": {"thought_signature": "skip_thought_signature_validator"}})),
+    ],
+)
+def test_calls_that_another_model_made(url: str, model: str, expected: Any) -> None:
+    """What must stand at each call stands at these too, with nothing in it."""
+    wire = sent(ChatMessage("user", "?"), stored(REASONED), RESULTS, url=url, model=model)[1]
+    assert (wire.get("reasoning_content"), wire["tool_calls"][0].get("extra_content")) == expected
+
+
+def test_a_message_that_says_nothing_is_not_sent() -> None:
+    """Such as one that had only reasoning, or an empty text."""
+    assert sent(ChatMessage("assistant", ""), ChatMessage("user", "?")) == [{"role": "user", "content": "?"}]
+
+
 def test_what_is_kept_of_a_reply() -> None:
     """Its id, the model that gave it, and its logprobs."""
     assert stored(REASONED).extra["dafx"]["reply"] == {
@@ -308,10 +326,10 @@ def test_mistral_takes_no_user_after_a_tool_and_no_authors() -> None:
         (OPENAI, "gpt-5", Dialect(call_ids="forty")),
         ("https://mine.openai.azure.com/openai/v1/", "x", Dialect(call_ids="forty")),
         (f"{GEMINI}/v1beta/openai/", "gemini-2.5-pro", Dialect(call_ids="forty", apart=True)),
-        (f"{GEMINI}/v1beta/openai/", "gemini-3-pro", Dialect(call_ids="forty")),
+        (f"{GEMINI}/v1beta/openai/", "gemini-3-pro", Dialect(call_ids="forty", signs=True)),
         ("https://us-central1-aiplatform.googleapis.com/v1", "gemini-2.0", Dialect(call_ids="forty", apart=True)),
         ("https://api.anthropic.com/v1/", "claude", Dialect(call_ids="forty", structured="tool")),
-        ("https://api.deepseek.com", "deepseek-chat", Dialect(call_ids="forty", structured="json")),
+        ("https://api.deepseek.com", "deepseek-chat", Dialect(call_ids="forty", structured="json", reasoning="always")),
         (MISTRAL, "mistral-large", Dialect(authors=False, user_after_tool=False)),
         ("https://api.groq.com/openai/v1", "llama", Dialect(call_ids="forty", apart=True)),
         ("http://localhost:11434/v1", "qwen3", Dialect(apart=True)),
