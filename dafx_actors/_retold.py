@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from dafx_actors import _codec
-from dafx_actors._json import as_list, as_object, object_in
+from dafx_actors._json import as_list, as_object
 from dafx_actors.errors import DafxError, ModelError, TurnCancelled
 from dafx_actors.transcript import (
     ChatMessage,
@@ -136,9 +136,9 @@ def _results_behind(messages: Iterable[ChatMessage]) -> dict[str, list[FunctionR
 
 
 def _line(call: FunctionCallContent, result: FunctionResultContent | None, *, brief: bool) -> str:
-    ours = object_in(None if result is None else result.extra.get("dafx"))
+    ours = _object_or_none(None if result is None else result.extra.get("dafx"))
     # Whoever approved a call may have changed what it was made with.
-    edited: Json = object_in(ours.get("decision")).get("arguments")
+    edited: Json = _object_or_none(ours.get("decision")).get("arguments")
     arguments = _as_text(call.arguments if edited is None else edited)
     most = _MOST_IN_BRIEF if brief else MOST_CHARACTERS
     made = f"- {_cut(call.name, _MOST_IN_BRIEF)}({_cut(arguments, most)})"
@@ -147,6 +147,11 @@ def _line(call: FunctionCallContent, result: FunctionResultContent | None, *, br
     if brief:
         return f"{made}: {'it failed' if ours.get('failed') else _WITHHELD}"
     return f"{made}: {_shown(_as_text(result.result))}"
+
+
+def _object_or_none(value: Json) -> Mapping[str, Json]:
+    """What is kept under `dafx`; others may have stored anything there, which is no reason to fail every later turn."""
+    return as_object(value) if isinstance(value, Mapping) else {}
 
 
 def _said(message: ChatMessage) -> str:

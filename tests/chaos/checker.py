@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from dafx_actors._retold import is_retold
 from dafx_actors.transcript import (
     ChatMessage,
     Entry,
@@ -110,22 +111,30 @@ def _check_told(line: Mapping[str, Any], stored: Response | None, cancelled: boo
 
 
 def _check_order(thread: str, entries: Sequence[Entry], report: Report) -> None:
-    """Each answer says how many messages of answered turns it has seen; and a client's own turns are in its order."""
-    answered = {entry.correlation_id for entry in entries if isinstance(entry, Response) and entry.error is None}
-    before, last = 0, dict[str, int]()
+    """Each answer says how many messages of ended turns it has seen; and a client's own turns are in its order."""
+    ended, last = 0, dict[str, int]()
+    begun: dict[str | None, tuple[int, int]] = {}
+    """Messages of ended turns when a turn began, and of its own request."""
     for entry in entries:
         if isinstance(entry, Request):
             _, client, number = str(entry.correlation_id).split(".")
             if int(number) <= last.get(client, 0):
                 report.out_of_order.append(f"{thread}: {entry.correlation_id} stands after {client}.{last[client]}")
             last[client] = int(number)
-        if not isinstance(entry, Request | Response) or entry.correlation_id not in answered:
-            continue
-        if isinstance(entry, Response):
-            after = json.loads(entry.text)["after"]
-            if after != before - 1:  # its own request has been counted
-                report.out_of_order.append(f"{thread}: {entry.text} stands after {before - 1} messages")
-        before += sum(message.role in {"user", "assistant"} for message in entry.messages)
+            begun[entry.correlation_id] = ended, _said(entry)
+        elif isinstance(entry, Response):
+            before, own = begun.get(entry.correlation_id, (ended, 0))
+            if entry.error is not None:
+                ended += 2 if is_retold(entry) else 0  # as a request and what came of it
+                continue
+            # Requests that were withdrawn while it ran may have been seen, or not.
+            if not before <= json.loads(entry.text)["after"] <= ended:
+                report.out_of_order.append(f"{thread}: {entry.text} stands after {before} to {ended} messages")
+            ended += own + _said(entry)
+
+
+def _said(entry: Request | Response) -> int:
+    return sum(message.role in {"user", "assistant"} for message in entry.messages)
 
 
 def _check_calls(response: Response, report: Report) -> None:
