@@ -7,10 +7,13 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.interop import environment
 
+settings.register_profile("usual", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("usual")
+"""How long an example takes says how busy the machine is."""
 settings.register_profile("thorough", max_examples=20_000, stateful_step_count=60, deadline=None)
 """For `pytest --hypothesis-profile=thorough`: minutes instead of seconds, and other examples each time."""
 
