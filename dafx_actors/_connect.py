@@ -39,6 +39,9 @@ _CA_VARIABLE = "DAFX_CA_FILE"
 _MAX_MESSAGE_BYTES = 128 * 1024 * 1024
 """A thread is read whole; gRPC's own limit of 4 MiB is a long conversation with a few pictures."""
 
+_CONNECTED_WITHIN = 30.0
+"""Seconds that a scheduler has to be back, and to answer, when a step reads from it."""
+
 TRANSPORT: list[tuple[str, Any]] = [
     # A connection of one's own: gRPC shares one between all channels of a process, with its growing pauses.
     ("grpc.use_local_subchannel_pool", 1),
@@ -208,16 +211,50 @@ def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
     durabletask has no public way to ask a worker for them; `tests/test_private_names.py` says so when they change.
     """
     private: Any = worker
+    waits = _Waits()
     return TaskHubGrpcClient(
         host_address=private._host_address,  # noqa: SLF001 - see above
         secure_channel=private._secure_channel,  # noqa: SLF001
-        interceptors=private._interceptors,  # noqa: SLF001
-        channel=None if private._owns_channel else private._channel,  # noqa: SLF001
+        interceptors=[waits, *(private._interceptors or ())],  # noqa: SLF001
+        channel=None if private._owns_channel else grpc.intercept_channel(private._channel, waits),  # noqa: SLF001
+        # See `make_client`.
+        resiliency_options=GrpcClientResiliencyOptions(channel_recreate_failure_threshold=0),
         channel_options=private._channel_options or _channel_options(),  # noqa: SLF001
         payload_store=private._payload_store,  # noqa: SLF001
         data_converter=private._data_converter,  # noqa: SLF001
         logger=_sdk_logger,
     )
+
+
+@attrs.frozen(kw_only=True)
+class _CallDetails(grpc.ClientCallDetails):
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any
+
+
+class _Waits(grpc.UnaryUnaryClientInterceptor):
+    """Has what a step reads wait until there is a connection, as its answer does.
+
+    The work of a scheduler that was restarted may come before the other connections of its worker are back; what they
+    cannot read at once would be recorded as the step's failure.
+    """
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Wait, at most `_CONNECTED_WITHIN` seconds where the call has no time of its own."""
+        given = client_call_details
+        details = _CallDetails(
+            method=given.method,
+            timeout=_CONNECTED_WITHIN if given.timeout is None else given.timeout,
+            metadata=given.metadata,
+            credentials=given.credentials,
+            wait_for_ready=True,
+            compression=given.compression,
+        )
+        return continuation(details, request)
 
 
 def channels_of(worker: TaskHubGrpcWorker) -> Callable[[], tuple[grpc.Channel, bool]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import grpc
 import grpc.aio
 import pytest
@@ -22,7 +23,7 @@ from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors import DurableAIAgentClient, PendingDecision
 from dafx_actors._calls import Sent, apart
-from dafx_actors._connect import Address, make_worker
+from dafx_actors._connect import Address, make_worker, reader_of
 from dafx_actors._outages import Outage, Seldom, WorkerLogger
 from dafx_actors.errors import SchedulerUnreachable, TurnTimeout
 from dafx_actors.ids import AgentThread
@@ -366,6 +367,28 @@ def test_a_worker_looks_for_its_scheduler_every_second() -> None:
     assert options["grpc.use_local_subchannel_pool"] == 1
     assert options["grpc.max_reconnect_backoff_ms"] <= 1000
     assert options["grpc.min_reconnect_backoff_ms"] <= 2000
+
+
+async def test_what_a_step_reads_waits_until_there_is_a_connection() -> None:
+    """Its work may come before this connection is back: the read's failure would be recorded as the step's."""
+    port = free_port()
+    reader = reader_of(make_worker(Address(f"http://127.0.0.1:{port}", "default")))
+    server, handler = grpc.aio.server(), Hanging()
+    server.add_generic_rpc_handlers((handler,))
+    try:
+        async with anyio.create_task_group() as tasks:
+            reading = partial(reader.get_orchestration_state, "i")
+            tasks.start_soon(partial(anyio.to_thread.run_sync, reading, abandon_on_cancel=True))
+            await anyio.sleep(0.3)  # meanwhile nobody is there
+            server.add_insecure_port(f"127.0.0.1:{port}")
+            await server.start()
+            with anyio.fail_after(30):
+                while handler.calls != ["GetInstance"]:
+                    await anyio.sleep(0.005)
+            tasks.cancel_scope.cancel()
+    finally:
+        reader.close()
+        await server.stop(0)
 
 
 async def test_a_sent_request_is_one_that_may_have_arrived() -> None:
