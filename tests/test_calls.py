@@ -6,11 +6,14 @@ import asyncio
 import gc
 import logging
 import socket
+import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -84,6 +87,18 @@ async def client_of(kind: str, host: str) -> AsyncGenerator[DurableAIAgentClient
         yield DurableAIAgentClient(wrapped)
     finally:
         wrapped.close()
+        while any(map(is_busy, threading.enumerate())):  # with a call that nobody waits for any more
+            await anyio.sleep(0.005)
+
+
+def is_busy(thread: threading.Thread) -> bool:
+    """Whether it is one of anyio's threads and does not wait for work."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    names: list[str] = []
+    while frame is not None:
+        names.append(Path(frame.f_code.co_filename).name)
+        frame = frame.f_back
+    return thread.name.startswith("AnyIO worker") and "queue.py" not in names
 
 
 async def warm(client: DurableAIAgentClient, handler: Hanging) -> None:
@@ -158,9 +173,8 @@ async def test_a_timeout_bounds_every_call_and_says_what_may_have_arrived(kind: 
     assert {"StartInstance", "WaitForInstanceCompletion", "GetEntity", "TerminateInstance"} <= {*handler.calls}
 
 
-@pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_where_nothing_listens_nothing_was_sent(kind: str) -> None:
-    async with client_of(kind, f"127.0.0.1:{free_port()}") as client:
+async def test_where_nothing_listens_nothing_was_sent() -> None:
+    async with client_of("async", f"127.0.0.1:{free_port()}") as client:
         for name, door in {**TURNS, **OTHERS}.items():
             if name == "result":  # of a turn that somebody has started
                 continue
