@@ -42,7 +42,8 @@ class AgentDefinition:
     options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """Parameters for every model call, by the provider's names."""
     limits: Limits = attrs.field(factory=Limits)
-    """What a turn may take at most; a request may say otherwise for its own."""
+    """What a turn may take at most, with the agents that it uses as tools. A request may lower what is written here,
+    and not lift it; what is not written it may."""
     retry: RetryPolicy | None = None
     """How failed model calls are made again; None: five attempts within ten minutes, at growing intervals."""
     deciders: Mapping[str, bytes] = attrs.field(factory=dict[str, bytes])

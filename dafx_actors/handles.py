@@ -161,9 +161,10 @@ class TurnHandle(Generic[T]):
     async def cancel(self, reason: str = "", *, by: str = "", timeout: float | None = None) -> bool:
         """Cancel the turn. When this returns True it is on record: none of its tools begins to act after that.
 
-        The turn ends with `TurnCancelled`; a model call on its way is aborted, where its worker can be reached, and the
-        turns of agents that it uses as tools are cancelled too. A tool that has begun is left to finish, and its result
-        is not used. A request that joined a running turn (`overlap="steer"`) is part of it: that turn is cancelled.
+        Nor does any model call or tool call of the agents that it uses as tools, and of theirs. The turn ends with
+        `TurnCancelled`, and so do theirs; a model call on its way is aborted, where its worker can be reached. A tool
+        that has begun is left to finish, and its result is not used. A request that joined a running turn (`overlap="steer"`) is part of it: that turn
+        is cancelled.
 
         Args:
             reason: For the transcript, and for whoever awaits the turn.

@@ -37,7 +37,7 @@ class RunOptions(TypedDict, total=False):
     enable_tool_calls: bool
     """False: the model is offered no tools."""
     limits: Limits | None
-    """What the turn may take at most, instead of the agent's `limits`."""
+    """What the turn may take at most. It can lower what is written for the agent, and not lift it; defaults it can."""
 
 
 class DurableAIAgent:

@@ -27,6 +27,7 @@ from tests.integration.turns import (
     asks,
     in_state,
     is_balanced,
+    key_of,
     program,
     results_in,
     sdk,
@@ -63,12 +64,12 @@ async def test_an_approved_call_is_made_and_the_transcript_says_who_and_when(hos
     till = Till()
     async with hosting(till.agent(5)) as client:
         worker = client.get_agent("Worker")
-        handle = await worker.start("Pay", correlation_id="t1")
+        handle = await worker.start("Pay", thread="here", correlation_id="t1")
         pending = await asked_of(client)
         assert (pending.tool, pending.arguments, pending.key, pending.deadline) == (
             "pay",
             {"amount": 5},
-            "t1.1.0",
+            key_of("t1"),
             None,
         )
         await in_state(handle, "waiting")

@@ -30,6 +30,7 @@ from tests.integration.turns import (
     asks,
     in_state,
     is_balanced,
+    key_of,
     program,
     results_in,
     using,
@@ -317,8 +318,10 @@ async def test_a_deadline_reaches_a_running_tools_inner_turn(hosting: Hosting) -
     outer = agent(using(asks(("Inner", {"request": "Hello"}))), as_tool(inner))
     async with hosting(inner, outer) as client:
         with pytest.raises(TurnDeadlineExceeded):
-            await client.get_agent("Worker").run("Go", correlation_id="t1", timeout=0.5, cancel_on_timeout=True)
-        await in_state(client.get_agent("Inner").get_turn("t1.1.0"), "cancelled")
+            await client.get_agent("Worker").run(
+                "Go", thread="here", correlation_id="t1", timeout=0.5, cancel_on_timeout=True
+            )
+        await in_state(client.get_agent("Inner").get_turn(key_of("t1")), "cancelled")
         held.release.set()
 
 

@@ -29,6 +29,7 @@ from tests.integration.turns import (
     asks,
     in_state,
     is_balanced,
+    key_of,
     program,
     results_in,
     until,
@@ -93,6 +94,7 @@ class Careless(Cashier):
         return await self._charge(amount, context)
 
 
+KEY = key_of("t1")
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -137,7 +139,7 @@ async def crashed(folder: Path, kind: type, found: str = "", deployed: type | No
                 crash = Crash(client, handle, folder)
 
                 async def begun() -> bool:
-                    return crash.book("begun") == ["t1.1.0"] and not (folder / "hang").exists()
+                    return crash.book("begun") == [KEY] and not (folder / "hang").exists()
 
                 await until(begun)
                 process.kill()
@@ -155,13 +157,13 @@ async def test_a_call_that_was_cut_off_is_not_made_again_and_a_person_is_asked(t
         await in_state(crash.handle, "waiting")
         assert (pending.kind, pending.tool, pending.arguments) == ("outcome", "charge", {"amount": 5})
         assert await crash.client.pending_approvals("Worker") == []
-        assert (crash.book("begun"), crash.book("acted")) == (["t1.1.0"], [])
+        assert (crash.book("begun"), crash.book("acted")) == ([KEY], [])
         await crash.client.resolve(pending, "retry", by="ana", reason="the bank has no such charge")
         answer = await crash.handle
         (result,) = results_in(await crash.client.get_agent("Worker").get_transcript("here"))
     assert answer.text == "charged 5"
     # With the same key as the attempt that was cut off.
-    assert (crash.book("begun"), crash.book("acted")) == (["t1.1.0"] * 2, ["t1.1.0"])
+    assert (crash.book("begun"), crash.book("acted")) == ([KEY] * 2, [KEY])
     assert [(each["action"], each["by"]) for each in result.extra["dafx"]["resolved"]] == [("retry", "ana")]
 
 
@@ -176,7 +178,7 @@ async def test_a_tool_that_was_planned_as_once_is_so_also_where_its_declaration_
     async with crashed(tmp_path, Cashier, deployed=Careless) as crash:
         await crash.client.resolve(await crash.unknown(), "result", result="charged by hand", by="ana")
         answer = await crash.handle
-    assert (answer.text, crash.book("begun"), crash.book("acted")) == ("charged by hand", ["t1.1.0"], [])
+    assert (answer.text, crash.book("begun"), crash.book("acted")) == ("charged by hand", [KEY], [])
 
 
 async def test_a_person_may_end_the_turn(tmp_path: Path) -> None:
@@ -196,14 +198,14 @@ async def test_reconcile_may_find_that_it_acted(tmp_path: Path) -> None:
     async with crashed(tmp_path, Reconciling, "charged, says the bank") as crash:
         answer = await crash.handle
     assert answer.text == "charged, says the bank"
-    assert (crash.book("begun"), crash.book("reconciled")) == (["t1.1.0"], ["5 t1.1.0"])
+    assert (crash.book("begun"), crash.book("reconciled")) == ([KEY], [f"5 {KEY}"])
 
 
 async def test_reconcile_may_find_that_it_did_not_act(tmp_path: Path) -> None:
     async with crashed(tmp_path, Reconciling, "not done") as crash:
         answer = await crash.handle
     assert answer.text == "charged 5"
-    assert (crash.book("begun"), crash.book("acted")) == (["t1.1.0"] * 2, ["t1.1.0"])
+    assert (crash.book("begun"), crash.book("acted")) == ([KEY] * 2, [KEY])
 
 
 async def test_reconcile_may_fail_and_then_a_person_is_asked(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ async def test_reconcile_may_fail_and_then_a_person_is_asked(tmp_path: Path) -> 
         await crash.client.resolve(await crash.unknown(), "result", result="asked the bank by phone")
         answer = await crash.handle
     assert answer.text == "asked the bank by phone"
-    assert (crash.book("reconciled"), crash.book("acted")) == (["5 t1.1.0"], [])
+    assert (crash.book("reconciled"), crash.book("acted")) == ([f"5 {KEY}"], [])
 
 
 async def test_a_turn_may_be_cancelled_while_an_outcome_is_unknown(tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ async def test_a_raw_event_does_not_make_it_act_again(tmp_path: Path) -> None:
         await crash.client._backend.raise_event("t1", f"decision.{pending.key}", {"action": "retry"})
         await crash.client.resolve(pending, "result", result="by hand")
         answer = await crash.handle
-    assert (answer.text, crash.book("begun")) == ("by hand", ["t1.1.0"])
+    assert (answer.text, crash.book("begun")) == ("by hand", [KEY])
 
 
 @pytest.mark.parametrize("found", ["done", "not done", ""])

@@ -30,6 +30,7 @@ from tests.integration.turns import (
     asks,
     in_state,
     is_balanced,
+    key_of,
     results,
     results_in,
     tells,
@@ -161,9 +162,12 @@ async def test_what_went_wrong_is_marked_in_the_transcript(hosting: Hosting) -> 
     model = using(asks(("add", {"a": 1, "b": 2}), ("multiply", {})))
     async with hosting(agent(model, add)) as client:
         worker = client.get_agent("Worker")
-        answer = await worker.run("Add", correlation_id="t1")
+        answer = await worker.run("Add", thread="here", correlation_id="t1")
         found = results_in(await worker.get_transcript(answer.thread))
-    assert [each.extra["dafx"] for each in found] == [{"key": "t1.1.0"}, {"key": "t1.1.1", "failed": True}]
+    assert [each.extra["dafx"] for each in found] == [
+        {"key": key_of("t1")},
+        {"key": key_of("t1", index=1), "failed": True},
+    ]
 
 
 @pytest.mark.parametrize("ids", ["", "call"])
@@ -267,7 +271,7 @@ async def test_a_tool_knows_its_thread_its_turn_and_what_was_said(hosting: Hosti
     assert [(each.thread, each.correlation_id, each.call_id, each.attempt) for each in seen] == [
         (thread, "second", "call-0", 1)
     ] * 2
-    assert [each.idempotency_key for each in seen] == ["second.1.0", "second.2.0"]
+    assert [each.idempotency_key for each in seen] == [key_of("second", step, thread=thread) for step in (1, 2)]
 
 
 async def test_progress_is_seen_while_the_tool_runs(hosting: Hosting) -> None:
@@ -280,10 +284,10 @@ async def test_progress_is_seen_while_the_tool_runs(hosting: Hosting) -> None:
         return "done"
 
     async with hosting(agent(using(asks(("work", {}))), work)) as client:
-        handle = await client.get_agent("Worker").start("Go", correlation_id="t1")
+        handle = await client.get_agent("Worker").start("Go", thread="here", correlation_id="t1")
 
         async def reported() -> bool:
-            return (await handle.status()).progress == {"t1.1.0": {"done": 2}}
+            return (await handle.status()).progress == {key_of("t1"): {"done": 2}}
 
         await until(reported)
         assert (await handle.status()).state == "running"
@@ -309,9 +313,9 @@ async def test_a_tool_that_fails_is_tried_again_with_the_same_key(hosting: Hosti
         return "at last"
 
     async with hosting(agent(using(asks(("flaky", {}))), flaky)) as client:
-        answer = await client.get_agent("Worker").run("Go", correlation_id="t1")
+        answer = await client.get_agent("Worker").run("Go", thread="here", correlation_id="t1")
     assert answer.text == "at last"
-    assert seen == [(1, "t1.1.0"), (2, "t1.1.0"), (3, "t1.1.0")]
+    assert seen == [(attempt, key_of("t1")) for attempt in (1, 2, 3)]
 
 
 async def test_the_retries_of_a_tool_are_bounded_and_mistakes_are_not_retried(hosting: Hosting) -> None:
@@ -430,10 +434,10 @@ async def test_cancel_goes_down_to_the_inner_turn(hosting: Hosting) -> None:
     inner = agent(using(asks(("pay", {}))), pay, name="Cashier")
     outer = agent(using(asks(("Cashier", {"request": "Pay"}))), as_tool(inner))
     async with hosting(inner, outer) as client:
-        handle = await client.get_agent("Worker").start("Pay", correlation_id="t1")
+        handle = await client.get_agent("Worker").start("Pay", thread="here", correlation_id="t1")
         await asked_of(client, "Worker", await handle.thread())
         assert await handle.cancel("enough", by="ana")
-        child = client.get_agent("Cashier").get_turn("t1.1.0")
+        child = client.get_agent("Cashier").get_turn(key_of("t1"))
         status = await in_state(child, "cancelled")
         await in_state(handle, "cancelled")
         transcript = await client.get_agent("Cashier").get_transcript(await child.thread())

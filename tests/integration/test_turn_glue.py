@@ -13,7 +13,7 @@ from dafx_actors.testing import AgentHost, ScriptedModel
 from tests.integration.conftest import Hosting
 from tests.integration.test_overlap import Steered, start, told
 from tests.integration.test_robustness import Held
-from tests.integration.turns import agent, asked_of, asks, in_state, results_in, sdk, until, using
+from tests.integration.turns import agent, asked_of, asks, in_state, key_of, results_in, sdk, until, using
 
 pytestmark = pytest.mark.anyio
 
@@ -38,8 +38,8 @@ async def test_an_approval_that_fails_the_turn_ends_the_turns_of_agents_beside_i
     outer = agent(using(asks(("Inner", {"request": "Hello"}), ("pay", {}))), as_tool(inner), pay)
     async with hosting(inner, outer) as client:
         with pytest.raises(ApprovalExpired):
-            await client.get_agent("Worker").run("Go", correlation_id="t1")
-        await in_state(client.get_agent("Inner").get_turn("t1.1.0"), "cancelled")
+            await client.get_agent("Worker").run("Go", thread="here", correlation_id="t1")
+        await in_state(client.get_agent("Inner").get_turn(key_of("t1")), "cancelled")
         held.release.set()
 
 

@@ -24,6 +24,7 @@ from dafx_actors import (
     UsageStats,
     durable_agent,
 )
+from dafx_actors.ids import call_key
 from dafx_actors.models import Model
 from dafx_actors.testing import ScriptedModel
 from dafx_actors.transcript import FunctionCallContent, FunctionResultContent
@@ -122,6 +123,11 @@ def is_balanced(transcript: Transcript) -> bool:
             opened.remove(call_id)
         opened += [each.call_id for each in message.contents if isinstance(each, FunctionCallContent)]
     return not opened
+
+
+def key_of(turn: str, step: int = 1, index: int = 0, thread: AgentThread | str = "here", agent: str = "Worker") -> str:
+    """The key of a tool call, by its place: the id of the turn that it runs, where an agent is the tool."""
+    return call_key(AgentThread(agent, str(thread)), turn, step, index)
 
 
 @asynccontextmanager
