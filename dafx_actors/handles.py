@@ -163,8 +163,8 @@ class TurnHandle(Generic[T]):
 
         Nor does any model call or tool call of the agents that it uses as tools, and of theirs. The turn ends with
         `TurnCancelled`, and so do theirs; a model call on its way is aborted, where its worker can be reached. A tool
-        that has begun is left to finish, and its result is not used. A request that joined a running turn (`overlap="steer"`) is part of it: that turn
-        is cancelled.
+        that has begun is left to finish, and its result is not used. A request that joined a running turn
+        (`overlap="steer"`) is part of it: that turn is cancelled.
 
         Args:
             reason: For the transcript, and for whoever awaits the turn.
