@@ -98,9 +98,11 @@ class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
 
         when_complete(timer, too_late)
 
-    def _take_over(self, *given: Any) -> None:
+    def _take_over(
+        self, child: task.Task[Any], convert: Callable[[Any], Any], explain: Callable[[Exception], Exception]
+    ) -> None:
         if not self.is_complete:  # else it was given up, and this is the end of what was withdrawn
-            super()._take_over(*given)
+            super()._take_over(child, convert, explain)
 
 
 def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResponse[Any]:

@@ -152,7 +152,8 @@ class Service:
                 return await asyncio.to_thread(serialize, reply)
             return serialize(reply)
 
-        return grpc.unary_unary_rpc_method_handler(answer)
+        made: Any = grpc.unary_unary_rpc_method_handler
+        return made(answer)
 
     def _administer(self, handler: Callable[[Engine, TaskHub, bytes], Awaitable[bytes]]) -> Any:
         async def answer(request: bytes, context: Context) -> bytes:

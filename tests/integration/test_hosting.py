@@ -224,6 +224,7 @@ async def test_a_rollback_in_the_very_moment_acts_or_is_told_gone_and_never_both
     async with deployment.hosting(payer(acted, has_tool=True)):
         turn = await deployment.client.get_agent("Payer").start("Pay.")
         asked = await asked_of(deployment.client, "Payer")
+    text = ""
     async with deployment.hosting(payer(acted, has_tool=False), on_work=on_work), anyio.create_task_group() as tasks:
         await deployment.client.approve(asked)
         tasks.start_soon(deployment.advance, 70)

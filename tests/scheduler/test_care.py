@@ -428,6 +428,7 @@ def test_json_logs() -> None:
 def test_nobody_writes_lines_of_his_own_into_the_log() -> None:
     """Whatever a worker calls itself, and whatever an error says."""
     name = "w\r\n12:00:00 ERROR   forged\x1b[2J\u2028\u202e\x9b"
+    record = logging.makeLogRecord({})
     try:
         int(name)
     except ValueError:

@@ -105,12 +105,10 @@ async def test_a_request_that_loads_more_than_the_cache_holds_has_each_record_on
         hub = running.hub("default")
         with hub.changing() as changes:
             made = [hub.orchestrations.create(changes, f"o{n}", Start(name="o")) for n in range(50)]
-            for it in made:
-                hub.orchestrations.terminate(changes, it, None, recurse=False)
+            rows = [it.id for it in made]
+            while made:
+                hub.orchestrations.terminate(changes, made.pop(), None, recurse=False)
         await changes.committed()
-        rows = [it.id for it in made]
-        made.clear()
-        del it
         hub.reload()
         found = [hub.orchestrations.find_by_id(row) for row in rows]
         again = [hub.orchestrations.find(f"o{n}") for n in range(50)]
