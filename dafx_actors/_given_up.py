@@ -31,4 +31,4 @@ def give_up(state: ThreadState, thread: AgentThread, turn: str, key: str, number
 
 def is_given_up(state: ThreadState, key: str, number: int) -> bool:
     """Whether this attempt of a call must not be made any more."""
-    return number <= state.books.given_up.get(key, 0)
+    return key in state.books.given_up and number <= state.books.given_up[key]

@@ -150,9 +150,11 @@ async def test_a_thread_of_its_worker_is_continued_on_ours(
         ("assistant", ""),
         ("tool", ""),
         ("assistant", "It is warm in Oslo."),
+        ("user", "fail"),
+        ("assistant", "(This turn ended without an answer: the model is down.\nNo tool was called in it.)"),
         ("user", "Again"),
     ]
-    assert (answer.text, again["text"]) == ("Again (8 messages)", "And again (10 messages)")
+    assert (answer.text, again["text"]) == ("Again (10 messages)", "And again (12 messages)")
 
 
 async def test_a_thread_of_ours_is_continued_on_its_worker(
