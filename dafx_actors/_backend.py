@@ -24,7 +24,7 @@ from durabletask.internal.orchestrator_service_pb2 import (
 from dafx_actors import _credentials
 from dafx_actors._calls import Calls, Sent, apart, code_of, within
 from dafx_actors._connect import TRANSPORT, Address, DurableTaskClient, is_connected
-from dafx_actors._tokens import is_loopback, token_for
+from dafx_actors._tokens import is_loopback
 from dafx_actors.errors import SchedulerUnreachable
 from dafx_actors.transcript import Json
 
@@ -56,7 +56,13 @@ class Backend:
     """A scheduler as a client needs it: async, patient, and with errors that say something."""
 
     def __init__(
-        self, client: DurableTaskClient, where: Address, *, is_ours: bool = False, credential: Any = None
+        self,
+        client: DurableTaskClient,
+        where: Address,
+        *,
+        is_ours: bool = False,
+        credential: Any = None,
+        sent: Any = None,
     ) -> None:
         """Make it.
 
@@ -65,7 +71,9 @@ class Backend:
             where: What it is connected to.
             is_ours: `make_client` made it.
             credential: To close with it.
+            sent: The credential that the client sends, for what is asked beside it.
         """
+        self._sent = sent
         self.where = where
         self._client: Any = client
         self._is_async = isinstance(client, AsyncTaskHubGrpcClient)
@@ -225,8 +233,9 @@ class Backend:
         if self._telling is None:
             self._telling = grpc.aio.insecure_channel(self.where.endpoint.split("://", 1)[1], options=TRANSPORT)
         metadata = [("taskhub", self.where.task_hub)]
-        if (token := token_for(self.where.endpoint)) is not None and is_loopback(self.where.endpoint):
-            metadata.append(("authorization", f"Bearer {token}"))
+        if self._sent is not None and is_loopback(self.where.endpoint):
+            token = await _credentials.on_thread(self._sent).get_token(_credentials.scope_of_schedulers())
+            metadata.append(("authorization", f"Bearer {token.token}"))
         ask = functools.partial(asking, self._telling, metadata)
         return await self._calls.patiently(functools.partial(apart, ask))
 

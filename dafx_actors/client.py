@@ -95,7 +95,7 @@ class DurableAIAgentClient:
         own = _credentials.default_credential() if where.is_secure and credential is None else None
         client = make_client(where, credential if own is None else own)
         made = cls(client, where=where, start_timeout=start_timeout)
-        made._use(Backend(client, where, is_ours=True, credential=own), start_timeout)
+        made._use(Backend(client, where, is_ours=True, credential=own, sent=credential), start_timeout)
         made._owned = True
         return made
 

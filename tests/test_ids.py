@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from durabletask.entities import EntityInstanceId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors import AgentThread, ids
+from dafx_actors import AgentThread, _thread, ids
 from dafx_actors.errors import InvalidThreadId
+from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import new_id_mistake
+from dafx_actors.transcript import ChatMessage
 
 
 @pytest.mark.parametrize("name", ["Joker", "_x", "a-b_c9", "A" * 57])
@@ -123,3 +127,22 @@ def test_a_thread_is_named_by_itself_or_by_its_id() -> None:
 def test_another_agents_thread_is_refused() -> None:
     with pytest.raises(ValueError, match="thread t1 belongs to agent 'Joker', not to 'Pirate'; take one of 'Pirate'"):
         ids.thread_of("Pirate", AgentThread("Joker", "t1"))
+
+
+@pytest.mark.parametrize("character", ["\x85", "\ud83d", "\u2028", "\u2029", "\u202e", "\u2066", "\u200f"])
+def test_what_nobody_can_see_is_refused_in_new_ids_only(character: str) -> None:
+    """A thread that was begun under such an id before goes on under it."""
+    mistake = new_id_mistake(f"a{character}b")
+    assert mistake is not None
+    assert mistake.isascii()
+    thread = AgentThread("Joker", f"a{character}b")
+    request = RunRequest(correlation_id="c1", messages=(ChatMessage("user", "Hello"),))
+    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    state, refused = _thread.begin(_thread.ThreadState(), thread, request, now)
+    assert state == _thread.ThreadState()
+    assert isinstance(refused, _thread.Refused)
+    assert isinstance(refused.error, InvalidThreadId)
+    begun, _ = _thread.begin(_thread.ThreadState(), AgentThread("Joker", "fine"), request, now)
+    later = RunRequest(correlation_id="c2", messages=(ChatMessage("user", "Hello"),))
+    assert not isinstance(_thread.begin(begun, thread, later, now)[1], _thread.Refused)
+    assert new_id_mistake("Zoë-7") is None

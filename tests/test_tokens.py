@@ -13,11 +13,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from azure.core.credentials import AccessToken
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent
 from dafx_actors._connect import address, credential_for
 from dafx_actors._tokens import FILE_VARIABLE, is_loopback, kept_token, published, read_token, token_for
 from dafx_actors.errors import ConfigurationError
+from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.scheduler.hosted import hosted
 from dafx_actors.testing import ScriptedModel
 from tests.conftest import free_port
@@ -63,6 +65,24 @@ async def test_this_users_programs_find_the_token_by_themselves(tmp_path: Path) 
         first = token_for(endpoint)
     assert token_for(endpoint) is None, "nobody listens there any more"
     assert first == kept_token(port), "the next one has the same, so that who was connected stays so"
+
+
+class _Given:
+    """A credential of the caller's own."""
+
+    async def get_token(self, *_: str, **__: object) -> AccessToken:
+        return AccessToken("given", 2**33)
+
+
+@pytest.mark.anyio
+async def test_what_is_asked_beside_the_client_carries_its_credential() -> None:
+    """On this machine, where a credential may be sent without TLS."""
+    async with (
+        EmbeddedScheduler(None, token="given") as running,
+        DurableAIAgentClient.connect(running.endpoint, credential=_Given()) as client,
+    ):
+        assert await client._backend.hosted() is not None
+        assert await client.get_agent(Porter).get_transcript("none") is not None
 
 
 def test_a_token_is_sent_only_while_its_own_process_lives(monkeypatch: pytest.MonkeyPatch) -> None:
