@@ -38,10 +38,19 @@ from tests.scheduler.test_delivery import complete
 from tests.scheduler.test_entities import COUNTER, Counter, calls, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _level() -> Iterator[None]:
+    """The command sets the level of all logs, which must not outlive a test."""
+    root = logging.getLogger()
+    before = root.level
+    yield
+    root.setLevel(before)
 
 
 def do_work(_: task.ActivityContext, number: int) -> int:

@@ -157,6 +157,7 @@ async def test_it_warns_of_work_that_nobody_takes_once_for_each_name(
     with anyio.fail_after(30):
         while sum(hub.delivery.queue.waiting("activity").values()) < 3:
             await anyio.lowlevel.checkpoint()
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "dafx_actors.scheduler"):
         hub.unhosted.look()
         assert caplog.messages == []
