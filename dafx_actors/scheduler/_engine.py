@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -41,6 +42,8 @@ _PURGE_AT_ONCE = 500
 
 MOST_HUBS = 1_000
 """Task hubs that one scheduler keeps."""
+
+_LATEST_HUBS = 16
 
 LONGEST_HUB_NAME = 100
 """Characters."""
@@ -97,6 +100,8 @@ class Engine:
         """Those that are stored."""
         self._looked_at: WeakValueDictionary[str, TaskHub] = WeakValueDictionary()
         """Those to which nothing was written yet; kept by who waits for something there, or works there."""
+        self._latest: deque[TaskHub] = deque(maxlen=_LATEST_HUBS)
+        """Some of these, so that one that is looked at again and again is not made anew each time."""
         self.timers: Timers
         self._retention = retention
         self._patience = patience
@@ -113,6 +118,7 @@ class Engine:
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
+            self._latest.clear()
             self._hubs, self.timers = {}, Timers(self.clock, self._fire)
             self.started = self.clock.now()
             for row, name in self.store.hubs():
@@ -159,6 +165,7 @@ class Engine:
             hub.load()
         else:
             self._looked_at[name] = hub
+            self._latest.append(hub)
         return hub
 
     def _keep(self, hub: TaskHub) -> None:
