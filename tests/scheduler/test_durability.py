@@ -76,7 +76,7 @@ def serve(db: Path, *options: str, limit: int | None = None) -> tuple[subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=bound,
+        preexec_fn=None if limit is None else bound,  # it forks a process with threads, which may not come up
     )
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
