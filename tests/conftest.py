@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,10 +22,28 @@ settings.register_profile("thorough", max_examples=20_000, stateful_step_count=6
 """For `pytest --hypothesis-profile=thorough`: minutes instead of seconds, and other examples each time."""
 
 
+class TestLoop(asyncio.SelectorEventLoop):
+    """The event loop of one test.
+
+    gRPC's async API has one queue for all loops of a process. What a cancelled call of an earlier test still has to say
+    comes to whichever loop reads that queue, which calls it on the loop of that call. Here that says nothing if the
+    loop is closed; otherwise the test that happens to run then would fail.
+    """
+
+    __test__ = False
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        if self.is_closed() and getattr(callback, "__name__", "") == "_handle_callback_wrapper":
+            return asyncio.Handle(callback, args, self, context)
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
 @pytest.fixture
-def anyio_backend() -> str:
+def anyio_backend() -> tuple[str, dict[str, Any]]:
     """gRPC's async API runs on asyncio only."""
-    return "asyncio"
+    return "asyncio", {"loop_factory": TestLoop}
 
 
 def free_port() -> int:
