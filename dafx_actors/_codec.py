@@ -160,6 +160,8 @@ class Unfinished:
     active: str | None
     draft: tuple[ChatMessage, ...]
     waiting: tuple[RunRequest, ...]
+    """As versions before `line` kept it: requests as a whole."""
+    line: tuple[Mapping[str, Json], ...]
     steered: tuple[RunRequest, ...]
     joined: tuple[str, ...]
     cancelled: Mapping[str, Json]
@@ -182,6 +184,7 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
             active=_text(ours, "active") or None,
             draft=load_messages(_or(ours.get("draft"), [])),
             waiting=tuple(load_request(raw) for raw in as_list(_or(ours.get("waiting"), []))),
+            line=tuple(_check_place(raw) for raw in as_list(_or(ours.get("line"), []))),
             steered=tuple(load_request(raw) for raw in as_list(_or(ours.get("steered"), []))),
             joined=tuple(as_text(turn) for turn in as_list(_or(ours.get("joined"), []))),
             cancelled=_each(ours, "cancelled", as_object),
@@ -246,6 +249,12 @@ def check_child(raw: Json) -> Mapping[str, Json]:
     return child
 
 
+def _check_place(raw: Json) -> Mapping[str, Json]:
+    place = as_object(raw)
+    _check_texts(place, "correlationId", "digest")
+    return place
+
+
 def _check_attempt(raw: Json) -> Mapping[str, Json]:
     made = as_object(raw)
     as_whole_number(made.get("number"))
@@ -292,25 +301,44 @@ def digest(messages: Iterable[ChatMessage], response_schema: Json) -> str:
 
 
 def dump_request(request: RunRequest) -> dict[str, Json]:
-    """A request as it travels: the peer's `RunRequest`, with whole messages and the schema beside its own fields."""
+    """A request as it travels: the peer's `RunRequest`, with our own fields beside its.
+
+    Its text is in it once. Where the request is one text it is in `message`, as the peer has it, and `messages` is null
+    (the peer's own requests do not have that field); else it is in `messages`.
+    """
     first = request.messages[0]
-    return _without_none(
-        {
-            "message": first.text,
-            "role": first.role,
-            "correlationId": request.correlation_id,
-            "request_response_format": "text" if request.response_schema is None else "json",
-            "created_at": dump_time(request.created_at) if request.created_at else None,
-            "orchestrationId": request.orchestration_id,
-            "options": dict(request.options) or None,
-            "enable_tool_calls": request.enable_tool_calls,
-            "tool_choice": request.tool_choice,
-            "limits": None if request.limits is None else dump_limits(request.limits),
-            "deadline": request.deadline,
-            "messages": [dump_message(message) for message in request.messages],
-            "responseSchema": request.response_schema,
-        }
-    )
+    is_one_text = request.messages == (ChatMessage(first.role, first.text),)
+    return {
+        **_without_none(
+            {
+                "message": first.text if is_one_text else None,
+                "role": first.role,
+                "correlationId": request.correlation_id,
+                "request_response_format": "text" if request.response_schema is None else "json",
+                "created_at": dump_time(request.created_at) if request.created_at else None,
+                "orchestrationId": request.orchestration_id,
+                "options": dict(request.options) or None,
+                "enable_tool_calls": request.enable_tool_calls,
+                "tool_choice": request.tool_choice,
+                "limits": None if request.limits is None else dump_limits(request.limits),
+                "deadline": request.deadline,
+                "responseSchema": request.response_schema,
+            }
+        ),
+        "messages": None if is_one_text else [dump_message(message) for message in request.messages],
+    }
+
+
+def dump_question(request: RunRequest) -> dict[str, Json]:
+    """What a turn asks its thread with that has told it the whole request before: its id, and the digest.
+
+    Versions that do not know this form refuse it, as a request without a message; then the whole request is sent.
+    """
+    return {
+        "correlationId": request.correlation_id,
+        "digest": digest(request.messages, request.response_schema),
+        "messages": [],
+    }
 
 
 def load_request(raw: Json) -> RunRequest:

@@ -61,7 +61,11 @@ Decide: TypeAlias = Callable[[State, Message], "tuple[State, Outcome]"]
 
 def _begin(state: State, told: Message) -> tuple[State, Outcome]:
     # An object, and not its text as in the peer's `run`: what comes after looks into it.
-    request = _codec.load_request(as_object(told.raw))
+    raw = as_object(told.raw)
+    if raw.get("messages") == [] and raw.get("digest") is not None:
+        place = _thread.Place(told.turn, told.get("digest", as_text))
+        return _thread.ask(state, told.thread, place, told.definition.overlap)
+    request = _codec.load_request(raw)
     return _thread.begin(state, told.thread, request, told.now, told.definition.overlap)
 
 
@@ -102,6 +106,7 @@ def _abort(state: State, told: Message) -> tuple[State, Outcome]:
         messages=told.find("messages", _codec.load_messages) or (),
         usage=told.find("usage", _codec.load_usage),
         about=told.find("about", as_object),
+        request=told.find("request", _codec.load_request),
     )
 
 
@@ -176,10 +181,10 @@ _OUTCOMES: Mapping[type[Any], Callable[[Any], Json]] = {
         **({"cancelled": list(outcome.cancelled)} if outcome.cancelled else {}),
     },
     _thread.Queued: lambda outcome: {"queued": outcome.active, "cancelled": list(outcome.cancelled)},
+    _thread.Wanted: lambda _: {"wanted": True},
     _thread.Ended: lambda outcome: {
         "ended": outcome.response,
         "next": outcome.next_id,
-        "granted": outcome.next.length if outcome.next else None,
         "joined": list(outcome.joined),
     },
     _thread.Cancelled: lambda outcome: {"cancelled": outcome.mark, "turn": outcome.turn},

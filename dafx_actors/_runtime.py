@@ -166,7 +166,7 @@ class HostedAgent:
                 raise busy
             # Handed over by a client of ours, which reads the thread.
             now = datetime.now(timezone.utc)
-            state, _ = _thread.abort(state, thread, request.correlation_id, busy, now)
+            state, _ = _thread.abort(state, thread, request.correlation_id, busy, now, request=request)
             context.set_state(_thread.dump(state))
             return None
         if isinstance(outcome, _thread.Granted):

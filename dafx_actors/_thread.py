@@ -11,6 +11,10 @@ lives. Every operation may arrive twice and then changes nothing the second time
        \                 ^   ^                                         |
         \ begin           \   `--- commit, when others have joined     | begin
          `----> waiting ---'                                           `----> answered, again and again
+                   begin, when it is the first in line and no turn is active
+
+Of a request that waits the thread keeps the id and a digest. The text stays with its turn, which is woken when it is
+the first in line, and begins again, with all of it.
 
 A cancelled turn keeps its place until it ends by itself; the mark is what its tools look for before they act, and it
 makes an end of every `commit`. Where requests that overlap are *steered*, a later one waits for the place where it
@@ -25,9 +29,10 @@ operation costs does not grow with what the messages hold, and what others wrote
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import cast
+from typing import TypeVar, cast
 
 import attrs
 
@@ -44,12 +49,15 @@ from dafx_actors._thread_state import (
     Granted,
     Noted,
     Outcome,
+    Place,
     Queued,
     Refused,
     ThreadState,
+    Wanted,
     dump,
     is_entry,
     load,
+    place_of,
 )
 from dafx_actors.decisions import ACTIONS, DecisionKind, call_digest
 from dafx_actors.errors import (
@@ -65,7 +73,6 @@ from dafx_actors.exchange import Overlap, RunRequest
 from dafx_actors.ids import AgentThread, new_id_mistake
 from dafx_actors.transcript import (
     ChatMessage,
-    Entry,
     Json,
     Request,
     Response,
@@ -82,10 +89,13 @@ __all__ = [
     "Granted",
     "Noted",
     "Outcome",
+    "Place",
     "Queued",
     "Refused",
     "ThreadState",
+    "Wanted",
     "abort",
+    "ask",
     "attempt",
     "begin",
     "cancel",
@@ -101,6 +111,12 @@ __all__ = [
     "reset",
 ]
 
+Waits = TypeVar("Waits", bound=RunRequest | Place)
+
+MOST_WAITING = 500
+"""Requests that wait in one thread at most. Each takes some hundred bytes of what every operation stores."""
+MOST_STEERED = 128 * 1024
+"""Bytes of requests that are to become part of one turn, or have; one that does not fit waits for a turn of its own."""
 JOINED = "joined"
 """In `dafx` of a stored response: the requests that became part of its turn."""
 _OF_TURN = "correlationId"
@@ -121,24 +137,43 @@ def begin(
     if state == ThreadState() and (mistake := new_id_mistake(thread.thread_id)) is not None:
         return state, Refused(InvalidThreadId(thread.thread_id, mistake))
     turn = request.correlation_id
-    if (refused := _conflict(state, request)) is not None:
+    if (refused := _conflict(state, place_of(request))) is not None:
         return state, refused
     if (ended := _ended(state, turn)) is not None:
-        return state, Ended(ended)
+        return _filled(state, request), Ended(ended)
     if turn in state.cancelled and state.active != turn:
         return _end_unbegun(_without_mark(state, turn), thread, request, state.cancelled[turn], now)
-    before, state = state, _advance(state, now)
-    if state.active is None:
+    before, state = state, _without_ended(state)
+    if state.active is None and first_in(state) in (None, turn):
         state = _activate(state, request, now)
     told = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
     if state.active == turn:
         return state, Granted(state.length, told)
-    assert state.active is not None  # else this turn would have been granted above
-    if turn in state.books.joined or _among((*state.steered, *state.waiting), turn):
+    if _is_known(state, turn):
         return state, _queued(state, told)
     if overlap == "reject":
-        return before, Refused(ThreadBusy(thread.agent, thread.thread_id, state.active))
+        return before, Refused(ThreadBusy(thread.agent, thread.thread_id, _ahead(state)))
+    if overlap != "cancel_previous" and len(state.waiting) + len(state.steered) >= MOST_WAITING:
+        return before, Refused(ThreadBusy(thread.agent, thread.thread_id, _ahead(state), len(state.waiting)))
     return _overlap(state, thread, request, overlap, now)
+
+
+def ask(
+    state: ThreadState, thread: AgentThread, place: Place, overlap: Overlap = "queue"
+) -> tuple[ThreadState, Outcome]:
+    """A turn that waits asks how it stands, without its request: as `begin`, or that it is to bring all of it."""
+    turn = place.correlation_id
+    if (refused := _conflict(state, place)) is not None:
+        return state, refused
+    if (ended := _ended(state, turn)) is not None:
+        return state, Ended(ended) if _withdrawn(state, turn) is None else Wanted()
+    told = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
+    if state.active == turn:
+        return state, Granted(state.length, told)
+    now = _without_ended(state)
+    if turn in state.cancelled or not _is_known(now, turn) or (now.active is None and first_in(now) == turn):
+        return state, Wanted()
+    return state, _queued(now, told)
 
 
 def record(
@@ -183,7 +218,7 @@ def commit(
 ) -> tuple[ThreadState, Outcome]:
     """The active turn ends with an answer: its draft and `messages`, or `messages` alone where they are the whole.
 
-    The next in line becomes active. A turn that others join with this goes on instead, since they have no answer yet.
+    It is the next one's turn then. A turn that others join with this goes on instead, since they have no answer yet.
     One that was cancelled ends as that.
 
     Args:
@@ -198,6 +233,9 @@ def commit(
         whole: Whether `messages` are all that the turn gave, as somebody else knows who found it completed.
         about: What the response says of how it came about, under `dafx`.
     """
+    if whole and state.active is None and (place := _among(state.waiting, turn)) is not None:
+        history = (*state.history, _codec.dump_entry(_kept_for(place, now)))
+        state = attrs.evolve(state, active=turn, history=history, waiting=_without(state.waiting, turn))
     if state.active == turn and not whole and at is not None and at != state.length:
         return state, Granted(state.length) if at < state.length else Refused(TurnSuperseded(thread.thread_id, turn))
     if state.active == turn and whole:
@@ -220,14 +258,19 @@ def abort(
     messages: tuple[ChatMessage, ...] = (),
     usage: UsageStats | None = None,
     about: Mapping[str, Json] | None = None,
+    request: RunRequest | None = None,
 ) -> tuple[ThreadState, Outcome]:
-    """A turn ends without an answer. The error stands in its place, and the next in line becomes active.
+    """A turn ends without an answer. The error stands in its place, and it is the next one's turn.
 
     `messages` are what it had not recorded yet. A turn that still waits leaves the queue, and the transcript shows its
-    request with the error. A turn that was cancelled ends as that, as whoever cancelled it said.
+    `request`, if it brings that, with the error; also where it had to leave before it could. A turn that was cancelled
+    ends as that, as whoever cancelled it said.
     """
-    if state.active != turn and (request := _among(state.waiting, turn) or _among(state.steered, turn)) is not None:
-        return _leave_unbegun(state, request, _error_message(error), now)
+    if request is not None and (ended := _ended(state, turn)) is not None:
+        return _filled(state, request), Ended(ended)
+    if state.active != turn and (waits := _among((*state.waiting, *state.steered), turn)) is not None:
+        is_its_own = request is not None and isinstance(waits, Place) and place_of(request) == waits
+        return _leave_unbegun(state, request if request and is_its_own else waits, _error_message(error), now)
     if state.active == turn and turn in state.cancelled:
         return _end(state, thread, turn, (*messages, _cancelled_message(thread, state, turn)), usage, now, about)
     return _end(state, thread, turn, (*messages, _error_message(error)), usage, now, about)
@@ -249,8 +292,8 @@ def cancel(
         return state, Ended(ended)
     if turn in state.books.joined and state.active is not None:
         turn = state.active
-    if (request := _among(state.waiting, turn) or _among(state.steered, turn)) is not None:
-        return _leave_unbegun(state, request, _error_message(_cancellation(thread, turn, mark)), now)
+    if (waits := _among((*state.waiting, *state.steered), turn)) is not None:
+        return _leave_unbegun(state, waits, _error_message(_cancellation(thread, turn, mark)), now)
     if turn not in state.cancelled:
         state = _marked(state, turn, mark)
     return state, Cancelled(turn, state.cancelled[turn])
@@ -315,7 +358,7 @@ def note(state: ThreadState, turn: str, key: str, progress: Json) -> tuple[Threa
 
 def reset(state: ThreadState) -> tuple[ThreadState, Outcome]:
     """Forget the conversation. The active turn loses its thread, and is to hear of it; those that wait stay in line."""
-    waiting = state.steered + state.waiting
+    waiting = (*map(place_of, state.steered), *state.waiting)
     empty = attrs.evolve(state, history=(), active=None, draft=(), books=Books(), steered=(), waiting=waiting)
     lost = None if state.active is None else Cancelled(state.active, {"reason": "the thread was reset", "by": ""})
     return empty, lost or Noted()
@@ -325,6 +368,8 @@ def is_granted(state: ThreadState, turn: str) -> bool | None:
     """Whether a turn is active, or its `begin` was refused, queued, or answered; None while that may be on its way."""
     if state.active is not None:
         return state.active == turn
+    if _among(state.waiting, turn) is not None:
+        return False
     return None if _ended(state, turn) is None else False
 
 
@@ -343,15 +388,29 @@ def is_approved(state: ThreadState, key: str, digest: str) -> bool:
 # --- Inside -------------------------------------------------------------------------------------------------------
 
 
-def _conflict(state: ThreadState, request: RunRequest) -> Refused | None:
+def _conflict(state: ThreadState, asked: Place) -> Refused | None:
     """A correlation id names one request, for ever."""
-    turn = request.correlation_id
+    known = _digest_of(state, asked.correlation_id)
+    return None if known in (None, asked.digest) else Refused(CorrelationConflict(asked.correlation_id, "request"))
+
+
+def _digest_of(state: ThreadState, turn: str) -> str | None:
+    """Of what a turn that the thread knows asks."""
+    if (kept := _withdrawn(state, turn)) is not None:
+        return kept
     stored = _find(state, "request", turn)
-    known: Entry | RunRequest | None = None if stored is None else _codec.load_entry(stored)
-    known = known or _among((*state.waiting, *state.steered), turn) or _joined_request(state, turn)
-    if isinstance(known, Request | RunRequest) and _asks(known) != _asks(request):
-        return Refused(CorrelationConflict(turn, "request"))
-    return None
+    entry = None if stored is None else _codec.load_entry(stored)
+    if isinstance(entry, Request):
+        return _codec.digest(entry.messages, entry.response_schema)
+    if (place := _among(state.waiting, turn)) is not None:
+        return place.digest
+    request = _among(state.steered, turn) or _joined_request(state, turn)
+    return None if request is None else place_of(request).digest
+
+
+def _is_known(state: ThreadState, turn: str) -> bool:
+    """Whether a request waits, or has joined the active turn."""
+    return turn in state.books.joined or _among((*state.steered, *state.waiting), turn) is not None
 
 
 def _joined_request(state: ThreadState, turn: str) -> RunRequest | None:
@@ -372,9 +431,16 @@ def _schema_of(state: ThreadState, turn: str | None) -> Mapping[str, Json] | Non
     return None if stored is None else stored.get("responseSchema")
 
 
+def _ahead(state: ThreadState) -> str:
+    """The turn that a request waits for: the active one, or the one that may be it."""
+    ahead = state.active or first_in(state)
+    assert ahead is not None  # else the request would have been granted the thread
+    return ahead
+
+
 def _queued(state: ThreadState, told: tuple[str, ...] = ()) -> Queued:
-    assert state.active is not None
-    return Queued(state.active, (state.active, *told) if state.active in state.cancelled else told)
+    ahead = _ahead(state)
+    return Queued(ahead, (ahead, *told) if ahead in state.cancelled else told)
 
 
 def _cancelled_by(state: ThreadState, thread: AgentThread, turn: str) -> tuple[str, ...]:
@@ -400,16 +466,30 @@ def _overlap(
     One that wants its answer in another form than the active turn gives it cannot become part of that, and queues.
     """
     active = state.active
-    assert active is not None
-    if overlap == "steer" and _schema_of(state, active) == request.response_schema:
+    if overlap == "steer" and active is not None and _may_join(state, active, request):
         return attrs.evolve(state, steered=(*state.steered, request)), _queued(state)
     told: tuple[str, ...] = ()
     if overlap == "cancel_previous":
         mark: Json = {"by": request.correlation_id, "reason": "a newer request took its place"}
         told = tuple(other.correlation_id for other in (*state.steered, *state.waiting))
-        for each in (active, *told):
+        for each in (*([active] if active else []), *told):
             state, _ = cancel(state, thread, each, mark, now)
-    return attrs.evolve(state, waiting=(*state.waiting, request)), _queued(state, told)
+        if active is None:
+            state = _activate(state, request, now)
+            return state, Granted(state.length, told)
+    return attrs.evolve(state, waiting=(*state.waiting, place_of(request))), _queued(state, told)
+
+
+def _may_join(state: ThreadState, active: str, request: RunRequest) -> bool:
+    """Whether a request may become part of the active turn: it wants the same form of answer, and there is room.
+
+    What is to join is in the thread's state as a whole, and so is what has joined, until the turn ends.
+    """
+    if _schema_of(state, active) != request.response_schema:
+        return False
+    joined = [_codec.dump_message(message) for message in state.draft if _OF_TURN in message.extra]
+    sizes = (len(json.dumps(each)) for each in (*joined, *map(_codec.dump_request, (*state.steered, request))))
+    return sum(sizes) <= MOST_STEERED
 
 
 def _join(state: ThreadState) -> ThreadState:
@@ -479,7 +559,7 @@ def _end(
     ours = {**(about or {}), **({JOINED: list(joined)} if joined else {})}
     response = _response(turn, closed(state.draft + messages), usage, now, ours)
     # What was to join and did not is next: it came before all that waits.
-    waiting = state.steered + state.waiting
+    waiting = (*map(place_of, state.steered), *state.waiting)
     state = attrs.evolve(
         _without_mark(state, turn),
         history=(*state.history, response),
@@ -489,9 +569,8 @@ def _end(
         steered=(),
         waiting=waiting,
     )
-    state = _advance(state, now)
-    granted = Granted(state.length) if state.active else None
-    return state, Ended(response, granted, state.active, joined)
+    state = _without_ended(state)
+    return state, Ended(response, first_in(state), joined)
 
 
 def _end_unbegun(
@@ -502,30 +581,82 @@ def _end_unbegun(
 
 
 def _leave_unbegun(
-    state: ThreadState, request: RunRequest, error: ChatMessage, now: datetime
+    state: ThreadState, who: RunRequest | Place, error: ChatMessage, now: datetime
 ) -> tuple[ThreadState, Outcome]:
-    """A turn that never was active ends: the transcript shows its request with the error."""
-    response = _response(request.correlation_id, (error,), None, now)
-    history = (*state.history, _codec.dump_entry(_entry(request, now)), response)
+    """A turn that never was active ends: the transcript shows its request with the error.
+
+    Where the request is with its turn, its place in the transcript is kept for it, see `_filled`.
+    """
+    turn = who.correlation_id
+    asked = _entry(who, now) if isinstance(who, RunRequest) else _kept_for(who, now)
+    response = _response(turn, (error,), None, now)
+    before = first_in(state)
+    state = attrs.evolve(
+        state,
+        waiting=_without(state.waiting, turn),
+        steered=_without(state.steered, turn),
+        history=(*state.history, _codec.dump_entry(asked), response),
+    )
+    is_next = state.active is None and first_in(state) != before
+    return state, Ended(response, first_in(state) if is_next else None)
+
+
+def _kept_for(place: Place, now: datetime) -> Request:
+    """Stands for the request of a turn that had to leave the line before it could bring it."""
+    extra = {"dafx": {"digest": place.digest}}
+    return Request(correlation_id=place.correlation_id, messages=(), created_at=now, extra=extra)
+
+
+def _withdrawn(state: ThreadState, turn: str) -> str | None:
+    """The digest of a request that the transcript has a place for, and that has not been brought."""
+    stored = _find(state, "request", turn)
+    ours: Json = None if stored is None or stored.get("messages") else stored.get("dafx")
+    kept: Json = cast("Json", ours).get("digest") if isinstance(ours, Mapping) else None
+    return kept if isinstance(kept, str) else None
+
+
+def _filled(state: ThreadState, request: RunRequest) -> ThreadState:
+    """The thread with the request of a turn that had left the line, in the place that was kept for it.
+
+    In its place, and not before its response: the entries before the active turn's request stay as many as they were.
+    """
     turn = request.correlation_id
-    waiting = tuple(other for other in state.waiting if other.correlation_id != turn)
-    steered = tuple(other for other in state.steered if other.correlation_id != turn)
-    return attrs.evolve(state, waiting=waiting, steered=steered, history=history), Ended(response)
-
-
-def _advance(state: ThreadState, now: datetime) -> ThreadState:
-    """Where no turn is active, the first that waits becomes it."""
-    if state.active is not None or not state.waiting:
+    if _withdrawn(state, turn) != place_of(request).digest:
         return state
-    first, *others = state.waiting
-    return _activate(attrs.evolve(state, waiting=tuple(others)), first, now)
+    stored = _find(state, "request", turn)
+    history = tuple(
+        {**_codec.dump_entry(_entry(request, request.created_at)), **_created(raw)} if raw is stored else raw
+        for raw in state.history
+    )
+    return attrs.evolve(state, history=history)
+
+
+def _created(raw: Json) -> dict[str, Json]:
+    return {"createdAt": raw["createdAt"]} if raw.get("createdAt") else {}
+
+
+def first_in(state: ThreadState) -> str | None:
+    """The turn that waits longest."""
+    return state.waiting[0].correlation_id if state.waiting else None
+
+
+def _without(waiting: tuple[Waits, ...], turn: str) -> tuple[Waits, ...]:
+    return tuple(each for each in waiting if each.correlation_id != turn)
+
+
+def _without_ended(state: ThreadState) -> ThreadState:
+    """The thread, where whoever is first in line has not ended: a worker that does not see the line may have let it."""
+    while state.active is None and (first := first_in(state)) is not None and _ended(state, first) is not None:
+        state = attrs.evolve(state, waiting=state.waiting[1:])
+    return state
 
 
 def _activate(state: ThreadState, request: RunRequest, now: datetime) -> ThreadState:
-    history = state.history
-    if _find(state, "request", request.correlation_id) is None:
+    history, turn = state.history, request.correlation_id
+    if _find(state, "request", turn) is None:
         history = (*history, _codec.dump_entry(_entry(request, now)))
-    return attrs.evolve(state, active=request.correlation_id, history=history, draft=(), books=Books())
+    waiting = _without(state.waiting, turn)
+    return attrs.evolve(state, active=turn, history=history, draft=(), books=Books(), waiting=waiting)
 
 
 def _marked(state: ThreadState, turn: str, mark: Mapping[str, Json]) -> ThreadState:
@@ -573,15 +704,11 @@ def _find(state: ThreadState, kind: str, turn: str) -> Json | None:
     return None
 
 
-def _among(requests: Iterable[RunRequest], turn: str) -> RunRequest | None:
+def _among(requests: Iterable[Waits], turn: str) -> Waits | None:
     return next((request for request in requests if request.correlation_id == turn), None)
 
 
-def _asks(request: Request | RunRequest) -> str:
-    return _codec.digest(request.messages, request.response_schema)
-
-
-def _entry(request: RunRequest, now: datetime) -> Request:
+def _entry(request: RunRequest, now: datetime | None) -> Request:
     return Request(
         correlation_id=request.correlation_id,
         messages=request.messages,

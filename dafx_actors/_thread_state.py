@@ -31,6 +31,15 @@ class Books:
     """Correlation ids of the requests that became part of the turn."""
 
 
+@attrs.frozen
+class Place:
+    """A request's place in the line. Its text stays with its turn, which brings it when the place is the first."""
+
+    correlation_id: str
+    digest: str
+    """Of what it asks; see `_codec.digest`."""
+
+
 @attrs.frozen(kw_only=True)
 class ThreadState:
     """A thread as it is stored."""
@@ -42,8 +51,8 @@ class ThreadState:
     draft: tuple[ChatMessage, ...] = ()
     """What the active turn has recorded."""
     books: Books = Books()
-    waiting: tuple[RunRequest, ...] = ()
-    """Requests that wait for the turns before them, oldest first."""
+    waiting: tuple[Place, ...] = ()
+    """Requests that wait for the turns before them, oldest first; the first may have an idle one."""
     steered: tuple[RunRequest, ...] = ()
     """Requests that will become part of the active turn, oldest first."""
     cancelled: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
@@ -86,15 +95,18 @@ class Queued:
 
 
 @attrs.frozen
+class Wanted:
+    """The turn is to bring its request: it may have the thread, or the thread does not know it."""
+
+
+@attrs.frozen
 class Ended:
     """The turn has ended."""
 
     response: Json
     """Its stored `Response`."""
-    next: Granted | None = None
-    """The grant for the turn that is active now, which does not know it yet."""
     next_id: str | None = None
-    """That turn."""
+    """The turn that may have the thread now, and does not know it yet."""
     joined: tuple[str, ...] = ()
     """Turns that have ended with it, which do not know it yet."""
 
@@ -146,7 +158,7 @@ class Refused:
     error: TurnError | InvalidThreadId
 
 
-Outcome: TypeAlias = Granted | Queued | Ended | Cancelled | Decided | Attempted | GivenUp | Noted | Refused
+Outcome: TypeAlias = Granted | Queued | Wanted | Ended | Cancelled | Decided | Attempted | GivenUp | Noted | Refused
 
 
 # --- As it is stored ----------------------------------------------------------------------------------------------
@@ -172,11 +184,31 @@ def load(document: Json) -> ThreadState:
             given_up=ours.given_up,
             joined=ours.joined,
         ),
-        waiting=ours.waiting,
+        waiting=_line(ours),
         steered=ours.steered,
         cancelled=ours.cancelled,
         document=document or {},
     )
+
+
+def place_of(request: RunRequest) -> Place:
+    """What is kept of a request that waits."""
+    return Place(request.correlation_id, _codec.digest(request.messages, request.response_schema))
+
+
+def _line(ours: _codec.Unfinished) -> tuple[Place, ...]:
+    """Who waits, once each.
+
+    Versions before this one kept whole requests, in another field: they do not see the line, and take whoever of it
+    asks first. So one that is in the line may be active, or be among those that they let wait.
+    """
+    places = (*map(place_of, ours.waiting), *(Place(raw["correlationId"], raw["digest"]) for raw in ours.line))
+    elsewhere = {ours.active, *ours.joined, *(request.correlation_id for request in ours.steered)}
+    found: dict[str, Place] = {}
+    for place in places:
+        if place.correlation_id not in elsewhere:
+            found.setdefault(place.correlation_id, place)
+    return tuple(found.values())
 
 
 def dump(state: ThreadState) -> dict[str, Json]:
@@ -185,7 +217,8 @@ def dump(state: ThreadState) -> dict[str, Json]:
     known: dict[str, Json] = {
         "active": state.active,
         "draft": [_codec.dump_message(message) for message in state.draft],
-        "waiting": [_codec.dump_request(request) for request in state.waiting],
+        "waiting": [],
+        "line": [{"correlationId": place.correlation_id, "digest": place.digest} for place in state.waiting],
         "steered": [_codec.dump_request(request) for request in state.steered],
         "cancelled": dict(state.cancelled),
         "asks": dict(state.books.asks),

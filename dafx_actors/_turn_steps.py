@@ -22,9 +22,11 @@ thread again; `cancel` cancels it, whatever comes with it; what is no decision i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import attrs
+from durabletask import task
 
 from dafx_actors import _codec, _turn
 from dafx_actors._coroutines import when_any
@@ -63,6 +65,8 @@ async def tell(context: OrchestrationContext, thread: AgentThread, operation: st
     elif outcome and "ended" in outcome and operation == "cancel":
         # It waited in line, and has left it; one that had ended before is not there to hear.
         context.send_event(input["correlationId"], CANCEL, data=input["mark"])
+        if outcome.get("next"):
+            context.send_event(outcome["next"], _GRANTED)
     elif outcome and "decided" in outcome:
         context.send_event(input["correlationId"], decision_event(input["key"]), data=outcome["decided"])
     return outcome
@@ -112,7 +116,11 @@ class TurnSteps(TurnBase):
         """Each step recorded. None where it still waits in line after a long time, and should start again."""
         # One wait, made once: a new one each time round would lose the event to the old one.
         self.stops = [self.context.wait_for_external_event(CANCEL)]
-        begun, reply = await self._begin_with_model() if self._is_eager else (await self._begin(), None)
+        try:
+            begun, reply = await self._begin_with_model() if self._is_eager else (await self._begin(), None)
+        except MessageTooLarge as error:
+            # The thread has no room for the request. What is said of that is small, and the next in line is told.
+            begun, reply = await self._leave(error, brings=False), None
         if "queued" in begun:
             return None
         if "ended" in begun:
@@ -181,12 +189,11 @@ class TurnSteps(TurnBase):
 
     async def _begin(self) -> Json:
         """Ask for the thread, and wait in line where it works on another turn."""
-        asked = _codec.dump_request(self._request)
-        begun: Json = await self.call_thread("begin", asked)
+        begun: Json = await self._ask()
         if "error" in begun and isinstance(busy := error_in(begun, self.thread), ThreadBusy):
             # Where requests that overlap are rejected, a dead turn would else hold the thread for ever.
             await self._look_after(busy.active)
-            begun = await self.call_thread("begin", asked)
+            begun = await self._ask()
         self._settle(self.checked(begun))
         self._tell_cancelled(begun)
         if "queued" not in begun:
@@ -206,9 +213,18 @@ class TurnSteps(TurnBase):
             if granted.is_complete:
                 # Only a reason to ask: the thread says who is active, and anybody can raise an event.
                 granted = self.context.wait_for_external_event(_GRANTED)
-            begun = self.checked(await self.call_thread("begin", asked))
+            begun = self.checked(await self._ask())
             self._tell_cancelled(begun)
             pause = min(pause * 2, _LONGEST_PAUSE)
+        return begun
+
+    async def _ask(self) -> Json:
+        """Ask for the thread, with the whole request only where the thread wants it: it may be long, and wait long."""
+        begun: Json = None
+        with suppress(task.TaskFailedError):  # a worker of an earlier version has it; it knows whole requests only
+            begun = await self.call_thread("begin", _codec.dump_question(self._request))
+        if begun is None or "wanted" in begun:
+            begun = await self.call_thread("begin", _codec.dump_request(self._request))
         return begun
 
     def _tell_cancelled(self, begun: Json) -> None:
@@ -247,9 +263,13 @@ class TurnSteps(TurnBase):
             self._seconds = seconds
             self.stops.append(self.context.create_timer(self.begun + timedelta(seconds=seconds)))
 
-    async def _leave(self, error: DafxError) -> Json:
-        """Stop waiting in line. One whose request has joined the active turn cannot take it back."""
-        outcome = await self.call_thread("abort", self._ending(error))
+    async def _leave(self, error: DafxError, *, brings: bool = True) -> Json:
+        """Stop waiting in line. One whose request has joined the active turn cannot take it back.
+
+        For the transcript it brings its request, which the thread does not have while it waits.
+        """
+        brought = {"request": _codec.dump_request(self._request)} if brings else {}
+        outcome = await self.call_thread("abort", {**self._ending(error), **brought})
         if "ended" not in outcome:
             raise error
         return {"ended": self._ended(outcome)}

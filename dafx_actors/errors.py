@@ -475,8 +475,15 @@ class ThreadBusy(TurnError):
     thread_id: str
     active: str
     """The correlation id of the turn that is active."""
+    waiting: int = 0
+    """Requests that wait in line, where no more may; 0 where this one may not wait at all."""
 
     def __str__(self) -> str:
+        if self.waiting:
+            return (
+                f"Thread {self.thread_id} of agent {self.agent!r} is busy with turn {self.active}, and {self.waiting} "
+                "requests wait for it in line, as many as may. Nothing was recorded. Send the request again later."
+            )
         return (
             f"Thread {self.thread_id} of agent {self.agent!r} is busy with turn {self.active}. Nothing was recorded. "
             "Send the request again when that turn has ended. (A client's `run()` queues it, unless the agent was "

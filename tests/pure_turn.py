@@ -192,22 +192,25 @@ class Execution:
         return ended
 
     def begin(self) -> Steps:
-        asked = _codec.dump_request(self.request)
-        begun = yield from self.tell("begin", **asked)
+        begun = yield from self.tell("begin", **_codec.dump_request(self.request))
         while "queued" in begun:
             for cancelled in begun["cancelled"]:
                 self.world.send(cancelled, "cancel", {"by": self.turn})
             yield from self.look_after(begun["queued"])
             try:
-                granted = self.grants.pop(0) if self.grants else (yield Wait())
+                if not self.grants:
+                    yield Wait()
             except Stopped as stopped:
-                left = yield Tell("abort", self.ending(stopped.error, []))
+                whole = {"request": _codec.dump_request(self.request)}
+                left = yield Tell("abort", {**self.ending(stopped.error, []), **whole})
                 if "ended" not in left:
                     raise
+                self.wake(left)
                 return left
-            begun = {"granted": granted}
-            if granted is None:
-                begun = yield from self.tell("begin", **asked)
+            self.grants.clear()
+            begun = yield from self.tell("begin", **_codec.dump_question(self.request))
+            if "wanted" in begun:
+                begun = yield from self.tell("begin", **_codec.dump_request(self.request))
         return begun
 
     def look_after(self, active: str) -> Generator[Awaited, Any, None]:
@@ -353,4 +356,4 @@ class Execution:
         for joined in outcome.get("joined") or ():
             self.world.send(joined, "granted", None)
         if outcome.get("next"):
-            self.world.send(outcome["next"], "granted", outcome["granted"])
+            self.world.send(outcome["next"], "granted", None)

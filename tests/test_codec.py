@@ -309,6 +309,8 @@ BROKEN: list[Any] = [
     document(dafx={"waiting": [{"correlationId": "c", "messages": []}]}),
     document(dafx={"active": 5}),
     document(dafx={"steered": [5]}),
+    document(dafx={"line": [5]}),
+    document(dafx={"line": [{"correlationId": "c2"}]}),
     document(dafx={"joined": "c2"}),
     document(dafx={"cancelled": []}),
     document(dafx={"asks": "x"}),
@@ -458,6 +460,59 @@ def test_every_request_survives(request: RunRequest) -> None:
 def test_a_request_shows_its_text_to_the_peer() -> None:
     raw = _codec.dump_request(RunRequest(correlation_id="c", messages=(ChatMessage("user", "Hello"),)))
     assert (raw["message"], raw["role"], raw["request_response_format"]) == ("Hello", "user", "text")
+
+
+LONG = "x" * 700_000
+PICTURE = UriContent("https://example.com/a.png", "image/png")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (ChatMessage("user", LONG),),
+        (ChatMessage("system", LONG),),
+        (ChatMessage("user", (TextContent(LONG), PICTURE)),),
+        (ChatMessage("user", LONG), ChatMessage("user", "Again")),
+        (ChatMessage("user", LONG, author_name="Ann"),),
+        (ChatMessage("user", (TextContent(LONG, extra={"more": 1}),)),),
+    ],
+    ids=["a text", "of the system", "with a picture", "two messages", "by somebody", "with more"],
+)
+def test_a_request_holds_its_text_once(asked: tuple[ChatMessage, ...]) -> None:
+    request = RunRequest(correlation_id="c", messages=asked)
+    raw = json.loads(json.dumps(_codec.dump_request(request)))
+    assert json.dumps(raw).count("x" * 1_000) == 700
+    assert _codec.load_request(raw) == request
+
+
+def test_a_request_of_the_form_that_held_its_text_twice_is_read() -> None:
+    messages = [_codec.dump_message(ChatMessage("user", "Hello"))]
+    raw = {"message": "Hello", "role": "user", "correlationId": "c", "messages": messages, "enable_tool_calls": True}
+    assert _codec.load_request(raw).messages == (ChatMessage("user", "Hello"),)
+
+
+@pytest.mark.parametrize(("said", "offered"), [({}, True), ({"enable_tool_calls": False}, False)])
+def test_a_request_is_offered_the_tools_unless_it_says_otherwise(said: dict[str, Any], offered: bool) -> None:
+    """Other clients leave the field out."""
+    assert _codec.load_request({"message": "x", "correlationId": "c", **said}).enable_tool_calls is offered
+
+
+def test_a_question_about_a_cut_off_call_has_the_key_that_the_tool_was_given() -> None:
+    """By that key the person finds in the books whether it acted."""
+    asked: dict[str, Any] = {
+        "key": "c1.1.0.outcome1",
+        "callKey": "c1.1.0",
+        "kind": "outcome",
+        "callId": "x",
+        "tool": "pay",
+        "arguments": {},
+        "digest": "d",
+        "askedAt": "2025-01-02T12:00:00+00:00",
+    }
+    thread = AgentThread("Joker", "t1")
+    assert _codec.load_pending(thread, "c1", asked).idempotency_key == "c1.1.0"
+    approval = {**{name: each for name, each in asked.items() if name != "callKey"}, "kind": "approval"}
+    assert _codec.load_pending(thread, "c1", approval).idempotency_key == "c1.1.0.outcome1"
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_turn_that_has_ended_is_answered_again() -> None:
     assert same is state
     assert isinstance(outcome, Ended)
     assert _codec.load_response(outcome.response, THREAD).text == "Ha."
-    assert outcome.next is None
+    assert outcome.next_id is None
 
 
 @pytest.mark.parametrize("stage", ["active", "waiting", "ended"])
@@ -146,17 +146,20 @@ def test_the_length_tells_old_state_from_new_within_a_turn() -> None:
 # --- commit and abort ---------------------------------------------------------------------------------------------
 
 
-def test_the_next_in_line_is_granted_when_a_turn_ends() -> None:
+def test_the_next_in_line_may_have_the_thread_when_a_turn_ends() -> None:
     state, outcome = _thread.commit(begun("c1", "c2", "c3"), THREAD, "c1", say("!"), None, NOW)
     assert isinstance(outcome, Ended)
-    assert (outcome.next_id, outcome.next) == ("c2", Granted(3))
+    assert (outcome.next_id, state.active, story(state)) == ("c2", None, ["c1?", "c1"])
+    assert _thread.begin(state, THREAD, ask("c3"), NOW) == (state, Queued("c2"))
+    state, granted = _thread.begin(state, THREAD, ask("c2"), NOW)
+    assert granted == Granted(3)
     assert (state.active, story(state)) == ("c2", ["c1?", "c1", "c2?"])
 
 
 def test_turns_are_answered_in_the_order_in_which_they_began() -> None:
     state = begun("c1", "c2", "c3")
     for turn in ("c1", "c2", "c3"):
-        state = committed(state, turn)
+        state = committed(_thread.begin(state, THREAD, ask(turn), NOW)[0], turn)
     assert story(state) == ["c1?", "c1", "c2?", "c2", "c3?", "c3"]
 
 
@@ -173,7 +176,7 @@ def test_committing_again_gives_the_first_answer_and_changes_nothing() -> None:
     assert same is state
     assert isinstance(outcome, Ended)
     assert _codec.load_response(outcome.response, THREAD).text == "first"
-    assert outcome.next is None
+    assert outcome.next_id is None
 
 
 def test_an_error_after_an_answer_does_not_replace_it() -> None:
@@ -193,7 +196,7 @@ def test_an_aborted_turn_keeps_its_draft_and_says_why() -> None:
 def test_a_waiting_turn_that_is_aborted_leaves_the_line_and_a_trace() -> None:
     state, outcome = _thread.abort(begun("c1", "c2", "c3"), THREAD, "c2", TurnTerminated("Joker", "c2"), NOW)
     assert isinstance(outcome, Ended)
-    assert outcome.next is None
+    assert outcome.next_id is None
     assert (state.active, [waiting.correlation_id for waiting in state.waiting]) == ("c1", ["c3"])
     assert story(state) == ["c1?", "c2?", "c2"]
 
@@ -225,7 +228,8 @@ def test_a_reset_forgets_and_takes_the_thread_from_its_turn() -> None:
 def test_after_a_reset_those_that_waited_go_first() -> None:
     state, outcome = _thread.begin(_thread.reset(begun("c1", "c2", "c3"))[0], THREAD, ask("c4"), NOW)
     assert outcome == Queued("c2")
-    assert [waiting.correlation_id for waiting in state.waiting] == ["c3", "c4"]
+    assert [waiting.correlation_id for waiting in state.waiting] == ["c2", "c3", "c4"]
+    assert _thread.begin(state, THREAD, ask("c2"), NOW)[1] == Granted(1)
 
 
 # --- what is stored -----------------------------------------------------------------------------------------------
@@ -282,6 +286,8 @@ class Known:
     """Turns in the order of their answers."""
     drafts: dict[str, list[str]] = attrs.field(factory=dict[str, "list[str]"])
     """What each turn has recorded."""
+    unsaid: set[str] = attrs.field(factory=set[str])
+    """Turns that left the line without having brought their requests."""
     lengths: dict[str, int] = attrs.field(factory=dict[str, int])
     """The length that each turn was told last."""
 
@@ -311,7 +317,8 @@ class ThreadMachine(RuleBasedStateMachine):
         self.state, outcome = _thread.begin(before, THREAD, ask(turn), NOW)
         if turn in known.answers:
             assert outcome == Ended(known.answers[turn])
-            assert self.state is before
+            assert (self.state is before) == (turn not in known.unsaid), "it brings the request that was missing"
+            known.unsaid.discard(turn)
             return
         repeated = turn in known.arrived
         if not repeated:
@@ -356,7 +363,8 @@ class ThreadMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.state.waiting)
     @rule(data=st.data())
     def abort_waiting(self, data: st.DataObject) -> None:
-        self.abort(data.draw(st.sampled_from([request.correlation_id for request in self.state.waiting])))
+        waiting = [request.correlation_id for request in self.state.waiting]
+        self.abort(data.draw(st.sampled_from(waiting)), data.draw(st.booleans()))
 
     @rule(turn=turns)
     def commit(self, turn: str) -> None:
@@ -364,10 +372,18 @@ class ThreadMachine(RuleBasedStateMachine):
         self.state, outcome = _thread.commit(before, THREAD, turn, say("."), UsageStats(1, 1, 2), NOW)
         self.ended(before, turn, outcome, may_wait=False)
 
-    @rule(turn=turns)
-    def abort(self, turn: str) -> None:
-        before = self.state
-        self.state, outcome = _thread.abort(before, THREAD, turn, ModelError("error", "x"), NOW)
+    @rule(turn=turns, brings=st.booleans())
+    def abort(self, turn: str, brings: bool) -> None:
+        before, error = self.state, ModelError("error", "x")
+        request = ask(turn) if brings else None
+        self.state, outcome = _thread.abort(before, THREAD, turn, error, NOW, request=request)
+        if turn in self.known.unsaid and brings:
+            assert outcome == Ended(self.known.answers[turn])
+            assert self.state.length == before.length
+            self.known.unsaid.discard(turn)
+            return
+        if turn in self.known.arrived and before.active != turn and not brings:
+            self.known.unsaid.add(turn)
         self.ended(before, turn, outcome, may_wait=True)
 
     def ended(self, before: ThreadState, turn: str, outcome: _thread.Outcome, *, may_wait: bool) -> None:
@@ -389,10 +405,10 @@ class ThreadMachine(RuleBasedStateMachine):
         if not waits:
             known.order.append(turn)
             assert outcome.next_id == (known.arrived[0] if known.arrived else None)
-            if outcome.next is not None:
-                self.granted(known.arrived[0], outcome.next.length)
+        elif before.active is None and before.waiting[0].correlation_id == turn:
+            assert outcome.next_id == (known.arrived[0] if known.arrived else None)
         else:
-            assert outcome.next is None
+            assert outcome.next_id is None
 
     @precondition(lambda self: len(self.state.history) > 3)
     @rule()

@@ -64,6 +64,12 @@ def cancelled_by(outcome: Outcome) -> tuple[str, str] | None:
     return None if error is None else (error.by, error.reason)
 
 
+def next_of(outcome: Outcome) -> str | None:
+    """The turn that may have the thread after one that ended."""
+    assert isinstance(outcome, Ended)
+    return outcome.next_id
+
+
 def texts(state: ThreadState) -> list[str]:
     return [message.text for message in state.draft]
 
@@ -99,7 +105,7 @@ def test_a_newer_request_takes_the_place_of_all_before_it() -> None:
         assert cancelled_by(begin(state, turn)[1]) == ("c4", "a newer request took its place")
     state, ended = commit(state, "c1")
     assert cancelled_by(ended) == ("c4", "a newer request took its place")
-    assert state.active == "c4"
+    assert next_of(ended) == "c4"
 
 
 def test_it_takes_the_place_of_those_that_were_to_join_too() -> None:
@@ -127,7 +133,8 @@ def test_asked_again_it_names_all_that_it_cancelled() -> None:
 def test_it_names_them_also_where_it_is_active_by_then() -> None:
     state, _ = begin(begun("c1", "c2"), "c3", "cancel_previous")
     state, _ = commit(state, "c1")
-    assert begin(state, "c3", "cancel_previous")[1] == Granted(state.length, ("c2", "c1"))
+    state, outcome = begin(state, "c3", "cancel_previous")
+    assert outcome == Granted(state.length, ("c2", "c1"))
 
 
 def test_it_does_not_name_those_that_ended_otherwise() -> None:
@@ -180,7 +187,8 @@ def test_a_turn_that_others_join_with_its_answer_goes_on() -> None:
 def test_nobody_joins_a_turn_that_cannot_go_on(ending: dict[str, bool]) -> None:
     state, outcome = commit(begun("c1", "c2", overlap="steer"), "c1", **ending)
     assert isinstance(outcome, Ended)
-    assert (outcome.next_id, outcome.joined, state.active) == ("c2", (), "c2")
+    assert (outcome.next_id, outcome.joined, state.active) == ("c2", (), None)
+    assert begin(state, "c2")[1] == Granted(3)
 
 
 def test_nobody_joins_a_cancelled_turn() -> None:
@@ -189,13 +197,13 @@ def test_nobody_joins_a_cancelled_turn() -> None:
     assert (outcome, texts(state)) == (Granted(2), ["Hm."])
     state, outcome = commit(state, "c1")
     assert cancelled_by(outcome) == ("Ann", "enough")
-    assert state.active == "c2"
+    assert next_of(outcome) == "c2"
 
 
 def test_those_that_did_not_join_go_before_those_that_wait() -> None:
     state, _ = begin(begun("c1", "c2"), "c3", "steer")
-    state, _ = _thread.abort(state, THREAD, "c1", ModelError("error", "x"), NOW)
-    assert (state.active, line(state)) == ("c3", ["c2"])
+    state, outcome = _thread.abort(state, THREAD, "c1", ModelError("error", "x"), NOW)
+    assert (next_of(outcome), line(state)) == ("c3", ["c3", "c2"])
 
 
 def test_a_request_for_another_form_of_answer_queues() -> None:
@@ -256,7 +264,7 @@ def test_an_answer_from_before_a_reset_lets_those_that_joined_since_go_on() -> N
     state, outcome = found_completed(joined())
     assert isinstance(outcome, Ended)
     assert (outcome.joined, outcome.next_id) == ((), "c2")
-    assert state.active == "c2"
+    assert begin(state, "c2")[1] == Granted(state.length + 1)
 
 
 @pytest.mark.parametrize("ended", [False, True])

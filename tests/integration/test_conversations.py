@@ -118,7 +118,7 @@ async def arrived(client: DurableAIAgentClient, agent: str, thread: str, count: 
     while True:
         document = await client._backend.thread(entity)
         ours = document["data"].get("dafx", {}) if document else {}
-        if bool(ours.get("active")) + len(ours.get("waiting", ())) == count:
+        if bool(ours.get("active")) + len(ours.get("line", ())) == count:
             return
         await anyio.lowlevel.checkpoint()
 
