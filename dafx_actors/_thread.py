@@ -268,7 +268,7 @@ def abort(
     """
     if request is not None and (ended := _ended(state, turn)) is not None:
         return _filled(state, request), Ended(ended)
-    if state.active != turn and (waits := _among((*state.waiting, *state.steered), turn)) is not None:
+    if state.active != turn and (waits := _waiting_in(state, turn)) is not None:
         is_its_own = request is not None and isinstance(waits, Place) and place_of(request) == waits
         return _leave_unbegun(state, request if request and is_its_own else waits, _error_message(error), now)
     if state.active == turn and turn in state.cancelled:
@@ -292,7 +292,7 @@ def cancel(
         return state, Ended(ended)
     if turn in state.books.joined and state.active is not None:
         turn = state.active
-    if (waits := _among((*state.waiting, *state.steered), turn)) is not None:
+    if (waits := _waiting_in(state, turn)) is not None:
         return _leave_unbegun(state, waits, _error_message(_cancellation(thread, turn, mark)), now)
     if turn not in state.cancelled:
         state = _marked(state, turn, mark)
@@ -410,7 +410,7 @@ def _digest_of(state: ThreadState, turn: str) -> str | None:
 
 def _is_known(state: ThreadState, turn: str) -> bool:
     """Whether a request waits, or has joined the active turn."""
-    return turn in state.books.joined or _among((*state.steered, *state.waiting), turn) is not None
+    return turn in state.books.joined or _waiting_in(state, turn) is not None
 
 
 def _joined_request(state: ThreadState, turn: str) -> RunRequest | None:
@@ -471,7 +471,7 @@ def _overlap(
     told: tuple[str, ...] = ()
     if overlap == "cancel_previous":
         mark: Json = {"by": request.correlation_id, "reason": "a newer request took its place"}
-        told = tuple(other.correlation_id for other in (*state.steered, *state.waiting))
+        told = (*(each.correlation_id for each in state.steered), *(each.correlation_id for each in state.waiting))
         for each in (*([active] if active else []), *told):
             state, _ = cancel(state, thread, each, mark, now)
         if active is None:
@@ -702,6 +702,11 @@ def _find(state: ThreadState, kind: str, turn: str) -> Json | None:
         if is_entry(raw, kind, turn):
             return raw
     return None
+
+
+def _waiting_in(state: ThreadState, turn: str) -> RunRequest | Place | None:
+    """What the thread has of a turn that waits."""
+    return _among(state.waiting, turn) or _among(state.steered, turn)
 
 
 def _among(requests: Iterable[Waits], turn: str) -> Waits | None:

@@ -21,6 +21,7 @@ thread again; `cancel` cancels it, whatever comes with it; what is no decision i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -44,6 +45,8 @@ from dafx_actors.transcript import ChatMessage, Json
 _GRANTED = "granted"
 _FIRST_LOOK = timedelta(seconds=1)
 _LONGEST_PAUSE = timedelta(minutes=5)
+_LARGE = 32 * 1024
+"""Bytes of a request that a turn in line does not send its thread each time that it asks."""
 _LOOKS = 30
 """How often a turn that waits in line looks after the one before it, until it starts again with an empty history."""
 
@@ -219,12 +222,18 @@ class TurnSteps(TurnBase):
         return begun
 
     async def _ask(self) -> Json:
-        """Ask for the thread, with the whole request only where the thread wants it: it may be long, and wait long."""
+        """Ask for the thread; with a large request only where the thread wants it, since a turn in line asks often.
+
+        Each time is recorded. Workers of earlier versions know whole requests only, and so do turns that they take up:
+        what is small is sent whole, as ever, so that both can share a thread while one takes the other's place.
+        """
+        whole = _codec.dump_request(self._request)
         begun: Json = None
-        with suppress(task.TaskFailedError):  # a worker of an earlier version has it; it knows whole requests only
-            begun = await self.call_thread("begin", _codec.dump_question(self._request))
+        if len(json.dumps(whole)) > _LARGE:
+            with suppress(task.TaskFailedError):
+                begun = await self.call_thread("begin", _codec.dump_question(self._request))
         if begun is None or "wanted" in begun:
-            begun = await self.call_thread("begin", _codec.dump_request(self._request))
+            begun = await self.call_thread("begin", whole)
         return begun
 
     def _tell_cancelled(self, begun: Json) -> None:

@@ -447,7 +447,8 @@ class Turns(RuleBasedStateMachine):
         books = self.state.books
         places = [
             *([self.state.active] if self.state.active else []),
-            *(request.correlation_id for request in (*self.state.waiting, *self.state.steered)),
+            *(place.correlation_id for place in self.state.waiting),
+            *(request.correlation_id for request in self.state.steered),
             *books.joined,
         ]
         ended = [turn for raw in self.responses() for turn in _turns_of(raw)]
