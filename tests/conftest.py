@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from typing_extensions import TypeVarTuple, Unpack
 
 from tests.interop import environment
 
@@ -20,6 +21,9 @@ settings.load_profile("usual")
 """How long an example takes says how busy the machine is."""
 settings.register_profile("thorough", max_examples=20_000, stateful_step_count=60, deadline=None)
 """For `pytest --hypothesis-profile=thorough`: minutes instead of seconds, and other examples each time."""
+
+
+Ts = TypeVarTuple("Ts")
 
 
 class TestLoop(asyncio.SelectorEventLoop):
@@ -33,7 +37,7 @@ class TestLoop(asyncio.SelectorEventLoop):
     __test__ = False
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         if self.is_closed() and getattr(callback, "__name__", "") == "_handle_callback_wrapper":
             return asyncio.Handle(callback, args, self, context)

@@ -34,6 +34,8 @@ FOLDER = Path(__file__).parent
 START = datetime(2030, 1, 1, tzinfo=timezone.utc)
 THREAD = "8d6e0f0e-2a56-4c1c-9d2f-6f6a3c0f7a11"
 
+LETTER = "Dear Clerk," + 8_300 * " you"
+"""A request that is large."""
 SCRIPTS: dict[str, list[Reply]] = {
     "Hello": ["Hello to you."],
     "Weather": [[call("look", city="Oslo"), call("look", city="Rome"), call("nowhere")], "Cold and warm."],
@@ -43,6 +45,7 @@ SCRIPTS: dict[str, list[Reply]] = {
     "Ask": [call("Expert", request="Hello"), "The expert says hello."],
     "Number": ["five", "5"],
     "Charge": [call("charge", amount=5), "Charged."],
+    LETTER: ["Long."],
 }
 """By the request."""
 
@@ -157,16 +160,21 @@ async def cancelled(host: AgentHost) -> TurnHandle[None]:
     raise AssertionError("it was cancelled")
 
 
-async def queued(host: AgentHost) -> TurnHandle[None]:
-    first = await _turn(host, "Pay", "first")
-    await host.settled()
-    second = await _turn(host, "Hello", "queued")
-    await host.advance(10)
-    [asked] = await host.client.pending_approvals(Clerk)
-    await host.client.deny(asked, "no money")
-    await first
-    await second
-    return second
+def queued(text: str) -> Run:
+    """A turn that waits for another one in its thread."""
+
+    async def run(host: AgentHost) -> TurnHandle[None]:
+        first = await _turn(host, "Pay", "first")
+        await host.settled()
+        second = await _turn(host, text, "queued")
+        await host.advance(10)
+        [asked] = await host.client.pending_approvals(Clerk)
+        await host.client.deny(asked, "no money")
+        await first
+        await second
+        return second
+
+    return run
 
 
 async def unknown_outcome(host: AgentHost) -> TurnHandle[None]:
@@ -193,7 +201,7 @@ RUNS: dict[str, Run] = {
     "expired": answered("Refund", "expired"),
     "approved": approved,
     "cancelled": cancelled,
-    "queued": queued,
+    "queued": queued("Hello"),
     "unknown_outcome": unknown_outcome,
     "orchestration": orchestration,
     # Since turns ask for their thread and their first model call at once:
@@ -202,11 +210,13 @@ RUNS: dict[str, Run] = {
     "at_once_retried": answered("Busy", "at_once_retried"),
     "at_once_approved": approved,
     "at_once_cancelled": cancelled,
-    "at_once_queued": queued,
+    "at_once_queued": queued("Hello"),
     # Since turns look after names that nobody hosts:
     "form1_tools": answered("Weather", "form1_tools"),
     # Since limits and cancels are of the whole tree of agents:
     "tree": answered("Ask", "tree"),
+    # Since a large request that waits is not sent each time that its turn asks:
+    "line": queued(LETTER),
 }
 
 
