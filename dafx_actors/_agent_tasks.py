@@ -25,15 +25,17 @@ from dafx_actors.transcript import Json
 
 T = TypeVar("T")
 
-FORM = 2
+FORM = 3
 """In which a turn's orchestration goes, on record in its input: what began under an older one goes on under that.
 
 0: turns of versions that wrote none. 1: a turn looks after names that nobody hosts, and says that it has begun.
-2: see `OF_THE_TREE`.
+2: see `OF_THE_TREE`. 3: see `SHORT_QUESTIONS`.
 """
 OF_THE_TREE = 2
 """From this form on, limits and cancels are of the whole tree of agents, a request cannot lift what an agent's author
 wrote, and the keys of calls are hashes."""
+SHORT_QUESTIONS = 3
+"""From this form on, a turn that waits in line asks its thread without its request, if that is large."""
 
 _KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": float, "boolean": bool}
 """What an answer must be at least where a JSON schema was asked for; the model's provider holds it to the rest."""

@@ -30,6 +30,7 @@ import attrs
 from durabletask import task
 
 from dafx_actors import _codec, _turn
+from dafx_actors._agent_tasks import SHORT_QUESTIONS
 from dafx_actors._coroutines import when_any
 from dafx_actors._json import object_in
 from dafx_actors._operations import error_in
@@ -224,17 +225,16 @@ class TurnSteps(TurnBase):
     async def _ask(self) -> Json:
         """Ask for the thread; with a large request only where the thread wants it, since a turn in line asks often.
 
-        Each time is recorded. Workers of earlier versions know whole requests only, and so do turns that they take up:
-        what is small is sent whole, as ever, so that both can share a thread while one takes the other's place.
+        Each time is recorded. What is small is sent whole, as earlier versions do.
         """
         whole = _codec.dump_request(self._request)
-        begun: Json = None
-        if len(json.dumps(whole)) > _LARGE:
-            with suppress(task.TaskFailedError):
+        if self.form >= SHORT_QUESTIONS and len(json.dumps(whole)) > _LARGE:
+            begun: Json = None
+            with suppress(task.TaskFailedError):  # a worker of an earlier version knows whole requests only
                 begun = await self.call_thread("begin", _codec.dump_question(self._request))
-        if begun is None or "wanted" in begun:
-            begun = await self.call_thread("begin", whole)
-        return begun
+            if begun is not None and "wanted" not in begun:
+                return begun
+        return await self.call_thread("begin", whole)
 
     def _tell_cancelled(self, begun: Json) -> None:
         """Tell turns that this one took the place of, and may not know it."""
