@@ -11,7 +11,7 @@ from dafx_actors.client import DurableAIAgentClient
 from dafx_actors.decisions import Decision, PendingDecision
 from dafx_actors.errors import DafxError, NotDone
 from dafx_actors.exchange import AgentRunResponse, Limits
-from dafx_actors.handles import OrchestrationHandle, TurnHandle, TurnStatus
+from dafx_actors.handles import OrchestrationHandle, PendingStep, TurnHandle, TurnStatus
 from dafx_actors.ids import AgentThread
 from dafx_actors.models import Model, ModelReply, ModelRequest
 from dafx_actors.orchestration import (
@@ -55,6 +55,7 @@ __all__ = [
     "OrchestrationContext",
     "OrchestrationHandle",
     "PendingDecision",
+    "PendingStep",
     "RetryPolicy",
     "RunOptions",
     "TextContent",

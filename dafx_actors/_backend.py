@@ -219,12 +219,21 @@ class Backend:
             SchedulerUnreachable: Nothing answers.
         """
         try:
-            events = await self._calls.patiently(
-                functools.partial(self._call, "get_orchestration_history", instance_id)
-            )
+            events = await self.history(instance_id)
         except grpc.RpcError:
             return True  # nobody knows
         return any(not isinstance(event, _NOTHING_DONE) for event in events)
+
+    async def history(self, instance_id: str) -> list[history.HistoryEvent]:
+        """What was recorded of an orchestration.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+            grpc.RpcError: There is none, or the scheduler does not show it.
+        """
+        reading = functools.partial(self._call, "get_orchestration_history", instance_id)
+        events: list[history.HistoryEvent] = await self._calls.patiently(reading)
+        return events
 
     async def _ask(self, asking: Callable[[grpc.aio.Channel, Metadata], Awaitable[T]]) -> T | None:
         """Ask the embedded scheduler, at an address known to us, what other backends do not know."""

@@ -116,6 +116,15 @@ class ClientAgentExecutor:
         with self.bounded(timeout):
             return _codec.load_transcript(await self._backend.thread(thread.entity_id))
 
+    async def is_unhosted(self, agent: str) -> bool:
+        """Whether the scheduler says that no worker hosts it; False where it cannot tell.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        hosted = await self._backend.hosted()
+        return hosted is not None and not hosted.orchestrations.take(turn_name(agent))
+
     def bounded(self, timeout: float | None) -> AbstractContextManager[None]:
         """Bound what is asked of the scheduler inside: `SchedulerUnreachable` where it has not answered by then."""
         return self._backend.bounded(timeout)

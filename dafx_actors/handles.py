@@ -16,13 +16,14 @@ from dafx_actors._calls import Sent, within
 from dafx_actors._executor import ClientAgentExecutor, output_of, unfinished
 from dafx_actors._json import object_in
 from dafx_actors._peer import response_in
+from dafx_actors._pending import PendingStep, pending_steps
 from dafx_actors._values import dump_value, load_stored
 from dafx_actors.errors import DafxError, OrchestrationFailed, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
 
-__all__ = ["OrchestrationHandle", "TurnHandle", "TurnState", "TurnStatus"]
+__all__ = ["OrchestrationHandle", "PendingStep", "TurnHandle", "TurnState", "TurnStatus"]
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ TurnState: TypeAlias = Literal[
     "terminated",
     "suspended",
 ]
-"""`pending`: no worker has taken it. `queued`: it waits for the turns before it. `waiting`: for a person.
+"""`pending`: no worker has taken it yet. `queued`: it waits for the turns before it. `waiting`: for a person.
 `blocked`: for a worker that has a tool, or hosts an agent, of that name; see `TurnStatus.waits_for`."""
 
 _ENDED = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
@@ -64,7 +65,8 @@ class TurnStatus:
     attempt: int | None = None
     """While `retrying`: the model call's attempts that failed."""
     waits_for: tuple[str, ...] = ()
-    """While `blocked`: the tools and agents that no worker has."""
+    """While `blocked`: the tools and agents that no worker has; the turn's own agent, where no worker hosts that and
+    the scheduler can tell."""
     error: str | None = None
     """While `retrying`, what the latest attempt failed with; of a turn that failed, its error."""
     finish_reason: str | None = None
@@ -144,6 +146,8 @@ class TurnHandle(Generic[T]):
             ended: TurnState = "cancelled" if isinstance(error, TurnCancelled) else "failed"
             text = str(error) if error else failure.message if failure else None
             return TurnStatus(state=ended, steps=steps, error=text)
+        if state.runtime_status is OrchestrationStatus.PENDING and await self._executor.is_unhosted(self.agent):
+            return TurnStatus(state="blocked", waits_for=(self.agent,))
         if (known := _BY_STATUS.get(state.runtime_status)) is not None:
             reason = _codec.finish_reason_in(output_of(state)) if known == "completed" else None
             return TurnStatus(state=known, steps=steps, finish_reason=reason)
@@ -287,6 +291,22 @@ class OrchestrationHandle(Generic[T]):
         """
         state = await self.state(timeout=timeout)
         return json.loads((state.serialized_custom_status if state else None) or "null")
+
+    async def pending_steps(self, *, timeout: float | None = None) -> tuple[PendingStep, ...]:
+        """The activities, agents and orchestrations that it has asked for and that have not ended, oldest first.
+
+        One whose `is_hosted` is False waits for a worker that has it. The whole history is read for that.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+        """
+        with self._backend.bounded(timeout):
+            if await self._backend.state(self.instance_id) is None:
+                return ()
+            return pending_steps(await self._backend.history(self.instance_id), await self._backend.hosted())
 
     async def raise_event(self, name: str, data: Any = None, *, timeout: float | None = None) -> None:
         """Raise an event for it.

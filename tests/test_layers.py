@@ -54,7 +54,7 @@ ROWS = [
     {"models.environment"},
     {"_agent_tasks"},
     {"orchestration"},
-    {"_backend"},
+    {"_backend", "_pending"},
     {"_peer", "_seam", "_sessions", "_turn_base", "_host"},
     {"_turn_hosting", "_hosted_names"},
     {"_above", "_turn_agents"},
@@ -95,7 +95,7 @@ OWNERS = {
 """Who may import what, by the first part of the module's name."""
 SEEN_BY_THE_SCHEDULER = {"errors", "_bundles", "_tokens"}
 """What it shares with the layers: what it raises, and the form in which it speaks with our workers."""
-HOSTS_OF_THE_SCHEDULER = {"_backend", "_hosted_names", "testing._host", "cli"}
+HOSTS_OF_THE_SCHEDULER = {"_backend", "_pending", "_hosted_names", "testing._host", "cli"}
 """Modules that know that there is an embedded scheduler; it stands beside the layers."""
 
 

@@ -13,7 +13,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
-from durabletask.client import TaskHubGrpcClient
+from durabletask.client import OrchestrationState, TaskHubGrpcClient
 from durabletask.testing import create_test_backend
 from durabletask.worker import TaskHubGrpcWorker
 
@@ -21,20 +21,23 @@ from dafx_actors import (
     DurableAIAgentClient,
     DurableAIAgentWorker,
     OrchestrationContext,
+    OrchestrationHandle,
     TurnHandle,
     as_tool,
     durable_agent,
     orchestrator,
     tool,
+    when_all,
 )
 from dafx_actors._hosted_names import hosts
 from dafx_actors._seam import Work
 from dafx_actors.errors import AgentNotHosted, OrchestrationFailed
+from dafx_actors.ids import turn_name
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel, call, history_of
 from dafx_actors.testing._clock import HandClock
 from tests.conftest import free_port
-from tests.integration.turns import asked_of, sdk, tells
+from tests.integration.turns import asked_of, sdk, tells, until
 
 pytestmark = pytest.mark.anyio
 
@@ -322,6 +325,52 @@ async def test_an_agent_that_nobody_hosts_is_shown_and_refused_and_never_runs_la
     async with deployment.hosting(Expert):
         await deployment.advance(60)
     late.assert_asked(0)
+
+
+@orchestrator
+async def waits_for_others(context: OrchestrationContext) -> None:
+    expert = context.get_agent("Expert").run("Well?")
+    await when_all([expert, context.call_activity("weigh"), context.call_sub_orchestrator("ship")])
+
+
+async def test_an_orchestration_shows_what_it_waits_for_and_what_of_it_nobody_hosts(deployment: Deployment) -> None:
+    @durable_agent(model=ScriptedModel("Well."))
+    class Expert:
+        instructions = "You know things."
+
+    @durable_agent(model=ScriptedModel())
+    class Other:
+        instructions = "Do nothing."
+
+    async with deployment.hosting(Other, orchestrators=(waits_for_others,)):
+        handle = await deployment.client.schedule_new_orchestration(waits_for_others)
+        await until(lambda: pending(handle, 3))
+        steps = await handle.pending_steps()
+        assert [(step.kind, step.name, step.is_hosted) for step in steps] == [
+            ("agent", "Expert", False),
+            ("activity", "weigh", False),
+            ("orchestration", "ship", False),
+        ]
+        [child] = [each for each in await children_of(deployment.endpoint) if each.name == turn_name("Expert")]
+        turn = deployment.client.get_agent("Expert").get_turn(child.instance_id)
+        status = await turn.status()
+        assert (status.state, status.waits_for) == ("blocked", ("Expert",))
+        async with deployment.hosting(Expert):
+            assert (await turn).text == "Well."
+            await until(lambda: pending(handle, 2))
+        await handle.terminate()
+        with pytest.raises(OrchestrationFailed):
+            await handle
+    assert await deployment.client.get_orchestration("nobody").pending_steps() == ()
+
+
+async def pending(handle: OrchestrationHandle[Any], many: int) -> bool:
+    return len(await handle.pending_steps()) == many
+
+
+async def children_of(endpoint: str) -> list[OrchestrationState]:
+    async with sdk(endpoint) as operator:
+        return list(await operator.get_all_orchestration_states())
 
 
 @orchestrator
