@@ -15,6 +15,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
+from enum import Enum
 from typing import Any, Literal, TypeAlias, cast
 
 import attrs
@@ -228,6 +229,32 @@ class _Base64:
         return {"type": "string", "contentEncoding": "base64"}
 
 
+@attrs.frozen
+class _Exact:
+    """Beside a choice of numbers in `Annotated`: to pydantic `true` is 1, which to JSON and to a schema it is not."""
+
+    choices: tuple[Any, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def check(value: Any) -> Any:
+            same = [choice for choice in self.choices if choice == value]
+            if same and not any(isinstance(value, bool) == isinstance(choice, bool) for choice in same):
+                raise ValueError(f"is one of {', '.join(map(repr, self.choices))}, found {shown(value)}")
+            return value
+
+        return core_schema.no_info_before_validator_function(check, handler(source))
+
+
+def _numbers_among(annotation: Any) -> tuple[Any, ...]:
+    """The choices of a `Literal` or an enum, if there are numbers or booleans among them."""
+    choices: tuple[Any, ...] = ()
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = tuple(each.value if isinstance(each, Enum) else each for each in typing.get_args(annotation))
+    elif isinstance(annotation, type) and issubclass(annotation, Enum):
+        choices = tuple(each.value for each in annotation)
+    return choices if any(isinstance(choice, int) for choice in choices) else ()
+
+
 @functools.cache
 def fields_of_bytes(model: type) -> Mapping[str, str]:
     """Fields of a model's class in which pydantic would write bytes as text, each with its name in JSON."""
@@ -271,6 +298,8 @@ def _readable(annotation: Any) -> Any:
         return annotation
     if annotation in _BYTES:
         return typing.Annotated[annotation, _Base64(annotation)]
+    if numbers := _numbers_among(annotation):
+        return typing.Annotated[annotation, _Exact(numbers)]
     if supertype := _behind(annotation):
         return _readable(supertype)
     if _has_fields(annotation):
@@ -287,6 +316,8 @@ def _readable(annotation: Any) -> Any:
 def _needs_mirror(annotation: Any, seen: set[Any]) -> bool:
     """Whether pydantic would meet something in it that it does not know."""
     origin = typing.get_origin(annotation)
+    if _numbers_among(annotation):
+        return True
     if origin is typing.Literal:
         return False
     if annotation in _BYTES:

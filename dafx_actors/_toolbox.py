@@ -81,7 +81,8 @@ class Toolbox:
                 request = entry.request(call.arguments)
             except InvalidArguments as error:
                 return {"refusal": str(error)}
-            return {"agent": {"name": entry.agent, "newThread": entry.new_thread, "request": request}}
+            asked = {"name": entry.agent, "newThread": entry.new_thread, "request": request}
+            return {"agent": {**asked, "maxResultBytes": self._max_result_bytes}}
         if isinstance(entry, Tool):
             return await self._plan_tool(entry, call)
         source = self._found[call.name]

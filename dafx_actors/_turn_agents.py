@@ -79,7 +79,7 @@ class Agents:
                 return not_hosted(where.agent)
             if share is not None:
                 self._count(_tree.spent_in(raw))
-            return {"result": _turn.told_to_caller(_codec.load_response(raw, where))}
+            return _kept(_turn.told_to_caller(_codec.load_response(raw, where)), call.plan["agent"])
         except (DafxError, task.TaskFailedError) as error:
             if share is not None:
                 self._count(_spent_by_failed(turn.failure, share))
@@ -131,6 +131,17 @@ class Agents:
         told = {"correlationId": child["correlationId"], "mark": mark}
         self._turn.context.signal_entity(where, "cancel", told)
         self._turn.context.send_event(child["correlationId"], CANCEL, data=mark)
+
+
+def _kept(answer: str, plan: Json) -> Json:
+    """The outcome of a call that was answered; plans of earlier versions have no bound."""
+    size, most = len(answer.encode(errors="replace")), plan.get("maxResultBytes")
+    if most is None or size <= most:
+        return {"result": answer}
+    return {
+        "error": f"agent {plan['name']!r} has answered; the answer has {size:,} bytes, a result may have {most:,}, and "
+        "so it is not shown. What the agent did is done. Ask for a shorter answer."
+    }
 
 
 def _spent_by_failed(failure: task.FailureDetails | None, share: Limits) -> _tree.Spent:

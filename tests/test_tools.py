@@ -342,6 +342,24 @@ def test_what_fits_is_exactly_what_fits_the_schema(arguments: dict[str, Any]) ->
             MANY_KINDS.bind(arguments)
 
 
+class Level(enum.IntEnum):
+    LOW = 0
+    HIGH = 1
+
+
+def choices(word: Literal["a", 1] = 1, level: Level = Level.LOW, yes: Literal[True] = True) -> None: ...
+
+
+def test_true_is_not_one_of_some_numbers_nor_is_one_true() -> None:
+    [either] = tools_of(Host(choices))
+    assert isinstance(either, Tool)
+    assert either.bind({"word": 1, "level": 1, "yes": True}) == {"word": 1, "level": Level.HIGH, "yes": True}
+    for wrong in ({"word": True}, {"level": True}, {"level": False}, {"yes": 1}):
+        with pytest.raises(InvalidArguments, match="is one of"):
+            either.bind(wrong)
+    assert either.parameters["properties"]["word"] == {"enum": ["a", 1], "default": 1}
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_that_json_does_not_have_are_refused(number: float) -> None:
     assert isinstance(MANY_KINDS, Tool)

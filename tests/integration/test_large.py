@@ -17,6 +17,7 @@ from dafx_actors import (
     ModelRequest,
     OrchestrationContext,
     ToolContext,
+    as_tool,
     durable_agent,
     orchestrator,
     tool,
@@ -341,3 +342,28 @@ async def test_a_call_of_another_tool_whose_step_failed_as_a_whole_was_made(
         answer = await client.get_agent("Worker").run("Go")
     assert answer.text.startswith("The call of 'fetch' was made, and it has acted")
     assert acted == [1]
+
+
+async def test_an_answer_of_an_agent_that_is_too_large_for_a_result_is_said_to_be(hosting: Hosting) -> None:
+    answers = iter(["a" * 1_001, "b" * 1_000])
+    expert = ScriptedModel(lambda _: next(answers))
+
+    @durable_agent(model=expert)
+    class Expert:
+        """Knows things."""
+
+        instructions = "You know things."
+
+    ask = asks(("Expert", {"request": "Well?"}))
+
+    @durable_agent(model=using(ask, ask), max_result_bytes=1_000)
+    class Worker:
+        instructions = "Ask."
+        tools = (as_tool(Expert),)
+
+    async with hosting(Worker, Expert) as client:
+        worker = client.get_agent(Worker)
+        await worker.run("Go", thread="here")
+        first, second = results_in(await worker.get_transcript("here"))
+    assert "'Expert' has answered; the answer has 1,001 bytes, a result may have 1,000" in str(first)
+    assert second.result == "b" * 1_000
