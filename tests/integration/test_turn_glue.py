@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import pytest
+from durabletask.worker import TaskHubGrpcWorker
 
-from dafx_actors import Approval, Limits, as_tool, tool
-from dafx_actors.errors import ApprovalExpired, TurnDeadlineExceeded, TurnTerminated
+from dafx_actors import Approval, DurableAIAgentClient, DurableAIAgentWorker, Limits, as_tool, tool
+from dafx_actors._seam import Work
+from dafx_actors.errors import ApprovalExpired, TurnCancelled, TurnDeadlineExceeded, TurnTerminated
+from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import AgentHost, ScriptedModel
 from tests.integration.conftest import Hosting
 from tests.integration.test_overlap import Steered, start, told
@@ -137,3 +142,34 @@ async def test_an_expired_ask_is_of_no_interest_to_people(hosting: Hosting) -> N
             await anyio.sleep(0.01)
         await client.approve(await asked_of(client))
         assert (await handle).text == "done"
+
+
+async def test_a_turn_that_was_stopped_while_its_calls_were_put_on_record_makes_none_of_them() -> None:
+    """Stopped by the word alone, of which the thread knows nothing: only the turn itself can heed it."""
+    acted: list[str] = []
+    recording, may_record = anyio.Event(), anyio.Event()
+    token = anyio.lowlevel.current_token()
+
+    @tool
+    def pay() -> str:
+        acted.append("paid")
+        return "paid"
+
+    def on_work(work: Work) -> None:
+        if (work.kind, work.name) == ("thread", "record") and not recording.is_set():
+            anyio.from_thread.run_sync(recording.set, token=token)
+            anyio.from_thread.run(may_record.wait, token=token)
+
+    async with EmbeddedScheduler() as scheduler, sdk(scheduler.endpoint) as operator:
+        worker = DurableAIAgentWorker(TaskHubGrpcWorker(host_address=scheduler.endpoint), on_work=on_work)
+        worker.add_agent(agent(using(asks(("pay", {}))), pay))
+        async with worker, DurableAIAgentClient.connect(scheduler.endpoint) as client:
+            turn = await client.get_agent("Worker").start("Go")
+            await recording.wait()
+            await operator.raise_orchestration_event(turn.correlation_id, "cancel", data={"reason": "enough"})
+            may_record.set()
+            with pytest.raises(TurnCancelled, match="enough"):
+                await turn
+            history = await operator.get_orchestration_history(turn.correlation_id)
+    assert acted == []
+    assert not [event for event in history if "tool.pay" in getattr(event, "name", "")]
