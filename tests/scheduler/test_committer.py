@@ -186,3 +186,17 @@ async def test_what_expects_no_more_is_written_at_once_with_what_waits(
     for changes in (first, second, third):
         await changes.committed()
     assert (writer.stored(), writer.committer.commits) == ([1, 2, 3], 1)
+
+
+async def test_what_waited_behind_a_group_that_failed_has_failed_with_it(writer: Writer) -> None:
+    """It was decided on the strength of what was not written. The first is heavy, so that a thread writes it."""
+    first = writer.submit(1, "x" * 300_000, broken=True)
+    while writer.committer._group is None:
+        await asyncio.sleep(0)
+    behind = [writer.submit(number) for number in (2, 3)]
+    for changes in (first, *behind):
+        with anyio.fail_after(10), pytest.raises(SchedulerWriteFailed, match="nowhere"):
+            await changes.committed()
+    assert (len(writer.failures), writer.stored()) == (1, [])
+    await writer.submit(4).committed()
+    assert writer.stored() == [4]

@@ -335,7 +335,11 @@ class Committer:
     def _run(self) -> None:
         while (task := self._jobs.get()) is not None:
             job, handed = task
-            handed.set_result(job())
+            try:
+                result = job()
+            except Exception as error:  # noqa: BLE001 - told to all who wait; a thread that is gone would tell nobody
+                result = error
+            handed.set_result(result)
             with suppress(RuntimeError):  # The loop was closed under us; nobody waits for the answer.
                 self._loop.call_soon_threadsafe(self._handed_back, handed)
 
