@@ -115,6 +115,8 @@ class TaskHub:
         self.delivery = Delivery(clock, store.ids, self._render)
         self.lately = Lately(self)
         self.unhosted = Unhosted(self)
+        self.loaded = 0
+        """How often it was read from the store: what was in memory before that stands for nothing."""
         self._waiters: dict[str, list[_Waiter]] = {}
         self._signals: set[str] = set()
         """Request ids of signals that are not on disk yet."""
@@ -187,6 +189,7 @@ class TaskHub:
         If that cannot be read, requests that change something are refused and nothing is handed out until it can; if
         the file is damaged, for good.
         """
+        self.loaded += 1
         self._signals.clear()
         self.delivery.forget()
         self.orchestrations.forget()

@@ -358,6 +358,13 @@ class Orchestrations:
         """
         at = max(self._hub.clock.now(), it.turn_started)
         verdict = _turns.judge(it, answer, at)
+        told = self.take_answer(changes, it, verdict, at)
+        for effect in verdict.effects:
+            self.carry_out(changes, it, effect)
+        self.conclude(changes, it, verdict, told, at)
+
+    def take_answer(self, changes: Changes, it: Orchestration, verdict: _turns.Verdict, at: int) -> list[Message]:
+        """The turn is over: what it was told joins the history. Returns that; the effects are to follow."""
         if not isinstance(verdict.conclusion, _turns.Waits):
             self._hub.store.load_payload(it)  # Before anything is changed, since it may not be readable.
         it.pace.turned(time.monotonic())
@@ -365,16 +372,24 @@ class Orchestrations:
         new, it.told, it.lease, it.taken = it.told, [], None, 0
         if told:
             tables.delete_messages(changes, it.id, told[-1].id)
-        conclusion = verdict.conclusion
         it.updated, it.custom_status, it.trace = at, verdict.custom_status, verdict.trace
-        if not isinstance(conclusion, _turns.Rewound | _turns.Continued):
+        if not isinstance(verdict.conclusion, _turns.Rewound | _turns.Continued):
             self._append(changes, it, frame_past([*new, *verdict.confirmations]))
-        if isinstance(conclusion, _turns.Waits):
+        if isinstance(verdict.conclusion, _turns.Waits):
             it.status = _turns.status_after(it, told)
             tables.update_orchestration(changes, it)
             self.touch(changes, it)
-        for effect in verdict.effects:
-            self._effects[type(effect)](changes, it, effect)
+        return told
+
+    def carry_out(self, changes: Changes, it: Orchestration, effect: _turns.Effect) -> None:
+        """Do one thing that an answer asks for."""
+        self._effects[type(effect)](changes, it, effect)
+
+    def conclude(
+        self, changes: Changes, it: Orchestration, verdict: _turns.Verdict, told: list[Message], at: int
+    ) -> None:
+        """Leave the orchestration as the answer says, after all of its effects."""
+        conclusion = verdict.conclusion
         if isinstance(conclusion, _turns.Ended):
             self.finish(changes, it, conclusion, at)
         elif isinstance(conclusion, _turns.Continued):

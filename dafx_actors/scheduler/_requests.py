@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from dafx_actors.scheduler import _events, _states
+from dafx_actors.errors import SchedulerReadFailed
+from dafx_actors.scheduler import _events, _large_answers, _states
 from dafx_actors.scheduler._hub import Refused, Superseded, TaskHub
+from dafx_actors.scheduler._large_answers import MANY_ACTIONS, MOST_ACTIONS
 from dafx_actors.scheduler._proto import Status, micros, pb, serialize, text_of
 from dafx_actors.scheduler._records import Activity, Entity, Orchestration, Start
 from dafx_actors.scheduler._turns import InvalidAnswer
@@ -243,20 +245,52 @@ def _held(hub: TaskHub, token: str, kind: WorkKind) -> Work | None:
         raise Refused("FAILED_PRECONDITION", TOO_LATE) from None
 
 
+@contextmanager
+def _given_back(hub: TaskHub, work: Work) -> Generator[None]:
+    """An answer that cannot be used now, since something cannot be read for a moment, does not use its work up."""
+    loaded = hub.loaded
+    try:
+        yield
+    except SchedulerReadFailed:
+        if hub.loaded == loaded:
+            hub.again(work)
+        raise
+
+
 async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) -> pb.CompleteTaskResponse:
     """CompleteOrchestratorTask."""
     work = _held(hub, request.completionToken, "orchestration")
     if work is not None:
-        it = work.subject
-        assert isinstance(it, Orchestration), "by its kind"
-        try:
-            with hub.changing() as changes:
-                hub.orchestrations.turned(changes, it, request)
-        except InvalidAnswer as error:
-            hub.again(work)
-            raise Refused("INVALID_ARGUMENT", f"The turn of {it.instance_id!r} was not used: {error}.") from error
-        await changes.committed()
+        if len(request.actions) <= MANY_ACTIONS:
+            await _turned(hub, work, request)
+        else:
+            # Not cut off with its call: half of it may be there.
+            await asyncio.shield(asyncio.create_task(_turned(hub, work, request)))
     return pb.CompleteTaskResponse()
+
+
+async def _turned(hub: TaskHub, work: Work, request: pb.OrchestratorResponse) -> None:
+    it, many = work.subject, len(request.actions)
+    assert isinstance(it, Orchestration), "by its kind"
+    try:
+        with _given_back(hub, work):
+            if MANY_ACTIONS < many <= MOST_ACTIONS:
+                await _large_answers.turned(hub, it, request)
+                return
+            with hub.changing() as changes:
+                if many > MOST_ACTIONS:
+                    failure = pb.TaskFailureDetails(errorType="TooManyActions", isNonRetriable=True)
+                    failure.errorMessage = (
+                        f"The orchestration asked for {many:,} things at once; it may ask for {MOST_ACTIONS:,}. "
+                        "Nothing of it was done. Ask for less at a time, and wait for that before you ask for more."
+                    )
+                    hub.orchestrations.fail(changes, it, failure)
+                else:
+                    hub.orchestrations.turned(changes, it, request)
+            await changes.committed()
+    except InvalidAnswer as error:
+        hub.again(work)
+        raise Refused("INVALID_ARGUMENT", f"The turn of {it.instance_id!r} was not used: {error}.") from error
 
 
 async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:
@@ -265,7 +299,7 @@ async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.Co
     if work is not None:
         activity = work.subject
         assert isinstance(activity, Activity), "by its kind"
-        with hub.changing() as changes:
+        with _given_back(hub, work), hub.changing() as changes:
             hub.orchestrations.activity_answered(changes, activity, request)
         await changes.committed()
     return pb.CompleteTaskResponse()
@@ -281,7 +315,7 @@ async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.Com
             # The worker could not do any of it, as against an operation that failed.
             hub.again(work)
             return pb.CompleteTaskResponse()
-        with hub.changing() as changes:
+        with _given_back(hub, work), hub.changing() as changes:
             hub.entities.settled(changes, entity, request)
         await changes.committed()
     return pb.CompleteTaskResponse()

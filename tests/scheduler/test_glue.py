@@ -17,12 +17,13 @@ from durabletask.client import OrchestrationStatus
 from durabletask.entities import DurableEntity, EntityInstanceId
 
 from dafx_actors.scheduler._clock import SystemClock
+from dafx_actors.scheduler._dispatch import WorkQueue
 from dafx_actors.scheduler._engine import Engine, Patience, Retention
 from dafx_actors.scheduler._filters import Lane
 from dafx_actors.scheduler._records import Start
 from dafx_actors.scheduler.storage.committer import Committer
 from tests.scheduler.bench import PATIENCE, Bench, Steps
-from tests.scheduler.test_rules import HandClock, WorkQueue, ids, work, worker
+from tests.scheduler.test_rules import HandClock, ids, work, worker
 
 pytestmark = pytest.mark.anyio
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sqlite3
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -235,3 +237,152 @@ def test_task_hubs_are_made_by_their_first_write_and_bounded(tmp_path: Path, mon
         assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
         gc.collect()
         assert [name for _, name in scheduler.engine.store.hubs()] == ["written0", "written1", "written2"]
+
+
+# --- One answer that asks for very much ---------------------------------------------------------------------------
+
+
+_KEPT_IN = {
+    "activities": "activities",
+    "timers": "timers",
+    "children": "orchestrations WHERE parent IS NOT NULL",
+    "events": "inbox",
+    "signals": "operations",
+}
+
+
+def _asking(kind: str, action: Any, number: int) -> None:
+    action.id = number
+    if kind == "activities":
+        action.scheduleTask.name = "act"
+    elif kind == "timers":
+        action.createTimer.fireAt.FromSeconds(4_000_000_000 + number)
+    elif kind == "children":
+        action.createSubOrchestration.name, action.createSubOrchestration.instanceId = "child", f"c{number}"
+    elif kind == "events":
+        action.sendEvent.instance.instanceId, action.sendEvent.name = "other", "go"
+    else:
+        signal = action.sendEntityMessage.entityOperationSignaled
+        signal.requestId, signal.operation, signal.targetInstanceId.value = f"{number}", "add", f"@e@{number}"
+
+
+class _Turn:
+    """An orchestration whose turn this test holds, and answers for by hand."""
+
+    def __init__(self, scheduler: EmbeddedScheduler, instance_id: str = "one") -> None:
+        self.stub, self.scheduler, self.instance_id = stub_of(scheduler), scheduler, instance_id
+        for each in (instance_id, "other"):
+            self.stub.StartInstance(pb.CreateInstanceRequest(name=each, instanceId=each), timeout=30)
+        filters = pb.WorkItemFilters(orchestrations=[pb.OrchestrationFilter(name=instance_id)])
+        self.items = self.stub.GetWorkItems(pb.GetWorkItemsRequest(workItemFilters=filters))
+
+    def take(self) -> Any:
+        return next(item for item in self.items if item.HasField("orchestratorRequest"))
+
+    def answer(self, item: Any, kind: str, many: int) -> Any:
+        answer = pb.OrchestratorResponse(instanceId=self.instance_id, completionToken=item.completionToken)
+        for number in range(1, many + 1):
+            _asking(kind, answer.actions.add(), number)
+        return answer
+
+
+@pytest.mark.parametrize("kind", _KEPT_IN)
+def test_an_answer_that_asks_for_ten_thousand_things_holds_nobody_up(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "dafx.db"
+    with EmbeddedScheduler(path, synchronous="normal").on_a_thread() as scheduler:
+        turn = _Turn(scheduler)
+        answer = turn.answer(turn.take(), kind, 10_000)
+        with watched(scheduler) as held:
+            turn.stub.CompleteOrchestratorTask(answer, timeout=100)
+        hub = scheduler.engine.hub("default")
+        with closing(sqlite3.connect(path)) as connection:
+            [(rows,)] = connection.execute(f"SELECT count(*) FROM {_KEPT_IN[kind]}")
+        assert rows == 10_000
+        if kind in {"activities", "signals"}:
+            waiting = hub.delivery.queue.waiting("activity" if kind == "activities" else "entity")
+            assert sum(waiting.values()) == 10_000
+        # It goes on: another turn, and an end that drops what was asked for.
+        turn.stub.RaiseEvent(pb.RaiseEventRequest(instanceId="one", name="go"), timeout=30)
+        assert len(turn.take().orchestratorRequest.pastEvents) >= 10_000
+        with watched(scheduler) as ending:
+            turn.stub.TerminateInstance(pb.TerminateRequest(instanceId="one", recursive=True), timeout=100)
+        assert held.cpu < MOST
+        assert ending.cpu < MOST
+
+
+def test_an_answer_that_asks_for_too_much_fails_its_orchestration_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dafx_actors.scheduler._requests.MOST_ACTIONS", 500)
+    with EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread() as scheduler:
+        turn = _Turn(scheduler)
+        turn.stub.CompleteOrchestratorTask(turn.answer(turn.take(), "activities", 501), timeout=30)
+        ended = turn.stub.WaitForInstanceCompletion(pb.GetInstanceRequest(instanceId="one"), timeout=30)
+        assert "501 things at once; it may ask for 500" in ended.orchestrationState.failureDetails.errorMessage
+        assert not scheduler.engine.hub("default").delivery.queue.waiting("activity")
+
+
+def test_an_orchestration_that_is_ended_between_two_pieces_starts_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dafx_actors.scheduler._large_answers._LONGEST_PIECE", 0.0)
+    path = tmp_path / "dafx.db"
+    with EmbeddedScheduler(path).on_a_thread() as scheduler:
+        turn = _Turn(scheduler)
+        orchestrations = scheduler.engine.hub("default").orchestrations
+        ends = threading.Event()
+        carry_out = orchestrations.carry_out
+
+        def carried_out(changes: Any, it: Any, effect: Any) -> None:
+            carry_out(changes, it, effect)
+            if not ends.is_set():
+                ends.set()
+                asyncio.get_running_loop().call_soon(terminate)
+
+        def terminate() -> None:
+            hub = scheduler.engine.hub("default")
+            it = hub.orchestrations.find("one")
+            assert it is not None
+            with hub.changing() as changes:
+                hub.orchestrations.terminate(changes, it, "enough", recurse=False)
+
+        monkeypatch.setattr(orchestrations, "carry_out", carried_out)
+        turn.stub.CompleteOrchestratorTask(turn.answer(turn.take(), "activities", 1_000), timeout=30)
+        ended = turn.stub.GetInstance(pb.GetInstanceRequest(instanceId="one"), timeout=30)
+        assert ended.orchestrationState.orchestrationStatus == TERMINATED
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM activities").fetchone() == (0,)
+
+
+def test_what_is_written_in_pieces_is_written_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another request fails half-way between two pieces: memory is read again, and the turn is handed out again."""
+    monkeypatch.setattr("dafx_actors.scheduler._large_answers._LONGEST_PIECE", 0.0)
+    path = tmp_path / "dafx.db"
+    with EmbeddedScheduler(path).on_a_thread() as scheduler:
+        turn = _Turn(scheduler)
+        orchestrations = scheduler.engine.hub("default").orchestrations
+        many, carry_out = [0], orchestrations.carry_out
+
+        def carried_out(changes: Any, it: Any, effect: Any) -> None:
+            many[0] += 1
+            if many[0] == 500:
+                asyncio.get_running_loop().call_soon(fails)
+            carry_out(changes, it, effect)
+
+        def fails() -> None:
+            hub = scheduler.engine.hub("default")
+            with suppress(ZeroDivisionError), hub.changing() as changes:
+                changes.write("DELETE FROM orchestrations")
+                raise ZeroDivisionError
+
+        monkeypatch.setattr(orchestrations, "carry_out", carried_out)
+        with pytest.raises(grpc.RpcError):
+            turn.stub.CompleteOrchestratorTask(turn.answer(turn.take(), "activities", 1_000), timeout=30)
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT count(*) FROM activities").fetchone() == (0,)
+        again = turn.take()
+        turn.stub.CompleteOrchestratorTask(turn.answer(again, "activities", 1_000), timeout=30)
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT count(*) FROM activities").fetchone() == (1_000,)

@@ -19,7 +19,8 @@ import concurrent.futures
 import logging
 import sqlite3
 import time
-from contextlib import suppress
+from collections import deque
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dafx_actors.scheduler.storage.database import is_locked, write_failed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
     from dafx_actors.scheduler.storage.database import Location, Row
@@ -65,6 +66,9 @@ IDLE = 1.0
 
 _WEIGHT = 0.1
 """Of the last one in what is usual."""
+
+_LONGEST_SETTLING = 0.005
+"""Seconds that one turn of the loop spends on telling who waited for a commit."""
 
 
 class Changes:
@@ -182,6 +186,10 @@ class Committer:
         self._next: asyncio.Handle | None = None
         self._gathering = False
         """Whether the next group waits for more."""
+        self._together = 0
+        """How many write in pieces what belongs together: until they have, nothing is written."""
+        self._settling: deque[Changes] | None = None
+        """What is on disk, and not told yet."""
         self._idle: asyncio.Future[None] | None = None
         self._jobs: SimpleQueue[tuple[Callable[[], Exception | None], _Handed] | None] = SimpleQueue()
         self._thread: Thread | None = None
@@ -222,8 +230,26 @@ class Committer:
         self._waiting.append(changes)
         self._soon(gather=more)
 
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """What is submitted within this is written in one group, whatever others submit meanwhile: all of it, or none.
+
+        It is for changes that take long to make; whoever makes them lets the loop go on in between.
+        """
+        self._together += 1
+        try:
+            yield
+        except BaseException:
+            # Half of it must not be written, nor what was decided on the strength of that.
+            self.finish_now()
+            raise
+        finally:
+            self._together -= 1
+            if self._group is None:
+                self._go_on()
+
     def _soon(self, *, gather: bool = False) -> None:
-        if self._group is not None or (self._next is not None and (gather or not self._gathering)):
+        if self._together or self._group is not None or (self._next is not None and (gather or not self._gathering)):
             return
         if self._next is not None:
             self._next.cancel()
@@ -247,7 +273,7 @@ class Committer:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is left to write."""
-        return self._group is None and not self._waiting
+        return self._group is None and not self._waiting and not self._together
 
     async def drained(self) -> None:
         """Wait until nothing is left to write."""
@@ -257,13 +283,20 @@ class Committer:
             await asyncio.shield(self._idle)
 
     def finish_now(self) -> None:
-        """Write all that waits, with everybody waiting for that, so that what is on disk is all that was decided."""
+        """Write all that waits, with everybody waiting for that, so that what is on disk is all that was decided.
+
+        What is written in pieces, and not complete, is given up, and with it all that came after its first piece.
+        """
         self._hurries = True
         try:
             while self._group is not None or self._waiting:
                 if self._handed is not None:
                     concurrent.futures.wait([self._handed])
                     self._handed_back(self._handed)
+                elif self._settling is not None:
+                    self._settle(self._settling)
+                elif self._together:
+                    self._give_up([], RuntimeError("a request failed half-way"))
                 else:
                     if self._next is not None:
                         self._next.cancel()
@@ -284,6 +317,8 @@ class Committer:
 
     def _flush(self) -> None:
         self._next = None
+        if self._together:
+            return
         group, self._waiting = self._waiting, []
         if not group:
             self._rest()
@@ -376,7 +411,14 @@ class Committer:
 
     def _finish(self, error: Exception | None) -> None:
         """The group is on disk, or is not going to be; or the log was copied, and there is no group."""
-        group, self._group = self._group, None
+        group = self._group
+        if error is None and group:
+            self.committed = group[-1].seq
+            self.commits += 1
+            self._settling = deque(group)
+            self._settle(self._settling)
+            return
+        self._group = None
         if error is not None and group and is_locked(error) and self._waits_for_lock():
             with suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
@@ -387,14 +429,25 @@ class Committer:
         self._locked_since = None
         if error is not None:
             self._give_up(group or [], error)
-        elif group:
-            self.committed = group[-1].seq
-            self.commits += 1
-            for changes in group:
-                changes.settle(None)
-            if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > self._checkpoint_at:
-                self._copy_log()
+        self._go_on()
+
+    def _settle(self, group: deque[Changes]) -> None:
+        """Tell those who wait for a group that is on disk, in turns of the loop that others can use as well."""
+        if group is not self._settling:
+            return  # `finish_now` has seen to it.
+        until = time.perf_counter() + _LONGEST_SETTLING
+        while group:
+            group.popleft().settle(None)
+            if group and time.perf_counter() > until and not self._hurries:
+                self._loop.call_soon(self._settle, group)
                 return
+        self._settling = self._group = self._locked_since = None
+        if self.commits % _COMMITS_BETWEEN_LOOKS == 0 and self._location.log_size() > self._checkpoint_at:
+            self._copy_log()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         if self._waiting:
             self._soon()
         else:
