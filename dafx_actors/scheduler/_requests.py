@@ -10,7 +10,10 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import attrs
 
 from dafx_actors.errors import SchedulerReadFailed
 from dafx_actors.scheduler import _events, _large_answers, _states
@@ -54,13 +57,25 @@ def _make_room(hub: TaskHub, changes: Changes, request: pb.CreateInstanceRequest
     hub.orchestrations.delete(changes, existing)
 
 
-_LARGE = 2**20
-"""Bytes of a request whose texts are taken out and framed on a thread, so that they do not hold the loop."""
+LARGE = 2**20
+"""Bytes of a message that is read, taken apart and written on a thread, so that it does not hold the loop."""
+size: ContextVar[int] = ContextVar("dafx_scheduler_size", default=0)
+"""Bytes of the request that is carried out. To ask protobuf takes as long as to write it."""
 
 
-async def _beside(request: Any, make: Callable[[], T]) -> T:
+async def _beside(make: Callable[[], T]) -> T:
     """What is made of a request, apart from anything else."""
-    return make() if request.ByteSize() < _LARGE else await asyncio.to_thread(make)
+    return make() if size.get() < LARGE else await asyncio.to_thread(make)
+
+
+async def _shown(hub: TaskHub, it: Orchestration, *, payloads: bool) -> pb.GetInstanceResponse | bytes:
+    """What a client is shown of an orchestration; serialized where that takes long."""
+    hub.store.load_payload(it)
+    assert it.start is not None, "loaded"
+    if not payloads or len(it.start.input or "") + len(it.output or "") < LARGE:
+        return _states.instance_response(it, payloads=payloads)
+    copied = attrs.evolve(it)  # It may change meanwhile.
+    return await asyncio.to_thread(lambda: serialize(_states.instance_response(copied, payloads=True)))
 
 
 def _start_in(request: pb.CreateInstanceRequest) -> Start:
@@ -80,7 +95,7 @@ def _start_in(request: pb.CreateInstanceRequest) -> Start:
 async def start_instance(hub: TaskHub, request: pb.CreateInstanceRequest) -> pb.CreateInstanceResponse:
     """StartInstance."""
     instance_id = request.instanceId or uuid.uuid4().hex
-    start = await _beside(request, lambda: _start_in(request))
+    start = await _beside(lambda: _start_in(request))
     if not start.name:
         raise Refused("INVALID_ARGUMENT", "An orchestration needs a name.")
     with hub.changing() as changes:
@@ -90,27 +105,27 @@ async def start_instance(hub: TaskHub, request: pb.CreateInstanceRequest) -> pb.
     return pb.CreateInstanceResponse(instanceId=instance_id)
 
 
-async def get_instance(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
+async def get_instance(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse | bytes:
     """GetInstance."""
     it = hub.orchestrations.find(request.instanceId)
     if it is None:
         return pb.GetInstanceResponse(exists=False)
-    reply = _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+    reply = await _shown(hub, it, payloads=request.getInputsAndOutputs)
     hub.orchestrations.rest(it)
     await hub.on_disk(it)
     return reply
 
 
-async def wait_for_start(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
+async def wait_for_start(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse | bytes:
     """WaitForInstanceStart."""
     it = await hub.wait(request.instanceId, ended=False)
-    return _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+    return await _shown(hub, it, payloads=request.getInputsAndOutputs)
 
 
-async def wait_for_completion(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse:
+async def wait_for_completion(hub: TaskHub, request: pb.GetInstanceRequest) -> pb.GetInstanceResponse | bytes:
     """WaitForInstanceCompletion."""
     it = await hub.wait(request.instanceId, ended=True)
-    return _states.instance_response(hub, it, payloads=request.getInputsAndOutputs)
+    return await _shown(hub, it, payloads=request.getInputsAndOutputs)
 
 
 # --- steering ------------------------------------------------------------------------------------------------------
@@ -120,7 +135,7 @@ async def raise_event(hub: TaskHub, request: pb.RaiseEventRequest) -> pb.RaiseEv
     """RaiseEvent."""
     hub.existing(request.instanceId)
     now = hub.clock.now()
-    event = await _beside(request, lambda: _events.event_raised(now, request.name, text_of(request, "input")))
+    event = await _beside(lambda: _events.event_raised(now, request.name, text_of(request, "input")))
     it = hub.existing(request.instanceId)
     with hub.changing() as changes:
         hub.orchestrations.tell(changes, it, "event", event)
@@ -209,7 +224,7 @@ async def signal_entity(hub: TaskHub, request: pb.SignalEntityRequest) -> pb.Sig
     """SignalEntity."""
     due = micros(request.scheduledTime) if request.HasField("scheduledTime") else None
     now = hub.clock.now()
-    event = await _beside(request, lambda: _signal_in(request, now))
+    event = await _beside(lambda: _signal_in(request, now))
     with hub.changing() as changes:
         hub.signal(changes, request, event, due)
     await changes.committed()
@@ -261,7 +276,7 @@ async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) 
     """CompleteOrchestratorTask."""
     work = _held(hub, request.completionToken, "orchestration")
     if work is not None:
-        if len(request.actions) <= MANY_ACTIONS:
+        if len(request.actions) <= MANY_ACTIONS and size.get() < LARGE:
             await _turned(hub, work, request)
         else:
             # Not cut off with its call: half of it may be there.
@@ -274,7 +289,7 @@ async def _turned(hub: TaskHub, work: Work, request: pb.OrchestratorResponse) ->
     assert isinstance(it, Orchestration), "by its kind"
     try:
         with _given_back(hub, work):
-            if MANY_ACTIONS < many <= MOST_ACTIONS:
+            if many <= MOST_ACTIONS and (many > MANY_ACTIONS or size.get() >= LARGE):
                 await _large_answers.turned(hub, it, request)
                 return
             with hub.changing() as changes:

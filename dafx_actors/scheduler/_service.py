@@ -22,6 +22,7 @@ from dafx_actors.errors import SchedulerError, SchedulerReadFailed, SchedulerWri
 from dafx_actors.scheduler import _admin, _pages, _requests
 from dafx_actors.scheduler._hub import Refused
 from dafx_actors.scheduler._proto import pb, serialize
+from dafx_actors.scheduler._requests import LARGE
 from dafx_actors.scheduler._streams import BundleStream, Context, WorkStream
 
 if TYPE_CHECKING:
@@ -148,7 +149,9 @@ class Service:
             except (Refused, SchedulerError) as error:
                 await _abort(context, error)
                 raise
-            if reply.ByteSize() > _LARGE:
+            if isinstance(reply, bytes):
+                return reply
+            if reply.ByteSize() > LARGE:
                 return await asyncio.to_thread(serialize, reply)
             return serialize(reply)
 
@@ -225,18 +228,15 @@ class Service:
             yield chunk
 
 
-_LARGE = 2**20
-"""Bytes of a message that is read and written on a thread, so that it does not hold the loop."""
-
-
 async def _read(cls: Any, sent: bytes) -> Any:
     """A request. Not left to gRPC, which makes a fault of the server out of bytes that are none, and logs it as such.
 
     Raises:
         Refused: The bytes are something else.
     """
+    _requests.size.set(len(sent))
     try:
-        return cls.FromString(sent) if len(sent) < _LARGE else await asyncio.to_thread(cls.FromString, sent)
+        return cls.FromString(sent) if len(sent) < LARGE else await asyncio.to_thread(cls.FromString, sent)
     except DecodeError as error:
         raise Refused("INVALID_ARGUMENT", f"The request cannot be read: {error}") from error
 

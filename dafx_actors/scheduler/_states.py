@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 from dafx_actors.scheduler._proto import pb, text, timestamp
 
 if TYPE_CHECKING:
-    from dafx_actors.scheduler._hub import TaskHub
     from dafx_actors.scheduler._records import Entity, Orchestration
 
 
-def instance_response(hub: TaskHub, it: Orchestration, *, payloads: bool) -> pb.GetInstanceResponse:
-    """An orchestration that was found."""
-    hub.store.load_payload(it)
+def instance_response(it: Orchestration, *, payloads: bool) -> pb.GetInstanceResponse:
+    """An orchestration that was found, and whose payload was loaded."""
     return pb.GetInstanceResponse(exists=True, orchestrationState=state(it, payloads=payloads))
 
 
@@ -30,9 +28,9 @@ def state(it: Orchestration, *, payloads: bool) -> pb.OrchestrationState:
         customStatus=text(it.custom_status),
         executionId=text(it.execution_id),
         tags=it.start.tags,
+        input=text(it.start.input if payloads else None),
+        output=text(it.output if payloads else None),
     )
-    if payloads:
-        shown.MergeFrom(pb.OrchestrationState(input=text(it.start.input), output=text(it.output)))
     if it.failure is not None:
         shown.failureDetails.ParseFromString(it.failure)
     if it.completed is not None:
