@@ -6,18 +6,21 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+import anyio.to_thread
 import attrs
 
 from dafx_actors import _above, _codec, _turn
 from dafx_actors._answers import answer_mismatch
+from dafx_actors._checker import CHECKER, TookTooLong
 from dafx_actors._host import Host
 from dafx_actors._json import check_json, shown
 from dafx_actors._raised import contained, kind_of, text_of
+from dafx_actors._schema_limits import LONG_ANSWER, look
 from dafx_actors._text import well_formed
 from dafx_actors._toolbox import Toolbox, size_of
 from dafx_actors._tree import Caller
 from dafx_actors.agents import Agent, Turn
-from dafx_actors.errors import TurnFailed, ValueMismatch
+from dafx_actors.errors import ModelError, TurnFailed, ValueMismatch
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ending_of
@@ -53,6 +56,17 @@ def _limit_of(options: Mapping[str, Json], reply: ModelReply) -> str:
     asked = next((f"{name}={options[name]!r}" for name in _LIMITS if options.get(name) is not None), None)
     tokens = f" ({reply.usage.output_tokens} tokens)" if reply.usage and reply.usage.output_tokens else ""
     return f"{asked or 'the limit of tokens for an answer (max_tokens)'}{tokens}"
+
+
+async def _mismatch(text: str, schema: Mapping[str, Json] | None) -> str | None:
+    """As `answer_mismatch`; what may take long is checked beside the event loop, and not for ever."""
+    if schema is None or not (look(schema).may_be_slow or len(text) > LONG_ANSWER):
+        return answer_mismatch(text, schema)
+    try:
+        checking = functools.partial(answer_mismatch, text, schema, CHECKER.mistakes)
+        return await anyio.to_thread.run_sync(checking, abandon_on_cancel=True)
+    except TookTooLong:
+        return f"whether it fits the schema could not be found out within {CHECKER.seconds:g} s"
 
 
 @attrs.frozen
@@ -97,6 +111,8 @@ class AgentSteps:
     ) -> Json:
         wanted = functools.partial(_above.check, self.host, callers, thread.agent, request.correlation_id)
         await wanted()
+        if request.response_schema is not None and (mistake := look(request.response_schema).mistake) is not None:
+            raise ModelError("bad_request", f"the schema in `response_format` is not taken: {mistake}", attempts=0)
         tools = await self.toolbox.definitions() if request.enable_tool_calls else ()
 
         def options_of(asked: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -123,7 +139,7 @@ class AgentSteps:
             turn = attrs.evolve(turn, messages=(ChatMessage("system", instructions), *conversation))
         reply = _storable(await self.agent.respond(turn))
         calls = [content for content in reply.message.contents if isinstance(content, FunctionCallContent)]
-        invalid = None if calls else answer_mismatch(reply.message.text, request.response_schema)
+        invalid = None if calls else await _mismatch(reply.message.text, request.response_schema)
         ending = ending_of(reply.finish_reason)
         if ending != "whole":
             calls = []  # they may be half of what the model meant

@@ -16,6 +16,7 @@ from dafx_actors._answers import answer_mismatch, values_in
 from dafx_actors._coroutines import DurableTask, when_complete
 from dafx_actors._json import MOST_LEVELS, as_object, check_json
 from dafx_actors._raised import safe
+from dafx_actors._schema_limits import look
 from dafx_actors._tree import Caller, dump_callers
 from dafx_actors._values import json_schema, load_value
 from dafx_actors.errors import AgentNotHosted, DafxError, InvalidAnswer, UnsupportedByPeer, ValueMismatch
@@ -124,9 +125,9 @@ def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResp
         values = list(values_in(response.text))
     except ValueError as error:
         raise InvalidAnswer(response.text, f"it is not JSON ({error})") from error
-    if isinstance(response_format, Mapping) and len(values) > 1:
+    schema = as_object(response_format) if isinstance(response_format, Mapping) else {}
+    if schema and len(values) > 1 and not look(schema).may_be_slow:
         # The one that the worker took; a single one is taken as it is.
-        schema = as_object(response_format)
         values = [value for value in values if answer_mismatch(json.dumps(value), schema) is None] or values
     mismatches: list[ValueMismatch] = []
     for value in values:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dafx_actors._json import cut, load_json
+from dafx_actors._schema_check import BrokenSchema, mistakes
 from dafx_actors.transcript import Json
 
-_MOST = 5
-"""Mistakes that a model is told at once."""
 
-
-def answer_mismatch(text: str, schema: Mapping[str, Json] | None) -> str | None:
+def answer_mismatch(
+    text: str,
+    schema: Mapping[str, Json] | None,
+    mistakes_of: Callable[[Json, Any], list[tuple[str, str]]] = mistakes,
+) -> str | None:
     """What is wrong with an answer, in words for the model that gave it; None where it fits.
 
     Args:
         text: The answer, which may hold the JSON among other words; see `values_in`.
         schema: Of JSON Schema, draft 2020-12 unless it says otherwise; None takes any text.
+        mistakes_of: Holds one value against the schema.
     """
     if schema is None:
         return None
     wrong: str | None = None
     try:
         for value in values_in(text):
-            mismatch = _mismatch(value, schema)
+            mismatch = _mismatch(value, schema, mistakes_of)
             if mismatch is None:
                 return None
             wrong = wrong or mismatch
@@ -36,16 +38,14 @@ def answer_mismatch(text: str, schema: Mapping[str, Json] | None) -> str | None:
     return wrong
 
 
-def _mismatch(value: Json, schema: Mapping[str, Json]) -> str | None:
-    # Not at the top: programs that ask for no typed answers need not wait for it.
-    validators: Any = importlib.import_module("jsonschema.validators")  # its stubs are a package of their own
+def _mismatch(
+    value: Json, schema: Mapping[str, Json], mistakes_of: Callable[[Json, Any], list[tuple[str, str]]]
+) -> str | None:
     try:
-        mistakes: list[Any] = sorted(validators.validator_for(schema)(schema).iter_errors(value), key=_place)
-    except Exception as error:  # noqa: BLE001 - a schema that refers to what is not there, or is none
+        found = mistakes_of(value, schema)
+    except BrokenSchema as error:
         return f"the schema itself is broken ({cut(str(error))})"
-    if not mistakes:
-        return None
-    return "; ".join(f"{cut(each.json_path)}: {cut(each.message)}" for each in mistakes[:_MOST])
+    return "; ".join(f"{cut(place)}: {cut(message)}" for place, message in found) or None
 
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*\r?\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
@@ -119,8 +119,3 @@ def _among_words(text: str) -> Iterator[Json]:
             at = start.end()
             continue
         yield from _read(text[start.start() : at])
-
-
-def _place(mistake: Any) -> str:
-    place: str = mistake.json_path
-    return place

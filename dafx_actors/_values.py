@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dafx_actors._forms import dump_bytes, key_text, reading_what_is_stored
 from dafx_actors._json import MOST_LEVELS, check_json, reason_of, shown
 from dafx_actors._raised import in_words, text_of
+from dafx_actors._schema_limits import look
 from dafx_actors.errors import ResultNotKept, ValueMismatch
 from dafx_actors.transcript import Json
 
@@ -130,10 +131,13 @@ def json_schema(annotation: Any) -> dict[str, Json]:
     """The JSON schema of a type, or the schema itself where one is given.
 
     Raises:
-        ValueMismatch: No schema can be made of it.
+        ValueMismatch: No schema can be made of it; or it is one that is not taken, see `_schema_limits`.
     """
     if isinstance(annotation, Mapping):
-        return dict(cast("Mapping[str, Json]", annotation))
+        schema = dict(cast("Mapping[str, Json]", annotation))
+        if (mistake := look(schema).mistake) is not None:
+            raise ValueMismatch(f"the schema is not taken: {mistake}")
+        return schema
     from dafx_actors._schemas import NoSchema, schema_of  # not at the top: pydantic takes long to import
 
     try:

@@ -12,13 +12,13 @@ import dafx_actors
 
 PACKAGE = Path(dafx_actors.__file__).parent
 ROWS = [
-    {"errors"},
+    {"errors", "_schema_check"},
     {"ids", "_bundles", "_outages", "_raised", "_tokens"},
     {"_credentials"},
     {"_calls"},
     {"transcript"},
     {"decisions", "exchange", "models"},
-    {"_json", "_text", "tools._docstrings", "_open_calls"},
+    {"_json", "_text", "_checker", "_schema_limits", "tools._docstrings", "_open_calls"},
     {"_forms"},
     {"_stored"},
     {"_codec"},
