@@ -36,7 +36,8 @@ OF_THE_TREE = 2
 """From this form on, limits and cancels are of the whole tree of agents, a request cannot lift what an agent's author
 wrote, and the keys of calls are hashes."""
 SHORT_QUESTIONS = 3
-"""From this form on, a turn that waits in line asks its thread without its request, if that is large."""
+"""From this form on, a turn that waits in line asks its thread without its request, if that is large; and a source of
+tools that is down is tried again as a model is."""
 
 _KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": float, "boolean": bool}
 """What an answer must be at least where a JSON schema was asked for; the model's provider holds it to the rest."""

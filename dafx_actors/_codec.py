@@ -36,6 +36,7 @@ from dafx_actors.errors import (
     ConfigurationError,
     DafxError,
     InvalidThreadId,
+    McpUnreachable,
     MessageTooLarge,
     ModelNotConfigured,
     ResultNotKept,
@@ -547,6 +548,7 @@ _CROSSING: dict[str, type[DafxError]] = {
             ModelNotConfigured,
             MessageTooLarge,
             ResultNotKept,
+            McpUnreachable,
         )
     },
 }

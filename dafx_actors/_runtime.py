@@ -299,7 +299,8 @@ class HostedAgent:
         """
         thread, turn, key = AgentThread(self.agent.name, raw["thread"]), raw["correlationId"], raw["key"]
         name, arguments = raw["name"], raw["arguments"]
-        needs_approval = await self.toolbox.needs_approval(name, arguments)
+        source, offer = raw.get("source"), raw.get("offer")
+        needs_approval = await self.toolbox.needs_approval(name, arguments, source)
         # As late as can be: what is cancelled after this does not reach the tool any more.
         try:
             document, state = await self._read(thread, turn, raw["length"])
@@ -312,10 +313,13 @@ class HostedAgent:
         if needs_approval and not _thread.is_approved(state, key, call_digest(name, arguments)):
             return {"error": "the call was not made: it needs approval, and nobody has given it"}
         context = self.asking.tool_context(thread, raw, lambda: _codec.load_transcript(document))
-        tool = self.toolbox.tool(name)
+        tool = None if source else self.toolbox.tool(name)
         # What the turn was told of the tool counts as well: a newer declaration must not let it act twice.
         if tool is None or not (tool.effect == "once" or raw.get("once")):
-            return await self._stopped_above(raw) or await self.toolbox.call(name, arguments, context)
+            calling = functools.partial(
+                self.toolbox.call, name, arguments, context, source=source, offer=offer, waited=needs_approval
+            )
+            return await self._stopped_above(raw) or await calling()
         go, since = await self._attempt(thread, raw)
         if go == "unknown":
             if (seconds := _may_still_run(tool, since)) > 0:

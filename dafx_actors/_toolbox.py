@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
+
+import attrs
 
 from dafx_actors import _codec
 from dafx_actors._forms import FORM
@@ -16,10 +19,18 @@ from dafx_actors.agents import MAX_RESULT_BYTES
 from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
 from dafx_actors.tools import AgentTool, Approval, Tool, ToolContext, ToolSource, source_needs_approval
+from dafx_actors.tools._fitted import Unfit, digest_of, fitted
 from dafx_actors.tools._results import dump_tool_result
 from dafx_actors.transcript import FunctionCallContent, Json
 
 _logger = logging.getLogger("dafx_actors.worker")
+
+
+@attrs.frozen(kw_only=True)
+class _Offer(ToolDefinition):
+    """A tool of a source, as a model is offered it."""
+
+    source: ToolSource = attrs.field(eq=False, repr=False)
 
 
 class Toolbox:
@@ -43,8 +54,10 @@ class Toolbox:
         self._is_stopping = is_stopping
         self._own = {entry.name: entry for entry in entries if isinstance(entry, Tool | AgentTool)}
         self._sources = [entry for entry in entries if not isinstance(entry, Tool | AgentTool)]
-        self._found: dict[str, ToolSource] = {}
-        """Which source has a tool, as it was told last."""
+        self._offers: dict[str, _Offer] = {}
+        """What the sources were found to have last; of two of one name, that of the source that stands first."""
+        self._said: set[tuple[str, str]] = set()
+        """Of which tools it was said that they are left out."""
 
     @property
     def activities(self) -> list[str]:
@@ -53,14 +66,47 @@ class Toolbox:
         return functions + [source.name for source in self._sources]
 
     async def definitions(self) -> tuple[ToolDefinition, ...]:
-        """What a model is offered."""
-        offered = [entry.definition() for entry in self._own.values()]
+        """What a model is offered. A source that cannot tell now is left out, unless nothing else is there.
+
+        Raises:
+            Exception: What the sources raised, if all of them did and the agent has no other tools.
+        """
+        offers: dict[str, _Offer] = {}
+        failed: Exception | None = None
         for source in self._sources:
-            for definition in await source.tools():
-                if definition.name not in self._own:
-                    self._found[definition.name] = source
-                    offered.append(definition)
-        return tuple(offered)
+            try:
+                listed = await source.tools()
+            except Exception as error:  # noqa: BLE001 - raised again, unless there are other tools
+                failed = failed or error
+                _logger.warning("The tools of %r are not offered now: %s", source.name, text_of(error))
+                continue
+            for definition in listed:
+                if (offer := self._offer(source, definition, offers)) is not None:
+                    offers[offer.name] = offer
+        if failed is not None and not self._own and not offers:
+            raise failed
+        self._offers = offers
+        return (*(entry.definition() for entry in self._own.values()), *offers.values())
+
+    def _offer(self, source: ToolSource, tool: ToolDefinition, others: Mapping[str, _Offer]) -> _Offer | None:
+        """A tool of a source, if it can be offered beside the others."""
+        reason = None
+        if tool.name in self._own:
+            reason = "the agent has a tool of that name itself"
+        elif (other := others.get(tool.name)) is not None:
+            reason = f"{other.source.name!r} has one of that name, too, and stands before it"
+        else:
+            try:
+                fit = fitted(tool)
+                return _Offer(
+                    **{each.name: getattr(fit, each.name) for each in attrs.fields(ToolDefinition)}, source=source
+                )
+            except Unfit as error:
+                reason = str(error)
+        if (source.name, tool.name) not in self._said:
+            self._said.add((source.name, tool.name))
+            _logger.warning("The tool %r of %r is left out: %s", tool.name, source.name, reason)
+        return None
 
     async def plan(self, call: FunctionCallContent, offered: Sequence[ToolDefinition]) -> dict[str, Json]:
         """How a call is to be made; fixed when the model asks for it, and kept in the turn's history.
@@ -68,11 +114,13 @@ class Toolbox:
         `refusal`: not at all, and why, in words for the model. `activity`: by this one. `agent`: as a turn of that
         agent. `approval`: after a person approved it, within `seconds`. `alone`: with no other at the same time.
         `once`: it may act only once. `retry`: when it failed. `form`: of the values in its arguments and its result.
+        `offer`: names what the model was shown of a source's tool.
         """
         if UNPARSED_ARGUMENTS in call.extra:
             return {"refusal": _unparsed(call.extra[UNPARSED_ARGUMENTS])}
-        names = [definition.name for definition in offered]
-        if call.name not in names:
+        found = next((definition for definition in offered if definition.name == call.name), None)
+        if found is None:
+            names = [definition.name for definition in offered]
             there_are = f"there are {', '.join(names)}" if names else "there are none"
             return {"refusal": f"there is no tool {call.name!r}; {there_are}"}
         entry = self._own.get(call.name)
@@ -85,9 +133,10 @@ class Toolbox:
             return {"agent": {**asked, "maxResultBytes": self._max_result_bytes}}
         if isinstance(entry, Tool):
             return await self._plan_tool(entry, call)
-        source = self._found[call.name]
-        asks = await self.needs_approval(call.name, call.arguments)
-        return {"activity": source.name, **(_approval_plan(source.approval) if asks else {})}
+        assert isinstance(found, _Offer), "all else is the agent's own"
+        asks = await self._needs_approval(found.source, call.name, call.arguments)
+        plan = {"activity": found.source.name, "offer": digest_of(found)}
+        return {**plan, **(_approval_plan(found.source.approval) if asks else {})}
 
     async def _plan_tool(self, tool: Tool, call: FunctionCallContent) -> dict[str, Json]:
         try:
@@ -103,33 +152,57 @@ class Toolbox:
             **({"retry": _codec.dump_retry(tool.retry)} if tool.retry else {}),
         }
 
-    async def needs_approval(self, name: str, arguments: Mapping[str, Json]) -> bool:
-        """Whether a call must not be made unless a person has approved it. A rule that fails asks."""
+    async def needs_approval(self, name: str, arguments: Mapping[str, Json], source: str | None = None) -> bool:
+        """Whether a call must not be made unless a person has approved it. A rule that fails asks.
+
+        Args:
+            name: Of the tool.
+            arguments: Of the call.
+            source: Whose tool it is, where the plan says that.
+        """
+        entry = self._own.get(name)
+        if source is None and isinstance(entry, Tool):
+            return await self._needs_approval(entry, name, arguments)
+        found = await self._source_of(name, source)
+        return found is not None and await self._needs_approval(found, name, arguments)
+
+    async def _needs_approval(self, entry: Tool | ToolSource, name: str, arguments: Mapping[str, Json]) -> bool:
+        def asks() -> Awaitable[bool]:
+            if isinstance(entry, Tool):
+                return entry.needs_approval(arguments)
+            return source_needs_approval(entry, name, arguments)
+
         try:
-            return await contained(functools.partial(self._asks, name, arguments), self._is_stopping)
+            return await contained(asks, self._is_stopping)
         except Exception:
             _logger.exception("Whether %r needs approval could not be told; a person is asked.", name)
             return True
-
-    async def _asks(self, name: str, arguments: Mapping[str, Json]) -> bool:
-        entry = self._own.get(name)
-        if isinstance(entry, Tool):
-            return await entry.needs_approval(arguments)
-        source = await self._source_of(name)
-        return source is not None and await source_needs_approval(source, name, arguments)
 
     def tool(self, name: str) -> Tool | None:
         """The function of that name, or None: what a source has is not one."""
         entry = self._own.get(name)
         return entry if isinstance(entry, Tool) else None
 
-    async def call(self, name: str, arguments: Mapping[str, Json], context: ToolContext) -> Json:
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Json],
+        context: ToolContext,
+        *,
+        source: str | None = None,
+        offer: str | None = None,
+        waited: bool = False,
+    ) -> Json:
         """Make a call: `{"result": ...}`; or `{"error": text}`, `failed` where the tool itself raised.
+
+        One of a source's tool is made only where that has what the model was offered, which `source` and `offer` say;
+        plans of earlier versions do not. A call that `waited`, for a person, is held against what the source has now.
 
         A tool that has acted, and whose result cannot be kept, has not failed: `result` says so, with `unkept`.
         """
         try:
-            return await contained(functools.partial(self._outcome, name, arguments, context), self._is_stopping)
+            making = functools.partial(self._outcome, name, arguments, context, source, offer, waited)
+            return await contained(making, self._is_stopping)
         except ResultNotKept as error:
             context.logger.warning("What tool %r returned is not kept.", name, exc_info=True)
             return {"result": text_of(error), "unkept": True}
@@ -143,13 +216,35 @@ class Toolbox:
             context.logger.warning("Tool %r failed.", name, exc_info=True)
             return {"error": in_words(error), "failed": True}
 
-    async def _outcome(self, name: str, arguments: Mapping[str, Json], context: ToolContext) -> Json:
+    async def _outcome(
+        self,
+        name: str,
+        arguments: Mapping[str, Json],
+        context: ToolContext,
+        source: str | None,
+        offer: str | None,
+        waited: bool,
+    ) -> Json:
         entry = self._own.get(name)
-        if isinstance(entry, Tool):
+        if source is None and isinstance(entry, Tool):
             return {"result": self._kept(entry, name, await entry.call(context, arguments))}
-        if (source := await self._source_of(name)) is None:
+        if (found := await self._source_of(name, source)) is None:
             return {"error": f"there is no tool {name!r} on this worker"}
-        return {"result": self._kept(None, name, await source.call(name, arguments, context))}
+        if offer is not None and not await self._has(found, name, offer, now=waited):
+            changed = f"the tool {name!r} of {found.name!r} is not what it was when it was offered"
+            return {"error": f"{changed}; the call was not made. Look at the tool as it is now, and call it again."}
+        return {"result": self._kept(None, name, await found.call(name, arguments, context))}
+
+    async def _has(self, source: ToolSource, name: str, offer: str, *, now: bool) -> bool:
+        """Whether a source has a tool as it was offered; asked again where what is known of it is something else."""
+        known = None if now else self._offers.get(name)
+        if known is not None and known.source is source and digest_of(known) == offer:
+            return True
+        for tool in await source.tools():
+            with suppress(Unfit):
+                if tool.name == name and digest_of(fitted(tool)) == offer:
+                    return True
+        return False
 
     def _kept(self, tool: Tool | None, name: str, result: Any) -> Json:
         """A result, of which it is certain that it can be recorded.
@@ -184,11 +279,14 @@ class Toolbox:
             context.logger.exception("`reconcile` of %r failed; the outcome stays unknown.", tool.name)
             return {"unknown": True}
 
-    async def _source_of(self, name: str) -> ToolSource | None:
-        """The source that has a tool; a worker that did not make the model call that asks for it looks now."""
-        if name not in self._found and self._sources:
+    async def _source_of(self, name: str, source: str | None) -> ToolSource | None:
+        """The source that a plan names; else the one that has the tool, which is looked for if it is not known."""
+        if source is not None:
+            return next((each for each in self._sources if each.name == source), None)
+        if name not in self._offers and self._sources:
             await self.definitions()
-        return self._found.get(name)
+        offer = self._offers.get(name)
+        return None if offer is None else offer.source
 
     async def aclose(self) -> None:
         """Give back what the sources hold."""

@@ -147,6 +147,7 @@ class ToolCalls:
                 "attempt": number,
                 **({"once": True} if call.plan.get("once") else {}),
                 **({"form": call.plan["form"]} if "form" in call.plan else {}),
+                **({"source": call.plan["activity"], "offer": call.plan["offer"]} if "offer" in call.plan else {}),
                 **self._turn.above,
             }
             outcome = await self._turn.as_value(self._step(call, number, asked))

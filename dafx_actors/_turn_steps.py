@@ -37,7 +37,7 @@ from dafx_actors._operations import error_in
 from dafx_actors._tree import Caller, within
 from dafx_actors._turn_base import CANCEL, Stopped, TurnBase, is_too_large
 from dafx_actors._turn_calls import ToolCalls, decision_event
-from dafx_actors.errors import DafxError, MessageTooLarge, ModelError, ThreadBusy, TurnTerminated
+from dafx_actors.errors import DafxError, McpUnreachable, MessageTooLarge, ModelError, ThreadBusy, TurnTerminated
 from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, probe_name
 from dafx_actors.orchestration import OrchestrationContext
@@ -369,11 +369,14 @@ class TurnSteps(TurnBase):
                 step = self.context.call_activity(model_step_name(self.thread.agent), input=asked)
                 result = await self.as_value(self.unless_stopped(step))
             error = _codec.load_error(result["error"]) if "error" in result else None
-            if not isinstance(error, ModelError) or not error.retryable:
+            is_model = isinstance(error, ModelError) and error.retryable
+            if not is_model and not (isinstance(error, McpUnreachable) and self.form >= SHORT_QUESTIONS):
                 return result
-            pause = self.pause(attempt, self._retry, begun, f"{self.id}/{asked['reply']}", error.retry_after)
+            after = error.retry_after if isinstance(error, ModelError) else None
+            pause = self.pause(attempt, self._retry, begun, f"{self.id}/{asked['reply']}", after)
             if pause is None:
-                return {"error": _codec.dump_error(attrs.evolve(error, attempts=attempt))}
+                counted = attrs.evolve(error, attempts=attempt) if isinstance(error, ModelError) else error
+                return result if counted is None else {"error": _codec.dump_error(counted)}
             note = _turn.retry_note(self.progress.replies + 1, attempt, result["error"])
             self.progress = attrs.evolve(self.progress, retries=(*self.progress.retries, note))
             self.show("retrying", attempt=attempt, error=note["message"])

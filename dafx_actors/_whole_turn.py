@@ -22,7 +22,7 @@ from dafx_actors._json import as_object, load_json
 from dafx_actors._recent import RecentEntries
 from dafx_actors._tree import Caller, load_callers, within
 from dafx_actors._turn_steps import seconds_at_most
-from dafx_actors.errors import DafxError, ModelError, TurnCancelled, TurnDeadlineExceeded
+from dafx_actors.errors import DafxError, McpUnreachable, ModelError, TurnCancelled, TurnDeadlineExceeded
 from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, new_id
 from dafx_actors.transcript import ChatMessage, Json, Transcript
@@ -124,11 +124,12 @@ class WholeTurn:
 
     def _pause_before_retry(self, error: DafxError, failures: int, begun: float) -> float | None:
         """Seconds until a model call is made again; here the operation itself waits."""
-        if not isinstance(error, ModelError) or not error.retryable:
+        if not isinstance(error, McpUnreachable) and not (isinstance(error, ModelError) and error.retryable):
             return None
         policy = self.steps.agent.definition.retry or _turn.MODEL_RETRIES
         waited = timedelta(seconds=time.monotonic() - begun)
-        pause = _turn.pause_before(failures, policy, waited, new_id(), at_least=error.retry_after)
+        after = error.retry_after if isinstance(error, ModelError) else None
+        pause = _turn.pause_before(failures, policy, waited, new_id(), at_least=after)
         return None if pause is None else pause.total_seconds()
 
     async def _make_calls(
@@ -147,7 +148,13 @@ class WholeTurn:
                 context = self.steps.tool_context(thread, raw, lambda: transcript)
                 try:
                     await _above.check(self.steps.host, asked.callers, thread.agent, turn)
-                    called = self.steps.toolbox.call(call.content.name, call.content.arguments, context)
+                    called = self.steps.toolbox.call(
+                        call.content.name,
+                        call.content.arguments,
+                        context,
+                        source=call.plan["activity"] if "offer" in call.plan else None,
+                        offer=call.plan.get("offer"),
+                    )
                     outcomes[call.key] = await called
                 except TurnCancelled as error:
                     outcomes[call.key] = {"error": f"the call was not made: {error}"}

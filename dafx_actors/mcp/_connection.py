@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
+from pydantic import ValidationError
 
 from dafx_actors.errors import McpConnectionLost, McpToolFailed, McpUnreachable
 from dafx_actors.mcp._address import Address, Stdio
@@ -62,6 +63,8 @@ class Connection:
         self._changes = 0
         self._in_flight = 0
         self._reason: BaseException | None = None
+        self._garbled: asyncio.Future[str] = self._loop.create_future()
+        """What was sent in place of an answer, and is none."""
         self._task = self._loop.create_task(self._run(), name=f"mcp-{server}")
 
     def is_usable(self) -> bool:
@@ -95,7 +98,7 @@ class Connection:
     async def _run(self) -> None:
         try:
             async with AsyncExitStack() as stack:
-                transport = _watched(await self._transport(stack), self._over)
+                transport = _watched(await self._transport(stack), self._over, self._is_garbled)
                 client = Client(transport, cache=None, message_handler=self._notified)
                 await stack.enter_async_context(client)
                 self._client.set_result(client)
@@ -138,6 +141,14 @@ class Connection:
         if isinstance(message, mcp_types.ToolListChangedNotification):
             self._changed()
 
+    def _is_garbled(self, error: Exception) -> None:
+        """A line could not be read. One that was to be an answer will not come again: whoever waits is told."""
+        line = _line_of(error)
+        if line is None or ('"jsonrpc"' in line and '"id"' in line):
+            if not self._garbled.done():
+                self._garbled.set_result(line or str(error))
+            self._over.set()
+
     async def _listen(self, client: Client) -> None:
         """Take note of changes of the tools, where the server tells of them."""
         capability = client.server_capabilities.tools
@@ -176,19 +187,52 @@ class Connection:
         cursor: str | None = None
         for _ in range(_PAGES):
             try:
-                page = await self._asked(self._client.result().list_tools(cursor=cursor, cache_mode="bypass"), again)
+                page, cursor = await self._page(cursor, again)
             except (MCPError, McpConnectionLost) as error:
                 if not again:
                     raise NotSent from error  # to list twice does no harm
                 raise McpUnreachable(self._server, str(error)) from error
-            found += [Listed(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
-            cursor = page.next_cursor
+            found += page
             if cursor is None:
                 break
         tools = tuple(found)
         if self._tells_changes and changes == self._changes:
             self._tools = tools
         return tools
+
+    async def _page(self, cursor: str | None, again: bool) -> tuple[list[Listed], str | None]:
+        client = self._client.result()
+        try:
+            page = await self._asked(client.list_tools(cursor=cursor, cache_mode="bypass"), again)
+        except ValidationError as error:
+            # The package reads all of it or nothing; one tool that is no tool shall not take the others along.
+            raw = await self._raw_page(client, cursor, again, error)
+            tools = raw.get("tools")
+            listed = [self._listed(tool) for tool in cast("list[Any]", tools if isinstance(tools, list) else [])]
+            # Else the package asks for the whole list again, to hold results against what their tools promise.
+            promised = getattr(client.session, "_tool_output_schemas", {})
+            promised.update({tool.name: promised.get(tool.name) for tool in listed if tool is not None})
+            following = raw.get("nextCursor")
+            return [tool for tool in listed if tool is not None], following if isinstance(following, str) else None
+        return [Listed(tool.name, tool.description or "", tool.input_schema) for tool in page.tools], page.next_cursor
+
+    async def _raw_page(
+        self, client: Client, cursor: str | None, again: bool, error: ValidationError
+    ) -> Mapping[str, Any]:
+        session: Any = client.session
+        send = getattr(getattr(session, "_dispatcher", None), "send_raw_request", None)  # not public in any version
+        if send is None:
+            raise McpUnreachable(self._server, f"its list of tools cannot be read: {error}") from error
+        raw = await self._asked(send("tools/list", {"cursor": cursor} if cursor else None, {}), again)
+        return cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
+
+    def _listed(self, raw: Any) -> Listed | None:
+        tool = cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
+        name, said, schema = tool.get("name"), tool.get("description"), tool.get("inputSchema")
+        if isinstance(name, str) and name and isinstance(schema, Mapping | None):
+            return Listed(name, said if isinstance(said, str) else "", cast("Any", schema or {}))
+        _log.warning("A tool of MCP server %r is left out: it cannot be read (%.200r)", self._server, raw)
+        return None
 
     async def call(
         self, tool: str, arguments: Mapping[str, Json], context: ToolContext, timeout: float | None, again: bool = False
@@ -226,7 +270,7 @@ class Connection:
             raise McpToolFailed(self._server, tool, _text(result))
         if any(map(_is_media, result.content)):
             return _contents(result)
-        return result.structured_content if result.structured_content is not None else _text(result)
+        return _told_and_structured(_text(result), result.structured_content)
 
     async def _asked(self, request: Any, again: bool) -> Any:
         """What the server answers, for as long as the connection lives."""
@@ -235,7 +279,9 @@ class Connection:
         asked: asyncio.Future[Any] = asyncio.ensure_future(request)
         asked.add_done_callback(_forgotten)
         try:
-            await asyncio.wait([asked, self._task], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([asked, self._task, self._garbled], return_when=asyncio.FIRST_COMPLETED)
+            if self._garbled.done() and not asked.done():
+                raise McpConnectionLost(self._server, "", f"an answer cannot be read: {self._garbled.result()[:200]}")
             # The package wakes those who wait when it closes; where it does not, nobody else would.
             if not asked.done():
                 await asyncio.wait([asked], timeout=1)
@@ -270,7 +316,9 @@ def _forgotten(asked: asyncio.Future[Any]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _watched(transport: Any, over: anyio.Event) -> AsyncGenerator[Any, None]:
+async def _watched(
+    transport: Any, over: anyio.Event, garbled: Callable[[Exception], None]
+) -> AsyncGenerator[Any, None]:
     """A transport that says when the server's side has ended: the package tells only those who wait for an answer."""
     async with transport as (read, write):
         send, receive = anyio.create_memory_object_stream[Any](0)
@@ -278,6 +326,8 @@ async def _watched(transport: Any, over: anyio.Event) -> AsyncGenerator[Any, Non
         async def pass_on() -> None:
             async with send:
                 async for message in read:
+                    if isinstance(message, Exception):
+                        garbled(message)
                     await send.send(message)
             over.set()
 
@@ -288,6 +338,14 @@ async def _watched(transport: Any, over: anyio.Event) -> AsyncGenerator[Any, Non
             finally:
                 group.cancel_scope.cancel()
                 receive.close()
+
+
+def _line_of(error: Exception) -> str | None:
+    """What could not be read, where the package says that."""
+    if isinstance(error, ValidationError):
+        given = error.errors(include_url=False, include_context=False)[0]["input"]
+        return given if isinstance(given, str) else None
+    return None
 
 
 def _is_unknown_session(error: MCPError) -> bool:
@@ -320,6 +378,24 @@ def _told(error: BaseException | None) -> str:
 
 def _text(result: mcp_types.CallToolResult) -> str:
     return "\n".join(_shown(content) for content in result.content)
+
+
+def _told_and_structured(text: str, structured: Json) -> Json:
+    """What a model is to see where a tool gave both: servers repeat the one as the other, or say more in words."""
+    if structured is None:
+        return text
+    try:
+        repeated: Json = json.loads(text)
+    except (ValueError, RecursionError):
+        repeated = None
+    if not text or repeated == structured or any(value in (repeated, text) for value in _values(structured)):
+        return structured
+    return f"{text}\n{json.dumps(structured, ensure_ascii=False)}" if structured else text
+
+
+def _values(structured: Json) -> list[Json]:
+    """Of a result that is no object, which servers wrap in one."""
+    return [structured["result"]] if isinstance(structured, Mapping) and set(structured) == {"result"} else []
 
 
 def _is_media(content: Any) -> bool:

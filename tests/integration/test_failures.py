@@ -336,7 +336,7 @@ async def test_a_real_ctrl_c_ends_the_program(scheduler: EmbeddedScheduler) -> N
         await client.get_agent("Worker").start("Go")
         assert await line_of(process) == "called"
         process.send_signal(signal.SIGINT)
-        with anyio.fail_after(30):
+        with anyio.fail_after(100):  # durabletask's worker waits for 30 s in two places
             assert await process.wait() != 0
 
 
