@@ -126,7 +126,7 @@ def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResp
         values = list(values_in(response.text))
     except ValueError as error:
         raise InvalidAnswer(response.text, f"it is not JSON ({error})") from error
-    schema = as_object(response_format) if isinstance(response_format, Mapping) else {}
+    schema: Mapping[str, Json] = as_object(response_format) if isinstance(response_format, Mapping) else {}
     if schema and len(values) > 1 and not look(schema).may_be_slow:
         # The one that the worker took; a single one is taken as it is.
         values = [value for value in values if answer_mismatch(json.dumps(value), schema) is None] or values

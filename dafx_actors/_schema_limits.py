@@ -118,9 +118,9 @@ class _Looking:
         for step in pointer.split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
             if isinstance(found, list) and name.isdecimal() and int(name) < len(cast("list[Json]", found)):
-                found = found[int(name)]
+                found = cast("list[Json]", found)[int(name)]
             elif isinstance(found, Mapping) and name in found:
-                found = found[name]
+                found = cast("Mapping[str, Json]", found)[name]
             else:
                 raise _Refused(f"it refers to {reference[:80]!r}, which is not in it")
         return found

@@ -24,6 +24,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from pydantic import ValidationError
 
+from dafx_actors._json import shown
 from dafx_actors.errors import McpConnectionLost, McpToolFailed, McpUnreachable
 from dafx_actors.mcp._address import Address, Stdio
 from dafx_actors.tools import ToolContext
@@ -227,11 +228,13 @@ class Connection:
         return cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
 
     def _listed(self, raw: Any) -> Listed | None:
-        tool = cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
+        tool: Mapping[str, Any] = cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
         name, said, schema = tool.get("name"), tool.get("description"), tool.get("inputSchema")
         if isinstance(name, str) and name and isinstance(schema, Mapping | None):
             return Listed(name, said if isinstance(said, str) else "", cast("Any", schema or {}))
-        _log.warning("A tool of MCP server %r is left out: it cannot be read (%.200r)", self._server, raw)
+        _log.warning(
+            "A tool of MCP server %r is left out: it cannot be read (%s)", self._server, shown(cast("Json", raw))
+        )
         return None
 
     async def call(
@@ -395,7 +398,8 @@ def _told_and_structured(text: str, structured: Json) -> Json:
 
 def _values(structured: Json) -> list[Json]:
     """Of a result that is no object, which servers wrap in one."""
-    return [structured["result"]] if isinstance(structured, Mapping) and set(structured) == {"result"} else []
+    fields: Mapping[str, Json] = cast("Mapping[str, Json]", structured) if isinstance(structured, Mapping) else {}
+    return [fields["result"]] if list(fields) == ["result"] else []
 
 
 def _is_media(content: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import attrs
 
-from dafx_actors._json import cut
+from dafx_actors._json import shown
 from dafx_actors.models import ToolDefinition
 from dafx_actors.transcript import Json
 
@@ -49,15 +49,15 @@ def _object(name: str, schema: Any) -> dict[str, Json]:
     if schema is None:
         schema = {}
     if not isinstance(schema, Mapping):
-        raise Unfit(f"its schema is no object, but {cut(repr(schema))}")
+        raise Unfit(f"its schema is no object, but {shown(schema)}")
     fields = dict(cast("Mapping[str, Json]", schema))
     try:
         json.dumps(fields, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise Unfit(f"its schema is not JSON ({error})") from error
-    kind = fields.get("type", "object")
+    kind: Any = fields.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise Unfit(f"its arguments are of type {cut(repr(kind))}, and not an object")
+        raise Unfit(f"its arguments are of type {shown(kind)}, and not an object")
     merged: dict[str, Json] = {}
     required: list[str] = []
     for part in _parts(fields, fields, 0):
