@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,15 @@ class Checker:
             self._end()
 
     def _answer(self, line: bytes) -> Any:
-        process = self._running()
-        said = self._say(process, line, self.seconds)
-        if not said:
+        for _ in range(2):
+            began = time.monotonic()
+            said = self._say(self._running(), line, self.seconds)
+            if said.endswith(b"\n"):
+                return json.loads(said)
             self._end()
-            raise TookTooLong
-        return json.loads(said)
+            if time.monotonic() - began >= self.seconds:
+                break  # else somebody else has ended the process, perhaps before this value came
+        raise TookTooLong
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._owner != os.getpid():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import unquote
@@ -18,10 +19,9 @@ MOST_NODES = 10_000
 LONG_ANSWER = 64 * 2**10
 """Characters of an answer that is checked where nobody waits for it, whatever the schema is."""
 
+_INDEX = re.compile(r"[0-9]{1,6}")
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _SLOW = {"pattern", "patternProperties", "uniqueItems", "unevaluatedProperties", "unevaluatedItems", *_REFERENCES[1:]}
-_DATA = {"enum", "const", "default", "examples"}
-"""What stands there is no schema."""
 
 
 @attrs.frozen
@@ -101,7 +101,8 @@ class _Looking:
         if level and isinstance(fields.get("$id"), str):
             raise _Refused("a schema in it has an `$id` of its own; only the whole may have one")
         targets = [self._target(fields[name]) for name in _REFERENCES if isinstance(fields.get(name), str)]
-        return [*targets, *(child for name, child in fields.items() if name not in _DATA)]
+        # All of it, also what looks like data: a property may be called `default`, and a `$ref` may lead anywhere.
+        return [*targets, *fields.values()]
 
     def _target(self, reference: str) -> Json:
         if not reference.startswith("#"):
@@ -117,7 +118,7 @@ class _Looking:
             return self._anchors.get(pointer)
         for step in pointer.split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and int(name) < len(cast("list[Json]", found)):
+            if isinstance(found, list) and _INDEX.fullmatch(name) and int(name) < len(cast("list[Json]", found)):
                 found = cast("list[Json]", found)[int(name)]
             elif isinstance(found, Mapping) and name in found:
                 found = cast("Mapping[str, Json]", found)[name]

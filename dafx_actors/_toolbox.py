@@ -75,7 +75,7 @@ class Toolbox:
         failed: Exception | None = None
         for source in self._sources:
             try:
-                listed = await source.tools()
+                listed = list(await source.tools())
             except Exception as error:  # noqa: BLE001 - raised again, unless there are other tools
                 failed = failed or error
                 _logger.warning("The tools of %r are not offered now: %s", source.name, text_of(error))

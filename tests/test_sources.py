@@ -166,6 +166,16 @@ def test_schemas_that_are_made_fit(schema: Any, fit: Any) -> None:
     assert fitted(tool_of(schema)).parameters == fit
 
 
+def test_a_schema_whose_parts_refer_to_one_another_takes_no_time() -> None:
+    def choices(level: int) -> dict[str, Any]:
+        return {"anyOf": [{"$ref": f"#/$defs/d{level}"}, {"$ref": f"#/$defs/d{level}"}] * 50}
+
+    defs: dict[str, Any] = {f"d{level}": choices((level + 1) % 8) for level in range(8)}
+    defs["d3"]["properties"] = A
+    fit = fitted(tool_of({**choices(0), "$defs": defs}))
+    assert fit.parameters["properties"] == A
+
+
 @pytest.mark.parametrize("schema", [5, [], {"type": "string"}, {"default": float("nan")}])
 def test_schemas_that_cannot_be_made_fit(schema: Any) -> None:
     with pytest.raises(Unfit):

@@ -60,9 +60,9 @@ def _object(name: str, schema: Any) -> dict[str, Json]:
         raise Unfit(f"its arguments are of type {shown(kind)}, and not an object")
     merged: dict[str, Json] = {}
     required: list[str] = []
-    for part in _parts(fields, fields, 0):
+    for part in _parts(fields, _CHOICES):
         merged = {**_mapping(part.get("properties")), **merged}
-    for part in (fields, *_all_of(fields, fields, 0)):
+    for part in _parts(fields, ("allOf",)):
         required += [each for each in _list(part.get("required")) if isinstance(each, str) and each not in required]
     kept = {key: value for key, value in fields.items() if key not in _NOT_AT_THE_TOP}
     kept |= {"type": "object", "properties": merged}
@@ -70,20 +70,14 @@ def _object(name: str, schema: Any) -> dict[str, Json]:
     return {**kept, **({"required": [each for each in required if each in merged]} if required else {})}
 
 
-def _parts(schema: Mapping[str, Json], root: Mapping[str, Json], level: int) -> list[Mapping[str, Json]]:
-    """The schema and all that it is a choice of, or a sum."""
-    found = [schema]
-    if level < 8:
-        for each in _below(schema, root, _CHOICES):
-            found += _parts(each, root, level + 1)
-    return found
-
-
-def _all_of(schema: Mapping[str, Json], root: Mapping[str, Json], level: int) -> list[Mapping[str, Json]]:
-    found: list[Mapping[str, Json]] = []
-    if level < 8:
-        for each in _below(schema, root, ("allOf",)):
-            found += [each, *_all_of(each, root, level + 1)]
+def _parts(root: Mapping[str, Json], keys: tuple[str, ...]) -> list[Mapping[str, Json]]:
+    """The schema and all that it is made of by these keys and by `$ref`, each once: they may refer to one another."""
+    found, known = [root], {id(root)}
+    for schema in found:
+        for each in _below(schema, root, keys):
+            if id(each) not in known:
+                known.add(id(each))
+                found.append(each)
     return found
 
 

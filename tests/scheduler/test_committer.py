@@ -200,3 +200,15 @@ async def test_what_waited_behind_a_group_that_failed_has_failed_with_it(writer:
     assert (len(writer.failures), writer.stored()) == (1, [])
     await writer.submit(4).committed()
     assert writer.stored() == [4]
+
+
+async def test_an_error_that_nobody_expects_fails_its_group_and_not_the_thread(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(writer.committer, "_commit", lambda **_: [][0])
+        first = writer.submit(1, "x" * 300_000)  # a thread writes it
+        with anyio.fail_after(10), pytest.raises(SchedulerWriteFailed, match="list index"):
+            await first.committed()
+    await writer.submit(2).committed()
+    assert writer.stored() == [2]
