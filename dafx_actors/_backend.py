@@ -281,7 +281,8 @@ class Backend:
         Raises:
             SchedulerUnreachable: Nothing answers.
         """
-        query = EntityQuery(instance_id_starts_with=f"@{entity.lower()}@")
+        # Some schedulers call a thread transient while an operation waits for it, and would leave it out.
+        query = EntityQuery(instance_id_starts_with=f"@{entity.lower()}@", include_transient=True)
         # Many calls, a page each.
         reading = functools.partial(self._call, "get_all_entities", query)
         found = await self._calls.patiently(reading, silence=math.inf)

@@ -36,6 +36,7 @@ from dafx_actors.errors import (
 from dafx_actors.ids import AgentThread
 from dafx_actors.testing import ScriptedModel
 from tests.conftest import free_port
+from tests.integration.turns import until
 from tests.interop.conftest import Hosting, Peer, agent_named
 
 pytestmark = pytest.mark.anyio
@@ -197,12 +198,15 @@ class TestElsewhere:
         joker = client.get_agent("Joker")
         thread = joker.get_new_thread()
         first = await joker.run("Hello", thread=thread)
-        with anyio.fail_after(5):  # what is known of the agent is kept
-            turn = await joker.run("Again", thread=thread, wait_for_response=False)
-            second = await joker.get_turn(turn)
+        turn = await joker.run("Again", thread=thread, wait_for_response=False)
+        second = await joker.get_turn(turn)
         assert [first.text, second.text] == ["Hello (2 messages)", "Again (4 messages)"]
-        threads = await client._backend.threads("dafx-joker")
-        assert [key for key, document in threads.items() if document] == [str(thread)]
+
+        async def listed() -> list[str]:
+            threads = await client._backend.threads("dafx-joker")
+            return [key for key, document in threads.items() if document]
+
+        assert await until(listed) == [str(thread)]
 
     async def test_it_can_be_said(self, peer: Peer, client: DurableAIAgentClient) -> None:
         await peer.host("Joker")
