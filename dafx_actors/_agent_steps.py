@@ -16,6 +16,7 @@ from dafx_actors._host import Host
 from dafx_actors._json import check_json, shown
 from dafx_actors._raised import contained, kind_of, text_of
 from dafx_actors._schema_limits import LONG_ANSWER, look
+from dafx_actors._secrets import without_in
 from dafx_actors._text import well_formed
 from dafx_actors._toolbox import Toolbox, size_of
 from dafx_actors._tree import Caller
@@ -28,12 +29,14 @@ from dafx_actors.tools import ToolContext
 from dafx_actors.transcript import ChatMessage, Content, FunctionCallContent, Json, Transcript
 
 _logger = logging.getLogger("dafx_actors.worker")
+_tools_logger = logging.getLogger("dafx_actors.tools")
 
 
 def _storable(reply: ModelReply) -> ModelReply:
     """A reply that can be stored: arguments that JSON cannot hold are not those of a call that can be made."""
     message = _codec.dump_message(reply.message)
-    if (whole := well_formed(message)) is not message:  # half an emoji
+    # Half an emoji, and a key that a server has repeated.
+    if (whole := without_in(well_formed(message))) is not message:
         reply = attrs.evolve(reply, message=_codec.load_message(whole))
     contents: list[Content] = []
     for content in reply.message.contents:
@@ -160,6 +163,7 @@ class AgentSteps:
         most = self.agent.definition.max_result_bytes
 
         def report(progress: Json) -> None:
+            progress = without_in(progress)
             if (size := size_of(progress)) > most:
                 raise ValueMismatch(f"a progress has {size:,} bytes as JSON, and may have {most:,}, as a result")
             self.host.report(thread, {"correlationId": turn, "key": key, "progress": progress})
@@ -170,7 +174,7 @@ class AgentSteps:
             call_id=raw["callId"],
             idempotency_key=key,
             attempt=raw["attempt"],
-            logger=logging.getLogger("dafx_actors.tools"),
+            logger=_tools_logger,
             transcript=read,
             report=report,
         )

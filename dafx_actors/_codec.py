@@ -31,6 +31,7 @@ from dafx_actors._json import (
     load_time,
     shown,
 )
+from dafx_actors._secrets import without, without_in
 from dafx_actors.decisions import ACTIONS, Decision, PendingDecision
 from dafx_actors.errors import (
     ConfigurationError,
@@ -561,7 +562,8 @@ def dump_error(error: DafxError) -> dict[str, Json]:
         KeyError: It is not one of those that cross processes.
     """
     _CROSSING[type(error).__name__]
-    return {"message": str(error), "type": type(error).__name__, "fields": attrs.asdict(error)}  # type: ignore[arg-type]
+    fields = without_in(attrs.asdict(error))  # type: ignore[arg-type]
+    return {"message": without(str(error)), "type": type(error).__name__, "fields": fields}
 
 
 def load_error(raw: Json) -> DafxError | None:

@@ -2,7 +2,7 @@
 
 Work without an answer is handed out again, and what it does would be done again without end. So what durabletask's own
 code raises is told as the failure of its work; and of an answer that is larger than a message may be, which only the
-scheduler's refusal tells, its name, its size and the bound.
+scheduler's refusal tells, its name, its size and the bound. What is recorded holds no secret of this program's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from durabletask.internal import helpers
 from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from dafx_actors import _codec
+from dafx_actors import _codec, _secrets
 from dafx_actors._raised import kind_of, text_of
 from dafx_actors.errors import MessageTooLarge
 
@@ -101,6 +101,29 @@ def failed(request: Any, token: str, details: pb.TaskFailureDetails) -> Any:
         completionToken=token,
         operationInfos=infos,
     )
+
+
+def without_secrets(answer: Any) -> Any:
+    """An answer, a message of the protocol, without secrets in what it has recorded: itself, changed where need be."""
+    if _secrets.are_known() and _secrets.is_in(answer.SerializeToString()):
+        _clean(answer)
+    return answer
+
+
+def _clean(message: Any) -> None:
+    """What is recorded of users' values is in optional texts; plain ones are names, but for what an error says."""
+    for field, value in message.ListFields():
+        if field.name == "errorMessage":
+            message.errorMessage = _secrets.without_in_data(value)
+        elif field.message_type is None or field.message_type.GetOptions().map_entry:
+            continue
+        elif field.message_type.full_name == "google.protobuf.StringValue":
+            value.value = _secrets.without_in_data(value.value)
+        elif hasattr(value, "ListFields"):
+            _clean(value)
+        else:
+            for each in value:
+                _clean(each)
 
 
 def _name_of(request: Any) -> str:

@@ -26,7 +26,7 @@ from dafx_actors import _bundles
 from dafx_actors._bundles import Piece
 from dafx_actors._calls import details_of
 from dafx_actors._connect import channels_of, is_plain
-from dafx_actors._last_line import is_too_large, limit_in
+from dafx_actors._last_line import is_too_large, limit_in, without_secrets
 from dafx_actors._outages import Seldom, one_line
 
 _logger = logging.getLogger("dafx_actors.worker")
@@ -141,7 +141,7 @@ class _Stub:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def call(answer: Any, instead: Instead | None = None) -> None:
-            self._send(name, answer, instead)
+            self._send(name, without_secrets(answer), instead)
 
         return call
 

@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import anyio
 
+from dafx_actors._secrets import holds, without
+
 T = TypeVar("T")
 
 _LONGEST = 10_000
@@ -31,7 +33,7 @@ _DEEPEST = 10
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says, whatever it is: a text of at most some 10,000 characters, which UTF-8 can hold."""
+    """What an error says, whatever it is: at most some 10,000 characters, which UTF-8 can hold, without secrets."""
     try:
         # Not `error!s` of a subclass of `str`, which may have methods of its own.
         said = f"it called `sys.exit({error.code!r})`" if isinstance(error, SystemExit) else str.__str__(str(error))
@@ -41,7 +43,7 @@ def text_of(error: BaseException) -> str:
         return f"it cannot be told, since its own text failed with {kind_of(failed)}"
     if not said and isinstance(error, asyncio.CancelledError):
         return "it was cancelled, or something that it waited for"
-    return _cut(said, _LONGEST)
+    return _cut(without(said), _LONGEST)
 
 
 def kind_of(error: BaseException) -> str:
@@ -89,7 +91,7 @@ def _can_be_told(error: Exception) -> bool:
             if is_ctrl_c(failed):
                 raise
             return False
-        if len(text) > _LONGEST:
+        if len(text) > _LONGEST or holds(text):
             return False
         told = told.__cause__ or told.__context__
     return True

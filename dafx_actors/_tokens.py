@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from dafx_actors._secrets import keep
 from dafx_actors.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,9 @@ class SchedulerToken:
         """
         from azure.core.credentials import AccessToken
 
-        return AccessToken(token_for(self.endpoint) or "none", _FOREVER)
+        token = token_for(self.endpoint)
+        keep(self, token)
+        return AccessToken(token or "none", _FOREVER)
 
 
 def token_for(endpoint: str, environ: Mapping[str, str] = os.environ) -> str | None:

@@ -14,7 +14,8 @@ import attrs
 from dafx_actors import _codec
 from dafx_actors._forms import FORM
 from dafx_actors._json import load_json, shown
-from dafx_actors._raised import attempted, contained, in_words, text_of
+from dafx_actors._raised import attempted, contained, in_words, kind_of, text_of
+from dafx_actors._secrets import without_in
 from dafx_actors.agents import MAX_RESULT_BYTES
 from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
@@ -200,9 +201,10 @@ class Toolbox:
 
         A tool that has acted, and whose result cannot be kept, has not failed: `result` says so, with `unkept`.
         """
+        only_type = (tool := self.tool(name)) is not None and tool.errors == "type"
         try:
             making = functools.partial(self._outcome, name, arguments, context, source, offer, waited)
-            return await contained(making, self._is_stopping)
+            return without_in(await contained(making, self._is_stopping))
         except ResultNotKept as error:
             context.logger.warning("What tool %r returned is not kept.", name, exc_info=True)
             return {"result": text_of(error), "unkept": True}
@@ -211,10 +213,11 @@ class Toolbox:
         except TimeoutError as error:
             # Its own, or of what it called: whether that has acted nobody can tell.
             context.logger.warning("Tool %r ran out of time.", name, exc_info=True)
-            return {"error": f"TimeoutError: {text_of(error)}", "failed": True, "timedOut": True}
+            said = "TimeoutError" if only_type else f"TimeoutError: {text_of(error)}"
+            return {"error": said, "failed": True, "timedOut": True}
         except Exception as error:
             context.logger.warning("Tool %r failed.", name, exc_info=True)
-            return {"error": in_words(error), "failed": True}
+            return {"error": kind_of(error) if only_type else in_words(error), "failed": True}
 
     async def _outcome(
         self,
@@ -270,7 +273,7 @@ class Toolbox:
             return {"unknown": True}
         try:
             found = await contained(functools.partial(tool.call_reconcile, context, arguments), self._is_stopping)
-            return {"result": self._kept(tool, tool.name, found)}
+            return without_in({"result": self._kept(tool, tool.name, found)})
         except ResultNotKept as error:
             return {"result": text_of(error), "unkept": True}
         except NotDone:

@@ -61,6 +61,8 @@ class Provider(ThreadingHTTPServer):
         self.answer = answer
         self.requests: list[dict[str, Any]] = []
         """The bodies, oldest first."""
+        self.headers: list[dict[str, str]] = []
+        """The headers, likewise, by their names in small letters."""
         self.barrier = threading.Barrier(together)
         self.answers: list[Answer] = []
         """What the next requests get, instead of the usual answer."""
@@ -88,6 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.provider.headers.append({name.lower(): value for name, value in self.headers.items()})
         self.provider.requests.append(asked)
         self.provider.barrier.wait(timeout=60)
         if mistake := unbalanced(asked["messages"]):

@@ -13,6 +13,7 @@ import dafx_actors
 PACKAGE = Path(dafx_actors.__file__).parent
 ROWS = [
     {"errors", "_schema_check"},
+    {"_secrets"},
     {"ids", "_bundles", "_outages", "_raised", "_tokens"},
     {"_credentials"},
     {"_calls"},
@@ -93,7 +94,7 @@ OWNERS = {
     "cattrs": {"_codec", "_stored", "_values", "_annotations"},
 }
 """Who may import what, by the first part of the module's name."""
-SEEN_BY_THE_SCHEDULER = {"errors", "_bundles", "_tokens"}
+SEEN_BY_THE_SCHEDULER = {"errors", "_bundles", "_tokens", "_secrets"}
 """What it shares with the layers: what it raises, and the form in which it speaks with our workers."""
 HOSTS_OF_THE_SCHEDULER = {"_backend", "_pending", "_hosted_names", "testing._host", "cli"}
 """Modules that know that there is an embedded scheduler; it stands beside the layers."""

@@ -24,7 +24,10 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from pydantic import ValidationError
 
+from dafx_actors import _secrets
 from dafx_actors._json import shown
+from dafx_actors._raised import safe, text_of
+from dafx_actors._secrets import without
 from dafx_actors.errors import McpConnectionLost, McpToolFailed, McpUnreachable
 from dafx_actors.mcp._address import Address, Stdio
 from dafx_actors.tools import ToolContext
@@ -67,6 +70,7 @@ class Connection:
         self._garbled: asyncio.Future[str] = self._loop.create_future()
         """What was sent in place of an answer, and is none."""
         self._task = self._loop.create_task(self._run(), name=f"mcp-{server}")
+        _secrets.guard_logs()
 
     def is_usable(self) -> bool:
         """Whether it can be used, here and now."""
@@ -147,7 +151,7 @@ class Connection:
         line = _line_of(error)
         if line is None or ('"jsonrpc"' in line and '"id"' in line):
             if not self._garbled.done():
-                self._garbled.set_result(line or str(error))
+                self._garbled.set_result(without(line or text_of(error)))
             self._over.set()
 
     async def _listen(self, client: Client) -> None:
@@ -164,7 +168,7 @@ class Connection:
         except ListenNotSupportedError:
             return  # an older server, which sends notifications instead
         except (MCPError, SubscriptionLost, TimeoutError) as error:
-            _log.debug("MCP server %r no longer tells of changes: %s", self._server, error)
+            _log.debug("MCP server %r no longer tells of changes: %s", self._server, text_of(error))
         self._tells_changes = False
         self._changed()
 
@@ -192,7 +196,7 @@ class Connection:
             except (MCPError, McpConnectionLost) as error:
                 if not again:
                     raise NotSent from error  # to list twice does no harm
-                raise McpUnreachable(self._server, str(error)) from error
+                raise McpUnreachable(self._server, text_of(error)) from safe(error)
             found += page
             if cursor is None:
                 break
@@ -223,7 +227,7 @@ class Connection:
         session: Any = client.session
         send = getattr(getattr(session, "_dispatcher", None), "send_raw_request", None)  # not public in any version
         if send is None:
-            raise McpUnreachable(self._server, f"its list of tools cannot be read: {error}") from error
+            raise McpUnreachable(self._server, f"its list of tools cannot be read: {text_of(error)}") from safe(error)
         raw = await self._asked(send("tools/list", {"cursor": cursor} if cursor else None, {}), again)
         return cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
 
@@ -260,17 +264,18 @@ class Connection:
             result = await self._asked(call, again)
         except MCPError as error:
             if error.code == mcp_types.REQUEST_TIMEOUT:
-                raise TimeoutError(f"{tool} of MCP server {self._server} did not finish within {timeout} s") from error
+                late = f"{tool} of MCP server {self._server} did not finish within {timeout} s"
+                raise TimeoutError(late) from safe(error)
             if error.code == mcp_types.CONNECTION_CLOSED:
-                raise McpConnectionLost(self._server, tool, str(error)) from error
-            raise McpToolFailed(self._server, tool, str(error)) from error
+                raise McpConnectionLost(self._server, tool, text_of(error)) from safe(error)
+            raise McpToolFailed(self._server, tool, text_of(error)) from safe(error)
         except McpConnectionLost as error:
-            raise McpConnectionLost(self._server, tool, error.reason) from error
+            raise McpConnectionLost(self._server, tool, without(error.reason)) from safe(error)
         except RuntimeError as error:
             # The package's way to say that the result is not what the tool promised.
-            raise McpToolFailed(self._server, tool, str(error)) from error
+            raise McpToolFailed(self._server, tool, text_of(error)) from safe(error)
         if result.is_error:
-            raise McpToolFailed(self._server, tool, _text(result))
+            raise McpToolFailed(self._server, tool, without(_text(result)))
         if any(map(_is_media, result.content)):
             return _contents(result)
         return _told_and_structured(_text(result), result.structured_content)
@@ -302,8 +307,8 @@ class Connection:
                 if not again and alone and self._in_flight == 1 and _is_refused(self._reason):
                     raise NotSent from error
                 raise McpConnectionLost(
-                    self._server, "", _told(self._reason) if self._reason else str(error)
-                ) from error
+                    self._server, "", _told(self._reason) if self._reason else text_of(error)
+                ) from safe(error)
             raise
         finally:
             self._in_flight -= 1
@@ -375,7 +380,7 @@ def _leaves(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _told(error: BaseException | None) -> str:
-    said = [str(each) or type(each).__name__ for each in _leaves(error)]
+    said = [text_of(each) or type(each).__name__ for each in _leaves(error)]
     return "; ".join(dict.fromkeys(said)) or "it closed the connection"
 
 

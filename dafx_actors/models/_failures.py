@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import cast
 
+from dafx_actors._secrets import without, without_in
 from dafx_actors.errors import ModelError, ModelFailure
 from dafx_actors.models import _said
 from dafx_actors.models._said import Said
@@ -174,10 +175,10 @@ def failure(
     waits = kind in {"rate_limit", "server_error", "timeout"}
     return ModelError(
         kind=kind,
-        message=words,
+        message=without(words),
         status=status,
         retry_after=wait_in(headers, said.objects, said.message, now, limited=kind == "rate_limit") if waits else None,
-        data=data,
+        data=without_in(data),
     )
 
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from dafx_actors._raised import safe, text_of
+from dafx_actors._secrets import shown_address
 from dafx_actors.errors import ConfigurationError, ModelError
 from dafx_actors.models._failures import failure
-from dafx_actors.models._settings import shown_address, without_version
+from dafx_actors.models._settings import without_version
 
 if TYPE_CHECKING:
     from openai import APIStatusError
@@ -116,21 +118,21 @@ def typed_failures(base: str, *, trust_env: bool = True, answering: bool = False
     try:
         yield
     except APIStatusError as error:
-        raise _refused(error, base, trust_env, now) from error
+        raise _refused(error, base, trust_env, now) from safe(error)
     except (APITimeoutError, TimeoutException) as error:
-        raise ModelError(kind="timeout", message="The model did not answer in time.", data=_at(base)) from error
+        raise ModelError(kind="timeout", message="The model did not answer in time.", data=_at(base)) from safe(error)
     except (APIConnectionError, RequestError) as error:
-        raise _lost(error, base, trust_env, answering) from error
+        raise _lost(error, base, trust_env, answering) from safe(error)
     except APIError as error:  # an error object inside a stream
         raise failure(
             None, error.body, message=error.message, headers={}, now=now, address=shown_address(base)
-        ) from error
+        ) from safe(error)
     except (InvalidURL, UnicodeEncodeError, OverflowError) as error:
-        raise ConfigurationError((f"The model's address or key cannot be used: {error}",)) from error
+        raise ConfigurationError((f"The model's address or key cannot be used: {text_of(error)}",)) from safe(error)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:  # the package reads a stream with `json.loads`
         raise ModelError(
-            kind="bad_response", message=f"The model's server sent broken JSON: {error}", data=_at(base)
-        ) from error
+            kind="bad_response", message=f"The model's server sent broken JSON: {text_of(error)}", data=_at(base)
+        ) from safe(error)
 
 
 def _at(address: str) -> dict[str, str]:
@@ -180,7 +182,7 @@ def _lost(error: Exception, base: str, trust_env: bool, answering: bool) -> Mode
             )
         if isinstance(cause, ProxyError) and variable and "407" in str(cause):
             return _proxy_refuses(variable)
-    detail = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+    detail = f"{text_of(error)} ({text_of(error.__cause__)})" if error.__cause__ else text_of(error)
     if variable:
         detail += f" (through the proxy of {variable})"
     if answering:

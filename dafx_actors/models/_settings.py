@@ -11,9 +11,7 @@ from dafx_actors.transcript import Json
 __all__ = [
     "address_mistakes",
     "endpoint_mistakes",
-    "header_mistakes",
     "misplaced_options",
-    "shown_address",
     "without_version",
 ]
 
@@ -44,17 +42,6 @@ def misplaced_options(options: Mapping[str, Json]) -> Iterator[str]:
             yield "'n' is no option of a model call: an agent has one answer."
         elif name == "model" and not (isinstance(value, str) and value.strip()):
             yield "The option 'model' is not the name of a model."
-
-
-def header_mistakes(headers: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for each header that HTTP cannot send; none holds a value, which may be a secret."""
-    for name, value in headers.items():
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", str(name)):
-            yield f"{name!r} in `headers` is no name of a header."
-        elif not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance] - whatever a program gives
-            yield f"The header {name!r} in `headers` is no text, but {type(value).__name__}."
-        elif not value.isascii() or not re.fullmatch(r"[^\x00-\x08\x0a-\x1f\x7f]*", value):
-            yield f"The header {name!r} in `headers` has characters that HTTP cannot send, such as a line break."
 
 
 def address_mistakes(address: str, names: str) -> Iterator[str]:
@@ -116,14 +103,6 @@ def _unreadable(address: str, names: str) -> str | None:
 def without_version(address: str) -> bool:
     """Whether a base URL lacks what most servers want at its end: `/v1`."""
     return not re.search(r"/(v\d|openai|deployments)", urlsplit(address).path)
-
-
-def shown_address(address: str) -> str:
-    """An address as errors show it: without user, password, query and fragment."""
-    try:
-        return f"{_origin(address)}{urlsplit(address).path}"
-    except ValueError:
-        return ""
 
 
 def _origin(address: str) -> str:

@@ -16,12 +16,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iter
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from urllib.request import getproxies
 
 import anyio
 import attrs
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 
+from dafx_actors import _secrets
+from dafx_actors._raised import safe, text_of
+from dafx_actors._secrets import header_mistakes, key_given, shown_address
 from dafx_actors._text import well_formed_text
 from dafx_actors.errors import ConfigurationError, ModelError, ModelFailure
 from dafx_actors.models import ModelDelta, ModelReply, ModelRequest, _reading
@@ -33,9 +37,7 @@ from dafx_actors.models._mistakes import environment_mistakes, typed_failures, w
 from dafx_actors.models._settings import (
     address_mistakes,
     endpoint_mistakes,
-    header_mistakes,
     misplaced_options,
-    shown_address,
     without_version,
 )
 from dafx_actors.models._wire import Outgoing
@@ -83,6 +85,26 @@ def _own_options(options: Mapping[str, Json]) -> Iterator[str]:
         yield "The option 'model' is for an agent or a request; a model's own name is its first argument."
 
 
+def _openai_key(key: str | None) -> str | None:
+    given: str | None = key_given("`api_key` (OPENAI_API_KEY)", key)
+    return given
+
+
+def _azure_key(key: str | None) -> str | None:
+    given: str | None = key_given("`api_key` (AZURE_OPENAI_API_KEY)", key)
+    return given
+
+
+def _stripped(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Headers whose values have no spaces and line breaks around them, as files and variables do."""
+    values = cast("Mapping[str, Any]", headers)
+    return {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _shown(address: str | None) -> str:
+    return repr(address and shown_address(address))
+
+
 def _base_url_mistakes(address: str) -> Iterator[str]:
     return address_mistakes(address, "`base_url` (OPENAI_BASE_URL)")
 
@@ -99,7 +121,7 @@ class _ChatCompletionsModel(ABC):
     """Parameters of every call, by the provider's names, such as `temperature`; a request's own come over them, and its
     `model` over this model's name."""
     headers: Mapping[str, str] = attrs.field(
-        factory=dict[str, str], kw_only=True, repr=False, validator=_check(header_mistakes)
+        factory=dict[str, str], kw_only=True, repr=False, converter=_stripped, validator=_check(header_mistakes)
     )
     """HTTP headers of every call, such as a gateway's own key; they come over those that the call has anyway."""
     query: Mapping[str, str] = attrs.field(factory=dict[str, str], kw_only=True, repr=False)
@@ -124,6 +146,17 @@ class _ChatCompletionsModel(ABC):
     _client: RunVar[AsyncOpenAI | None] = attrs.field(
         init=False, repr=False, factory=lambda: RunVar["AsyncOpenAI | None"]("dafx_actors.models.openai", None)
     )
+
+    def __attrs_post_init__(self) -> None:
+        _secrets.keep(self, *self._given_secrets(), *_secrets.in_headers(self.headers))
+        _secrets.keep(self, *_secrets.in_variables(self.query))
+
+    def _given_secrets(self) -> Iterator[str]:
+        """What must not be told, besides headers."""
+        address, key = getattr(self, "base_url", None), getattr(self, "api_key", None)
+        yield from _secrets.in_address(address or "")
+        if isinstance(key, str):
+            yield key
 
     @abstractmethod
     def _make_client(self, **common: Any) -> AsyncOpenAI:
@@ -221,6 +254,7 @@ class _ChatCompletionsModel(ABC):
         """
         if self._client.get() is None:
             await to_thread.run_sync(importlib.import_module, "openai")
+            _secrets.guard_logs()
             from httpx2 import InvalidURL, Limits, Timeout
             from openai import OpenAIError
 
@@ -240,7 +274,8 @@ class _ChatCompletionsModel(ABC):
                     )
                 except (OpenAIError, InvalidURL, ValueError) as error:
                     await http.aclose()
-                    raise ConfigurationError((f"The model {self.model!r} cannot be used: {error}",)) from error
+                    unusable = f"The model {self.model!r} cannot be used: {text_of(error)}"
+                    raise ConfigurationError(unusable) from safe(error)
                 except ConfigurationError:
                     await http.aclose()
                     raise
@@ -263,8 +298,10 @@ class _ChatCompletionsModel(ABC):
             if not isinstance(made, AsyncClient):
                 raise ConfigurationError(f"`http_client` gives an `httpx2.AsyncClient`, and not {type(made).__name__}.")
             return made
-        if self.trust_env and (mistakes := tuple(environment_mistakes())):
-            raise ConfigurationError(mistakes)
+        if self.trust_env:
+            if mistakes := tuple(environment_mistakes()):
+                raise ConfigurationError(mistakes)
+            _secrets.keep(self, *(each for proxy in getproxies().values() for each in _secrets.in_address(proxy)))
         return DefaultAsyncHttpxClient(trust_env=self.trust_env, timeout=timeout, limits=limits)
 
 
@@ -278,9 +315,9 @@ class OpenAIChatModel(_ChatCompletionsModel):
         OpenAIChatModel("qwen3", base_url="http://localhost:11434/v1", api_key="unused")
     """
 
-    base_url: str | None = attrs.field(default=None, kw_only=True, validator=_check(_base_url_mistakes))
+    base_url: str | None = attrs.field(default=None, kw_only=True, repr=_shown, validator=_check(_base_url_mistakes))
     """Up to and with `/v1`. None: OPENAI_BASE_URL, or OpenAI."""
-    api_key: str | None = attrs.field(default=None, kw_only=True, repr=False)
+    api_key: str | None = attrs.field(default=None, kw_only=True, repr=False, converter=_openai_key)
     """None: OPENAI_API_KEY. A server that wants no key takes any text."""
 
     def _make_client(self, **common: Any) -> AsyncOpenAI:
@@ -289,7 +326,8 @@ class OpenAIChatModel(_ChatCompletionsModel):
         given = os.environ.get("OPENAI_BASE_URL", "").strip()
         if self.base_url is None and given and (mistakes := tuple(_base_url_mistakes(given))):
             raise ConfigurationError(mistakes)
-        return AsyncOpenAI(base_url=self.base_url, api_key=self.api_key, **common)
+        _secrets.keep(self, *_secrets.in_address(given))
+        return AsyncOpenAI(base_url=self.base_url, api_key=self.api_key or _key_of(self, "OPENAI_API_KEY"), **common)
 
 
 @attrs.define(eq=False)
@@ -306,7 +344,7 @@ class AzureOpenAIChatModel(_ChatCompletionsModel):
 
     endpoint: str = attrs.field(kw_only=True, validator=_check(endpoint_mistakes))
     """The resource's address, such as `https://my-resource.openai.azure.com`."""
-    api_key: str | None = attrs.field(default=None, kw_only=True, repr=False)
+    api_key: str | None = attrs.field(default=None, kw_only=True, repr=False, converter=_azure_key)
     token_provider: TokenProvider | None = attrs.field(default=None, kw_only=True, repr=False)
     """Instead of a key, for a credential of one's own."""
     api_version: str = attrs.field(default=DEFAULT_API_VERSION, kw_only=True)
@@ -319,6 +357,8 @@ class AzureOpenAIChatModel(_ChatCompletionsModel):
         if self.api_key is None and provider is None:
             self._identity = self._identity or _AzureIdentity()
             provider = self._identity.token
+        if provider is not None:
+            provider = _remembered(self, provider)
         # Without its `azure_deployment`, so that the deployment is the one that a body names as its model.
         return AsyncAzureOpenAI(
             azure_endpoint=self.endpoint,
@@ -375,12 +415,39 @@ class _AzureIdentity:
             raise ConfigurationError((f"azure-identity cannot be used as it is set up: {error}",)) from error
         except AzureError as error:
             kind: ModelFailure = "authentication" if isinstance(error, ClientAuthenticationError) else "connection"
-            raise ModelError(kind=kind, message=f"No token for Azure OpenAI: {error.message}") from error
+            message = f"No token for Azure OpenAI: {_secrets.without(str(error.message))}"
+            raise ModelError(kind=kind, message=message) from error
 
     async def aclose(self) -> None:
         if self._credential is not None:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(self._credential.close)
+
+
+def _key_of(model: object, variable: str) -> str | None:
+    """The key in a variable, from now on one of the secrets.
+
+    Raises:
+        ConfigurationError: It has characters that cannot be sent.
+    """
+    key: str | None = key_given(variable, os.environ.get(variable))
+    _secrets.keep(model, key)
+    return key or None
+
+
+def _remembered(model: object, provider: TokenProvider) -> Callable[[], Awaitable[str]]:
+    """A provider of tokens, each of which is from then on one of the secrets."""
+    last = ""
+
+    async def token() -> str:
+        nonlocal last
+        found = await provider()
+        if found != last:
+            _secrets.keep(model, found)
+            last = found
+        return found
+
+    return token
 
 
 def _model_of(request: ModelRequest, model: str) -> str:
@@ -406,11 +473,12 @@ def _as_arguments(body: dict[str, Json]) -> dict[str, Any]:
 
 @contextmanager
 def _located(base: str) -> Generator[None]:
-    """Say in a `ModelError` where the call went."""
+    """Say in a `ModelError` where the call went, and nothing that is secret."""
     try:
         yield
     except ModelError as error:
-        error.data.setdefault("address", shown_address(base))
+        error.message = _secrets.without(error.message)
+        error.data = {**_secrets.without_in(error.data), "address": error.address or shown_address(base)}
         raise
 
 

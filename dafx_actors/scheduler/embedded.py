@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 from anyio.from_thread import start_blocking_portal
 
+from dafx_actors._secrets import keep, key_given
 from dafx_actors.errors import ConfigurationError, SchedulerCannotListen, SchedulerNotSecured
 from dafx_actors.scheduler._clock import SystemClock
 from dafx_actors.scheduler._engine import Engine, Patience, Retention
@@ -115,6 +116,7 @@ class EmbeddedScheduler:
 
         Raises:
             SchedulerNotSecured: it would listen to other machines without TLS and a token.
+            ConfigurationError: the token has characters that cannot be sent.
         """
         missing = tuple(what for what, given in (("TLS", tls), ("a bearer token", token)) if not given)
         if missing and not _is_loopback(host):
@@ -122,7 +124,8 @@ class EmbeddedScheduler:
         self._host = host
         self._wanted_port = port
         self._tls = tls
-        self._token = token
+        self._token: str | None = key_given("`token`", token)
+        keep(self, self._token)
         self._options = _options(max_message_bytes, worker_timeout)
         self._ping_every = ping_every
         self.engine = Engine(

@@ -14,7 +14,7 @@ from durabletask.task import RetryPolicy
 
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.tools import _docstrings
-from dafx_actors.tools._declared import DECLARATION, Approval, Declaration, Effect
+from dafx_actors.tools._declared import DECLARATION, Approval, Declaration, Effect, Told
 from dafx_actors.tools._functions import callback_mistakes, kind_mistake, signature_of, underlying
 from dafx_actors.tools._hosted import AgentTool, Tool, ToolSource
 
@@ -155,6 +155,7 @@ def _made(
         retry=declaration.retry,
         reconcile=reconcile,
         max_result_bytes=declaration.max_result_bytes,
+        errors=declaration.errors,
         signature=signature,
     ), []
 
@@ -208,6 +209,8 @@ def _declaration_mistakes(declaration: Declaration, label: str) -> Iterator[str]
         yield f"{label}: `timeout` is a number of seconds above 0 or a timedelta, not {timeout!r}"
     if not is_size(declaration.max_result_bytes):
         yield f"{label}: `max_result_bytes` is a whole number above 0, not {declaration.max_result_bytes!r}"
+    if declaration.errors not in typing.get_args(Told):
+        yield f"{label}: `errors` is 'text' or 'type', not {declaration.errors!r}"
     if not isinstance(declaration.approval, bool | Approval) and not callable(declaration.approval):
         yield f"{label}: `approval` is True, a predicate or an `Approval`, not {declaration.approval!r}"
 

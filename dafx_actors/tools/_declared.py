@@ -18,6 +18,9 @@ from dafx_actors.transcript import Json, Transcript
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+Told: TypeAlias = Literal["text", "type"]
+"""What the model and the client are told of what a tool raises: its type and its text, or its type alone."""
+
 Effect: TypeAlias = Literal["repeatable", "once"]
 """`repeatable`: a crash may repeat the call in flight, with the same idempotency key. `once`: it is never run again
 while it is not known what became of it."""
@@ -90,6 +93,7 @@ class Declaration:
     retry: RetryPolicy | None = None
     reconcile: Callable[..., Any] | str | None = None
     max_result_bytes: int | None = None
+    errors: Told = "text"
 
 
 @overload
@@ -108,6 +112,7 @@ def tool(
     retry: RetryPolicy | None = None,
     reconcile: Callable[..., Any] | str | None = None,
     max_result_bytes: int | None = None,
+    errors: Told = "text",
 ) -> Callable[[F], F]: ...
 
 
@@ -124,6 +129,7 @@ def tool(
     retry: RetryPolicy | None = None,
     reconcile: Callable[..., Any] | str | None = None,
     max_result_bytes: int | None = None,
+    errors: Told = "text",
 ) -> F | Callable[[F], F]:
     """Declare a tool: a method of an agent's class, or a function that the agent lists in `tools`.
 
@@ -148,6 +154,8 @@ def tool(
             blocks may act even later, so let `reconcile` make sure that it cannot, by the idempotency key.
         max_result_bytes: What a result may take as JSON, in UTF-8; what the agent says by default, which is 1 MiB. Of a
             larger one the model is told that the call was made, and that its result was too large to be kept.
+        errors: What the model, the thread and the client are told of what the tool raises: `text`, its type and what it
+            says; `type`, its type alone, where texts may hold what is nobody's business. The log has it all.
     """
 
     def decorate(decorated: F) -> F:
@@ -161,6 +169,7 @@ def tool(
             retry=retry,
             reconcile=reconcile,
             max_result_bytes=max_result_bytes,
+            errors=errors,
         )
         if not callable(decorated) and not isinstance(decorated, classmethod):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigurationError(f"`@tool` decorates a function, not {decorated!r}; a name is given as `name=...`")

@@ -12,7 +12,7 @@ from durabletask.task import RetryPolicy
 from dafx_actors._values import arguments_of, returned_by
 from dafx_actors.errors import ConfigurationError, InvalidArguments
 from dafx_actors.models import ToolDefinition
-from dafx_actors.tools._declared import Approval, Effect, ToolContext
+from dafx_actors.tools._declared import Approval, Effect, Told, ToolContext
 from dafx_actors.tools._functions import Signature, asked_for, asks, contexts_of, result_of, underlying
 from dafx_actors.tools._results import dump_tool_result
 from dafx_actors.transcript import Json
@@ -37,6 +37,7 @@ class Tool:
     reconcile: Callable[..., Any] | None = None
     max_result_bytes: int | None = None
     """What a result may take as JSON, in UTF-8; None: what the agent says."""
+    errors: Told = "text"
     _signature: Signature = attrs.field(repr=False, eq=False, alias="signature")
 
     def definition(self) -> ToolDefinition:

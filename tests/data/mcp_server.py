@@ -95,6 +95,17 @@ async def work(context: Context[Any, Any]) -> str:
 
 
 @server.tool()
+async def echo(context: Context[Any, Any], fails: bool = False) -> str:
+    """Repeat what it was sent: the variable SERVICE_TOKEN, and the headers."""
+    sent: Any = context.request_context.request
+    said = f"{os.environ.get('SERVICE_TOKEN')} {dict(sent.headers) if sent else {}}"
+    await context.report_progress(1, 2, said)
+    if fails:
+        raise ToolError(said)
+    return said
+
+
+@server.tool()
 async def grow(context: Context[Any, Any]) -> str:
     """Add a tool."""
 
