@@ -214,7 +214,7 @@ def object_in(value: Json) -> Mapping[str, Json]:
 
 def is_object(value: Json) -> TypeGuard[Mapping[str, Json]]:
     """Whether it is an object."""
-    return isinstance(value, Mapping)
+    return isinstance(value, dict) or isinstance(value, Mapping)  # noqa: SIM101 - the first takes a tenth of the time
 
 
 def is_list(value: Json) -> TypeGuard[list[Json]]:

@@ -11,6 +11,9 @@ from dafx_actors.transcript import Json
 __all__ = ["well_formed", "well_formed_text"]
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
 def well_formed_text(text: str) -> str:
     """The text, with U+FFFD for each half of a character; two halves that belong together become one character."""
     if text.isascii():  # known without looking at it
@@ -25,7 +28,7 @@ def well_formed_text(text: str) -> str:
 def well_formed(value: Json) -> Json:
     """A JSON value with such texts, names included; itself, where nothing is wrong with it."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()  # in C, and most often all that is to be done
+        _ENCODER.encode(value).encode()  # in C, and most often all that is to be done
     except (UnicodeEncodeError, TypeError):
         return _mended(value)
     return value

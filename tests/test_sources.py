@@ -263,3 +263,29 @@ async def test_structured_content_does_not_hide_what_is_said_beside_it(tmp_path:
         assert await odd.call("ping", {}, a_context()) == seen
     finally:
         await odd.aclose()
+
+
+@pytest.mark.parametrize("result", [float("nan"), {"value": [float("inf")]}], ids=["nan", "inf"])
+async def test_a_result_that_json_cannot_hold_fails_its_call_and_not_the_turn(result: Any) -> None:
+    class Odd(Source):
+        async def call(self, name: str, arguments: Mapping[str, Any], context: Any) -> Any:
+            self.called.append(name)
+            return result
+
+    odd = Odd("odd")
+    async with AgentHost(clerk(odd)) as host:
+        answer = await host.client.get_agent("Clerk").run("Go")
+    assert odd.called == ["transfer"]
+    assert "it has acted; its result could not be kept" in answer.text
+    assert "JSON has no" in answer.text
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity"])
+async def test_nan_from_an_mcp_server_fails_its_call_and_not_the_turn(tmp_path: Path, value: str) -> None:
+    """As it comes over the wire: Python's own `json` writes it, and no other reads it."""
+    result = {"content": [], "structuredContent": {"value": float(value)}}
+    mcp = server(tmp_path, "plain", result)
+    async with AgentHost(clerk(mcp, says=call("ping"))) as host:
+        answer = await host.client.get_agent("Clerk").run("Go")
+    await mcp.aclose()
+    assert "JSON has no" in answer.text

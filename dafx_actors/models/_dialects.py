@@ -6,6 +6,7 @@ A server that nobody knows gets what all of them take; what it refuses by name i
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Literal, TypeAlias
@@ -77,6 +78,7 @@ _OLLAMA_PORT = 11434
 _OLLAMA = Dialect(apart=True)  # a format keeps its models from calling tools
 
 
+@functools.lru_cache(maxsize=1000)
 def dialect_of(base_url: str, model: str) -> Dialect:
     """What the server at an address takes, from a model of that name."""
     address = urlsplit(base_url)

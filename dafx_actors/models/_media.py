@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from typing import TypeAlias, cast
@@ -70,7 +69,7 @@ def _read_data_uri(content: DataContent | UriContent) -> tuple[str, str]:
         data = unquote_to_bytes(tail)
         if "base64" in parameters:
             data = base64.b64decode(data, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # which `binascii.Error` is, and what half a character raises
         raise cannot_send("its base64 is broken", content) from error
     if not comma or not data:
         raise cannot_send("its `data:` URI holds no data", content)
@@ -98,7 +97,7 @@ class ShownResult:
 
 def as_text(value: Json) -> str:
     """A value as text: JSON, unless it is a text itself."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_as_dict)
+    return value if isinstance(value, str) else _ENCODER.encode(value)
 
 
 def _as_dict(value: object) -> Json:
@@ -106,6 +105,11 @@ def _as_dict(value: object) -> Json:
     if isinstance(value, Mapping):
         return dict(cast("Mapping[str, Json]", value))
     raise TypeError(f"{type(value).__name__} is not a JSON value")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=_as_dict)
+_MARKS = ("data:", "uri", "$type")
+"""What the JSON of a value holds in which there is a content."""
 
 
 def shown_result(result: Json, first: int = 1, *, may_show: bool = True) -> ShownResult:
@@ -118,6 +122,9 @@ def shown_result(result: Json, first: int = 1, *, may_show: bool = True) -> Show
     """
     if isinstance(result, str) and not result.startswith("data:"):
         return ShownResult(result)
+    text = as_text(result)
+    if not any(mark in text for mark in _MARKS):
+        return ShownResult(text)
     parts: list[Part] = []
     left = _without_media(result, parts, first)
     if parts and not may_show:

@@ -6,6 +6,7 @@ beginning, so that it is the same in every request of it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import string
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import attrs
+
+from dafx_actors._text import well_formed_text
 
 __all__ = ["CallIds", "ToolNames", "clean_name"]
 
@@ -37,8 +40,10 @@ def _marked(cleaned: str, name: str) -> str:
     return f"{cleaned[: _LONGEST_NAME - 9]}_{_digest(name, 8)}"
 
 
+@functools.lru_cache(maxsize=10_000)  # the ids of a conversation are asked for at each of its calls
 def _digest(text: str, length: int) -> str:
-    number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), "big")
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    number = int.from_bytes(digest, "big") % len(_ALPHABET) ** length
     made: list[str] = []
     for _ in range(length):
         number, rest = divmod(number, len(_ALPHABET))
@@ -101,7 +106,7 @@ class CallIds:
 
     def _next(self, call_id: str) -> str:
         count = self._seen[call_id] = self._seen.get(call_id, 0) + 1
-        made, tries = call_id, count
+        made, tries = well_formed_text(call_id), count
         if count > 1 or not self._fits(call_id):
             made = self._made(call_id, tries)
         while made in self._taken:

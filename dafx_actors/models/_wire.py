@@ -117,7 +117,7 @@ def outgoing(
     names = ToolNames.of([tool.name for tool in tools])
     origin = f"{host}/{model}"
     writing = _Messages(dialect, names, CallIds(dialect.call_ids), origin)
-    ours: Body = {"model": model, "messages": _with_words(writing.of(request.messages), asked.words)}
+    ours: Body = {"model": model, "messages": _with_words(writing.of(request.messages), well_formed_text(asked.words))}
     if tools:
         ours["tools"] = [_tool(tool, names.sent(tool.name)) for tool in tools]
         # The API refuses a choice where there is nothing to choose from.
@@ -127,9 +127,9 @@ def outgoing(
         options.pop("response_format", None)
         if asked.format is not None:
             ours["response_format"] = asked.format
-    body = well_formed({**options, **ours})
+    messages = ours.pop("messages")  # each of them is whole by now
     return Outgoing(
-        body=body,
+        body={"messages": messages, **well_formed({**options, **ours})},
         asked=asked,
         names=names,
         origin=origin,
@@ -179,6 +179,9 @@ class _Messages:
         """What tools gave that is no text: for a message after all of their results."""
         called = _turns_with_calls(messages)
         for message, tools_called in zip(messages, called, strict=True):
+            if (text := self._plain_text(message)) and not shown:
+                self._add(written, {"role": message.role, "content": well_formed_text(text)})
+                continue
             for wire in self._of(message, shown, tools_called=tools_called):
                 if shown and wire["role"] != "tool":
                     self._show(written, shown)
@@ -187,10 +190,20 @@ class _Messages:
             self._show(written, shown)
         return written
 
+    def _plain_text(self, message: ChatMessage) -> str | None:
+        """The text of a message that is nothing else, as half of a conversation is: known at a glance."""
+        contents = message.contents
+        if len(contents) != 1 or message.extra or message.author_name or message.role == "tool":
+            return None
+        if message.role == "assistant" and self.dialect.reasoning == "always":
+            return None
+        content = contents[0]
+        return content.text if isinstance(content, TextContent) else None
+
     def _show(self, written: list[Body], shown: list[Part]) -> None:
         numbers = "number 1" if len(shown) == 1 else f"numbers 1 to {len(shown)}"
         said: Part = {"type": "text", "text": f"What the tools gave to look at, {numbers}:"}
-        self._add(written, {"role": "user", "content": [said, *shown]})
+        self._add(written, {"role": "user", "content": well_formed([said, *shown])})
         self.shows_media = True
         shown.clear()
 
@@ -202,18 +215,15 @@ class _Messages:
 
     def _of(self, message: ChatMessage, shown: list[Part], *, tools_called: bool) -> Iterator[Body]:
         """One of our messages as theirs: none, one, or one for each function result, which are messages there."""
-        contents = [content for content in message.contents if not isinstance(content, _NOT_FOR_MODELS)]
-        rest = [content for content in contents if not isinstance(content, FunctionResultContent)]
-        if len(rest) < len(contents):
-            for content in contents:
-                if isinstance(content, FunctionResultContent):
-                    result = shown_result(content.result, len(shown) + 1, may_show=self.dialect.media)
-                    yield {
-                        "role": "tool",
-                        "tool_call_id": self.ids.of_result(content.call_id),
-                        "content": result.text,
-                    }
-                    shown += result.parts
+        rest: list[Content] = []
+        for content in message.contents:
+            if isinstance(content, FunctionResultContent):
+                result = shown_result(content.result, len(shown) + 1, may_show=self.dialect.media)
+                call_id, said = self.ids.of_result(content.call_id), well_formed_text(result.text)
+                yield {"role": "tool", "tool_call_id": call_id, "content": said}
+                shown += result.parts
+            elif not isinstance(content, _NOT_FOR_MODELS):
+                rest.append(content)
         if not rest:
             return
         if message.role == "tool":
@@ -223,33 +233,41 @@ class _Messages:
             if not wire["content"] and "tool_calls" not in wire:
                 return  # who says nothing is refused by some
             wire |= self._given_back(message, tools_called=tools_called)
-        name = _author(message.author_name) if self.dialect.authors else None
-        yield {"role": message.role, **({"name": name} if name else {}), **wire}
+        if self.dialect.authors and (name := _author(message.author_name)):
+            yield {"role": message.role, "name": name, **wire}
+        else:
+            yield {"role": message.role, **wire}
 
     def _given_back(self, message: ChatMessage, *, tools_called: bool) -> Body:
-        if self.dialect.reasoning == "never":
+        if self.dialect.reasoning == "never" or not (message.extra or self.dialect.reasoning == "always"):
             return {}
         back = dict(back_of_message(message, self.origin, tools_called=tools_called))
         self.gives_back = self.gives_back or bool(back)
         if self.dialect.reasoning == "always" and tools_called:
             back.setdefault("reasoning_content", "")
-        return back
+        whole: Body = well_formed(back)
+        return whole
 
     def user(self, _: ChatMessage, contents: Sequence[Content]) -> Body:
         # One text goes as a string: servers that only speak the core of the protocol do not take a list of parts.
         match contents:
             case [TextContent(text=text)]:
-                return {"content": text}
+                return {"content": well_formed_text(text)}
             case _:
-                return {"content": [part(content) for content in contents]}
+                return {"content": well_formed([part(content) for content in contents])}
 
     def system(self, _: ChatMessage, contents: Sequence[Content]) -> Body:
-        return {"content": "".join(_text(content, "system") for content in contents)}
+        return {"content": well_formed_text("".join(_text(content, "system") for content in contents))}
 
     def assistant(self, message: ChatMessage, contents: Sequence[Content]) -> Body:
-        calls = [content for content in contents if isinstance(content, FunctionCallContent)]
-        texts = [_text(content, "assistant") for content in contents if not isinstance(content, FunctionCallContent)]
-        wire: Body = {"content": "".join(texts) if texts else None}
+        calls: list[FunctionCallContent] = []
+        texts: list[str] = []
+        for content in contents:
+            if isinstance(content, FunctionCallContent):
+                calls.append(content)
+            else:
+                texts.append(_text(content, "assistant"))
+        wire: Body = {"content": well_formed_text("".join(texts)) if texts else None}
         if calls:
             ids = self.ids.of_calls([call.call_id for call in calls])
             wire["tool_calls"] = [
@@ -257,7 +275,7 @@ class _Messages:
                     "id": call_id,
                     "type": "function",
                     "function": {"name": self.names.sent(call.name), "arguments": _arguments(call)},
-                    **back_of_call(message, call, self.origin),
+                    **(well_formed(back_of_call(message, call, self.origin)) if call.extra else {}),
                 }
                 for call_id, call in zip(ids, calls, strict=True)
             ]
@@ -299,12 +317,12 @@ def _arguments(call: FunctionCallContent) -> str:
     # Servers parse what they are sent, so what is no object goes inside of one: the error that the model is told about
     # would make no sense without it.
     unparsed = call.extra.get(UNPARSED_ARGUMENTS)
-    return as_text({"unparsed_arguments": unparsed} if unparsed is not None else call.arguments)
+    return well_formed_text(as_text({"unparsed_arguments": unparsed} if unparsed is not None else call.arguments))
 
 
 def _author(name: str | None) -> str | None:
     """The name in the characters that the API takes: no spaces, slashes, bars or angle brackets; at most 64."""
-    return re.sub(r"[\s<|\\/>]+", "_", name)[:64] if name else None
+    return well_formed_text(re.sub(r"[\s<|\\/>]+", "_", name)[:64]) if name else None
 
 
 def _tool(tool: ToolDefinition, name: str) -> Body:

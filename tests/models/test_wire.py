@@ -11,12 +11,20 @@ import pytest
 
 from dafx_actors._codec import dump_message, load_message
 from dafx_actors._text import well_formed
+from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ToolDefinition
 from dafx_actors.models._dialects import Dialect, dialect_of
 from dafx_actors.models._kept import GatheredReply
 from dafx_actors.models._reading import reply
 from dafx_actors.models._wire import Outgoing, outgoing
-from dafx_actors.transcript import ChatMessage, DataContent, FunctionCallContent, FunctionResultContent, TextContent
+from dafx_actors.transcript import (
+    ChatMessage,
+    DataContent,
+    FunctionCallContent,
+    FunctionResultContent,
+    TextContent,
+    UriContent,
+)
 
 OPENAI = "https://api.openai.com/v1"
 GEMINI = "https://generativelanguage.googleapis.com"
@@ -252,6 +260,33 @@ def test_no_half_characters_are_sent() -> None:
     text.encode()
     assert "😀" in text
     assert one.body["user"] == "\ufffd"
+
+
+@pytest.mark.parametrize("url", [UNKNOWN, "https://api.openai.com/v1", "https://api.mistral.ai/v1"])
+def test_no_half_characters_are_sent_wherever_they_stand(url: str) -> None:
+    half = "\ud83d"
+    dialect = attrs.evolve(dialect_of(url, "m"), call_ids="any", reasoning="always", authors=True)
+    signed = {"dafx": {"from": "h/m", "back": {"reasoning_content": half, "extra_content": {half: half}}}}
+    request = ModelRequest(
+        messages=(
+            ChatMessage("user", half, author_name=half),
+            ChatMessage("user", (TextContent(half), UriContent(f"http://h/{half}.png", "image/png"))),
+            ChatMessage(
+                "assistant",
+                (TextContent(half), FunctionCallContent(half, half, {"a": half}, extra=signed)),
+                extra=signed,
+            ),
+            ChatMessage("tool", (FunctionResultContent(half, [half, {"$type": "text", "text": half}]),)),
+            ChatMessage("assistant", half, extra=signed),
+        ),
+        tools=(tool("f"),),
+        response_schema={"type": "object", "description": half},
+    )
+    with pytest.raises(ModelError, match="its base64 is broken"):
+        sent(ChatMessage("user", (DataContent(f"data:image/png;base64,AAAA{half}", "image/png"),)))
+    one = outgoing("m", request, {}, dialect=dialect, host="h")
+    json.dumps(one.body, ensure_ascii=False).encode()
+    assert one.body["messages"][2]["tool_calls"][0]["id"] == one.body["messages"][3]["tool_call_id"]
 
 
 def test_what_is_whole_is_left_alone() -> None:
