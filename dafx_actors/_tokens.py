@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import stat
 import sys
-import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -138,7 +136,11 @@ def kept_token(port: int, environ: Mapping[str, str] = os.environ) -> str:
     """The token for a scheduler on this port: that of the last time, which its clients know, else a new one."""
     known = _read(_file(port, environ))
     token = known.get("token")
-    return token if isinstance(token, str) and token else secrets.token_urlsafe(32)
+    if isinstance(token, str) and token:
+        return token
+    import secrets  # a scheduler's alone; clients and workers begin sooner without it
+
+    return secrets.token_urlsafe(32)
 
 
 @contextmanager
@@ -166,6 +168,8 @@ def published(port: int, token: str, environ: Mapping[str, str] = os.environ) ->
 
 def _write(file: Path, text: str) -> None:
     """As a whole and private from the beginning."""
+    import tempfile  # likewise
+
     descriptor, name = tempfile.mkstemp(dir=file.parent)  # for its owner alone
     try:
         with open(descriptor, "w", encoding="utf-8") as opened:  # noqa: PTH123 - a descriptor
