@@ -106,7 +106,7 @@ async def test_a_server_is_a_source_of_tools(make: MakeServer) -> None:
     assert isinstance(server, ToolSource)
     assert tools_of(Host(server)) == [server]
     tools = {tool.name: tool for tool in await server.tools()}
-    assert list(tools) == ["add", "say", "fail", "show", "pid", "odd_name__", "wait", "work", "grow"]
+    assert list(tools) == ["add", "say", "fail", "show", "pid", "odd_name__", "wait", "work", "echo", "grow"]
     add = tools["add"]
     assert add.description == "Add."
     assert add.parameters["properties"]["a"]["description"] == "The first."
@@ -161,7 +161,7 @@ async def test_of_tools_that_would_have_the_same_name_one_is_left_out(
     make: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     listed = await names(make(prefix="x" * 63))
-    assert listed == [f"{'x' * 63}{first}" for first in "asfpowg"]  # `say` and `show`, `wait` and `work` begin alike
+    assert listed == [f"{'x' * 63}{first}" for first in "asfpoweg"]  # `say` and `show`, `wait` and `work` begin alike
     assert "'show' of MCP server 'tests' is left out" in caplog.text
 
 

@@ -8,7 +8,7 @@ held is handed out again at once, under new tokens; what it still answers to the
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dafx_actors.scheduler._clock import SECOND
 from dafx_actors.scheduler._dispatch import Work, WorkQueue
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._filters import Lane
     from dafx_actors.scheduler._ids import Ids
     from dafx_actors.scheduler._records import Activity, Entity, Orchestration, WorkKind
+
+Rendered: TypeAlias = "bytes | Callable[[], bytes]"
+"""A work item; or what makes one that is large, to be called on a thread."""
 
 PATIENCE = 4
 """How often work is handed out again at once when a worker did not answer for it."""
@@ -38,7 +41,7 @@ _JUST_NOW = SECOND
 class Delivery:
     """All work of a task hub that is ready or out."""
 
-    def __init__(self, clock: Clock, ids: Ids, render: Callable[[Work, str], bytes | None]) -> None:
+    def __init__(self, clock: Clock, ids: Ids, render: Callable[[Work, str], Rendered | None]) -> None:
         """Start without work.
 
         Args:
@@ -77,7 +80,7 @@ class Delivery:
                 worker.unwanted.append(work.token)
                 worker.wake()
 
-    def take(self, worker: Worker) -> bytes | None:
+    def take(self, worker: Worker) -> Rendered | None:
         """The next work item for this worker; None if there is none now."""
         while worker.outbox:
             work = worker.outbox.popleft()
@@ -111,6 +114,15 @@ class Delivery:
         if work.worker is not None:
             self.queue.release(work.worker, kind)
         return work
+
+    def held_under(self, token: str, kind: WorkKind) -> Work | None:
+        """The work of this kind that is out under a token; it stays so."""
+        work = self._out.get(token)
+        return work if work is not None and work.kind == kind and not work.dropped else None
+
+    def last_given(self, worker: Worker) -> Work:
+        """What `take` has just given this worker."""
+        return next(work for work in reversed(self._out.values()) if work.worker is worker)
 
     def is_with(self, worker: Worker, token: str) -> bool:
         """Whether this worker holds the work that is out under this token."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 import uuid
 from collections import deque
 from typing import TYPE_CHECKING
@@ -10,11 +12,13 @@ from typing import TYPE_CHECKING
 from dafx_actors.scheduler import _batches, _events
 from dafx_actors.scheduler._filters import Lane
 from dafx_actors.scheduler._idle import Evicted, IdleCache
-from dafx_actors.scheduler._proto import entity_item, pb, text
+from dafx_actors.scheduler._proto import LARGE, entity_item, pb, text
 from dafx_actors.scheduler._records import Entity, Lock, LockRequest, Operation
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
+    from dafx_actors.scheduler._batches import BatchVerdict
+    from dafx_actors.scheduler._delivery import Rendered
     from dafx_actors.scheduler._hub import TaskHub
     from dafx_actors.scheduler._records import Orchestration
     from dafx_actors.scheduler._turns import ReleaseLock, RequestLock, TellEntity
@@ -23,7 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST_IDLE = 5_000
-_HEAVIEST_IDLE = 64 * 2**20
+_HEAVIEST_IDLE = 128 * 2**20
+"""So that one of the largest stays: to read it from the disk holds the loop."""
 _RECORD_WEIGHT = 500
 
 
@@ -160,29 +165,40 @@ class Entities:
 
     # --- batches -------------------------------------------------------------------------------------------------
 
-    def render(self, entity: Entity, token: str) -> bytes | None:
-        """The work item of its next batch, which is now out under this token."""
+    def render(self, entity: Entity, token: str, *, at_once: bool = False) -> Rendered | None:
+        """The work item of its next batch, which is now out under this token; what makes a large one, on a thread."""
         entity.queued = False
         entity.batch = _batches.runnable(entity)
         if not entity.batch:
             return None
         entity.lease = token
-        return entity_item(
-            token=token,
-            entity_id=entity.entity_id,
-            state=entity.state,
-            operations=[operation.event for operation in entity.batch],
+        operations = [operation.event for operation in entity.batch]
+        make = functools.partial(
+            entity_item, token=token, entity_id=entity.entity_id, state=entity.state, operations=operations
         )
+        is_large = len(entity.state or "") + sum(map(len, operations)) >= LARGE
+        return make if is_large and not at_once else make()
 
     def taken_back(self, entity: Entity) -> None:
         """Its batch is not out any more, and has to be given again."""
         entity.lease, entity.batch = None, ()
         entity.queued = True
 
-    def settled(self, changes: Changes, entity: Entity, result: pb.EntityBatchResult) -> None:
-        """A worker has answered for its batch."""
+    def judge(self, entity: Entity, result: pb.EntityBatchResult) -> BatchVerdict:
+        """What a worker's answer for its batch changes; reads what does not change while that is out."""
         now = max(self._hub.clock.now(), entity.modified)
-        verdict = _batches.settle(entity.batch, result, now, lambda: str(uuid.uuid4()))
+        return _batches.settle(entity.batch, result, now, lambda: str(uuid.uuid4()))
+
+    def settled(
+        self,
+        changes: Changes,
+        entity: Entity,
+        result: pb.EntityBatchResult,
+        verdict: BatchVerdict | None = None,
+    ) -> None:
+        """A worker has answered for its batch; `verdict` is what was made of that before, on a thread."""
+        now = max(self._hub.clock.now(), entity.modified)
+        verdict = verdict or self.judge(entity, result)
         entity.lease, entity.batch = None, ()
         done = {operation.id for operation in verdict.done}
         while entity.mailbox and entity.mailbox[0].id in done:
@@ -296,4 +312,4 @@ class Entities:
 
 
 def _weight(entity: Entity) -> int:
-    return _RECORD_WEIGHT + 2 * len(entity.state or "")
+    return _RECORD_WEIGHT + sys.getsizeof(entity.state)

@@ -101,6 +101,13 @@ def task_failed(at: int, task_id: int, failure: pb.TaskFailureDetails) -> bytes:
     return event(at, taskFailed=pb.TaskFailedEvent(taskScheduledId=task_id, failureDetails=failure))
 
 
+def activity_answered(at: int, task_id: int, answer: pb.ActivityResponse) -> bytes:
+    """What a worker answered for an activity."""
+    if answer.HasField("failureDetails"):
+        return task_failed(at, task_id, answer.failureDetails)
+    return task_completed(at, task_id, answer.result.value if answer.HasField("result") else None)
+
+
 def child_completed(at: int, task_id: int, result: str | None) -> bytes:
     """A child orchestration's result."""
     completed = pb.SubOrchestrationInstanceCompletedEvent(taskScheduledId=task_id, result=text(result))

@@ -9,6 +9,7 @@ why). If the changes cannot be written, memory is thrown away and read again fro
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 from contextlib import contextmanager, suppress
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, cast
 
 import attrs
 
-from dafx_actors.errors import SchedulerDatabaseError, SchedulerReadFailed, SchedulerWriteFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerError, SchedulerReadFailed, SchedulerWriteFailed
+from dafx_actors.scheduler import _events
 from dafx_actors.scheduler._batches import problem_with
 from dafx_actors.scheduler._clock import SECOND
 from dafx_actors.scheduler._delivery import Delivery
@@ -24,7 +26,7 @@ from dafx_actors.scheduler._endings import ON_PAGE, PIECE, Endings
 from dafx_actors.scheduler._entities import Entities
 from dafx_actors.scheduler._lately import Lately
 from dafx_actors.scheduler._orchestrations import Orchestrations
-from dafx_actors.scheduler._proto import Status, activity_item, pb
+from dafx_actors.scheduler._proto import LARGE, Status, activity_item, pb
 from dafx_actors.scheduler._records import Activity, Entity, Operation, Orchestration
 from dafx_actors.scheduler._rewind import Rewinding
 from dafx_actors.scheduler._turns import InvalidAnswer
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from dafx_actors.scheduler._clock import Clock
+    from dafx_actors.scheduler._delivery import Rendered
     from dafx_actors.scheduler._dispatch import Work, Worker
     from dafx_actors.scheduler._ids import Ids
     from dafx_actors.scheduler._records import WorkKind
@@ -345,7 +348,37 @@ class TaskHub:
 
     # --- work ----------------------------------------------------------------------------------------------------
 
-    def _render(self, work: Work, token: str) -> bytes | None:
+    async def next_item(self, worker: Worker) -> bytes | None:
+        """The next work item for this worker; None if there is none now. What is large is made on a thread.
+
+        Until that is made, the work is out: whatever ends this coroutine, `disconnect` hands it out again.
+        """
+        while worker.outbox:
+            it = worker.outbox[0].subject
+            if isinstance(it, Orchestration) and it.history is None:
+                with suppress(SchedulerError):  # which is met again, and told of, below
+                    await self.store.warm(it, history=True, payload=True)
+            item = self.delivery.take(worker)
+            if item is None or isinstance(item, bytes):
+                return item
+            work = self.delivery.last_given(worker)
+            try:
+                return await asyncio.to_thread(item)
+            except Exception as error:  # noqa: BLE001 - told of in the log
+                self._cannot_be_made(work, error)
+        return None
+
+    def _cannot_be_made(self, work: Work, error: Exception) -> None:
+        # Damage, most likely. It waits until something happens to it, or until somebody has repaired the file; the
+        # worker keeps its stream, and other work goes on.
+        about = {"task_hub": self.name, "kind": work.kind, "work": work.lane.name}
+        logger.error("%s cannot be handed out", work.lane, extra=about, exc_info=error)
+        if work.token is not None and self.delivery.held_under(work.token, work.kind) is work:
+            self.delivery.answered(work.token, work.kind)
+            if isinstance(work.subject, Orchestration):
+                self.orchestrations.not_given(work.subject)
+
+    def _render(self, work: Work, token: str) -> Rendered | None:
         try:
             return _RENDER[work.kind](self, work, token)
         except SchedulerReadFailed as error:
@@ -354,11 +387,8 @@ class TaskHub:
             assert isinstance(it, Orchestration), "of others nothing is read"
             self.clock.alarm(self.clock.now() + _AGAIN, lambda: self.orchestrations.offer(it))
             return None
-        except Exception:
-            # Damage, most likely. It waits until something happens to it, or until somebody has repaired the file; the
-            # worker keeps its stream, and other work goes on.
-            about = {"task_hub": self.name, "kind": work.kind, "work": work.lane.name}
-            logger.exception("%s cannot be handed out", work.lane, extra=about)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._cannot_be_made(work, error)
             return None
 
     def answered(self, token: str, kind: WorkKind) -> Work | None:
@@ -404,34 +434,38 @@ def _reached(it: Orchestration, *, ended: bool) -> bool:
     return it.ended if ended else it.status != Status.PENDING
 
 
-def _render_turn(hub: TaskHub, work: Work, token: str) -> bytes | None:
+def _render_turn(hub: TaskHub, work: Work, token: str) -> Rendered | None:
     it = work.subject
     assert isinstance(it, Orchestration), "by its lane"
-    item = hub.orchestrations.render(it, token)
-    if item is None or not _indigestible(item, work):
+    item = hub.orchestrations.render(it, token, at_once=work.attempts >= _TRIES)
+    if not isinstance(item, bytes) or not _indigestible(item, work):
         return item
     with suppress(SchedulerWriteFailed), hub.changing() as changes:
         hub.orchestrations.fail(changes, it, _too_large(item, "history", "Keep it short with continue_as_new."))
     return None
 
 
-def _render_activity(hub: TaskHub, work: Work, token: str) -> bytes | None:
+def _render_activity(hub: TaskHub, work: Work, token: str) -> Rendered | None:
     activity = work.subject
     assert isinstance(activity, Activity), "by its lane"
-    item = activity_item(token=token, request=activity.request)
+    make = functools.partial(activity_item, token=token, request=activity.request)
+    if len(activity.request) >= LARGE and work.attempts < _TRIES:
+        return make
+    item = make()
     if not _indigestible(item, work):
         return item
     failure = _too_large(item, "input", "Pass a reference to what is large.")
+    event = _events.task_failed(hub.clock.now(), activity.task_id, failure)
     with suppress(SchedulerWriteFailed), hub.changing() as changes:
-        hub.orchestrations.activity_answered(changes, activity, pb.ActivityResponse(failureDetails=failure))
+        hub.orchestrations.activity_answered(changes, activity, event)
     return None
 
 
-def _render_batch(hub: TaskHub, work: Work, token: str) -> bytes | None:
+def _render_batch(hub: TaskHub, work: Work, token: str) -> Rendered | None:
     entity = work.subject
     assert isinstance(entity, Entity), "by its lane"
-    item = hub.entities.render(entity, token)
-    if item is None or not _indigestible(item, work):
+    item = hub.entities.render(entity, token, at_once=work.attempts >= _TRIES)
+    if not isinstance(item, bytes) or not _indigestible(item, work):
         return item
     failure = _too_large(item, "state and operations", "Keep less in it.")
     with suppress(SchedulerWriteFailed), hub.changing() as changes:

@@ -35,6 +35,9 @@ async def turned(hub: TaskHub, it: Orchestration, answer: pb.OrchestratorRespons
     at, lease, loaded = max(hub.clock.now(), it.turn_started), it.lease, hub.loaded
     # It reads of the orchestration what does not change during a turn.
     verdict = await asyncio.to_thread(_turns.judge, it, answer, at)
+    verdict, record = await asyncio.to_thread(_turns.record_of, it, verdict, at)
+    if not isinstance(verdict.conclusion, _turns.Waits):
+        await hub.store.warm(it, payload=True)
 
     def is_out() -> bool:
         # Else it was terminated, or memory was read again from the store.
@@ -44,7 +47,7 @@ async def turned(hub: TaskHub, it: Orchestration, answer: pb.OrchestratorRespons
         return
     with hub.store.committer.together():
         with hub.changing() as first:
-            told = hub.orchestrations.take_answer(first, it, verdict, at)
+            told = hub.orchestrations.take_answer(first, it, verdict, at, record)
             it.lease = lease  # No other turn before the last piece.
         effects, written = iter(verdict.effects), [first]
         while it.lease is not None:

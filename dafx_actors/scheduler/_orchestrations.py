@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,19 +14,21 @@ from dafx_actors.scheduler import _events, _turns
 from dafx_actors.scheduler._filters import Lane
 from dafx_actors.scheduler._idle import Evicted, IdleCache
 from dafx_actors.scheduler._pacing import Pace
-from dafx_actors.scheduler._proto import Status, frame_past, orchestrator_item, pb, serialize, stamp
-from dafx_actors.scheduler._records import Activity, Message, Orchestration, Parent
+from dafx_actors.scheduler._proto import LARGE, Status, frame_past, orchestrator_item, pb, serialize, stamp
+from dafx_actors.scheduler._records import Activity, History, Message, Orchestration, Parent
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from dafx_actors.scheduler._delivery import Rendered
     from dafx_actors.scheduler._hub import TaskHub
     from dafx_actors.scheduler._records import MessageKind, Start
     from dafx_actors.scheduler.storage.committer import Changes
 
 _MOST_IDLE = 2_000
-_HEAVIEST_IDLE = 64 * 2**20
+_HEAVIEST_IDLE = 128 * 2**20
+"""So that one of the largest stays: to read it from the disk holds the loop."""
 _RECORD_WEIGHT = 1_000
 
 
@@ -184,7 +188,7 @@ class Orchestrations:
             scheduled=scheduled,
             parent=parent,
             start=start,
-            history=bytearray(),
+            history=History(),
         )
         self._by_name[instance_id] = self._by_id[it.id] = it
         tables.insert_orchestration(changes, self._hub.id, it)
@@ -244,7 +248,7 @@ class Orchestrations:
             return
         at = max(self._hub.clock.now(), it.updated)
         events = [_events.execution_terminated(at, output, recurse)]
-        if not self._hub.store.load_history(it):
+        if not self._hub.store.has_history(it):
             self._hub.store.load_payload(it)
             events = [*_turns.first_events(it, at), *events]
         self._append(changes, it, frame_past(events))
@@ -258,7 +262,8 @@ class Orchestrations:
     def finish(self, changes: Changes, it: Orchestration, end: _turns.Ended, at: int) -> None:
         """The orchestration is over; drop what it waits for, and tell whoever waits for it."""
         self._hub.store.load_payload(it)
-        self._append(changes, it, frame_past([_events.execution_completed(at, end.status, end.output, end.failure)]))
+        event = end.event or frame_past([_events.execution_completed(at, end.status, end.output, end.failure)])
+        self._append(changes, it, event)
         self._drop_work(changes, it)
         it.status, it.output, it.failure = end.status, end.output, end.failure
         it.completed = it.updated = at
@@ -267,22 +272,24 @@ class Orchestrations:
         tables.update_outcome(changes, it)
         self._hub.entities.release_locks_of(changes, it)
         self.touch(changes, it)
-        self.report(changes, it)
+        self.report(changes, it, end.report)
 
     def fail(self, changes: Changes, it: Orchestration, failure: pb.TaskFailureDetails) -> None:
         """End it, because nobody can go on with it."""
         at = max(self._hub.clock.now(), it.updated)
         self.finish(changes, it, _turns.Ended(status=Status.FAILED, output=None, failure=serialize(failure)), at)
 
-    def report(self, changes: Changes, it: Orchestration) -> None:
-        """Tell its parent how it ended."""
+    def report(self, changes: Changes, it: Orchestration, event: bytes | None = None) -> None:
+        """Tell its parent how it ended; in an `event` that was made before, where that is large."""
         parent, at = it.parent, self._hub.clock.now()
         if parent is None:
             return
         waiting = self.find_by_id(parent.id)
         if waiting is not None:
             waiting.pace.answered()
-        if it.status == Status.COMPLETED:
+        if event is not None:
+            pass
+        elif it.status == Status.COMPLETED:
             event = _events.child_completed(at, parent.task_id, it.output)
         else:
             failure = it.failure or _events.failure(
@@ -318,13 +325,13 @@ class Orchestrations:
 
     def _append(self, changes: Changes, it: Orchestration, events: bytes) -> None:
         if it.history is not None:
-            it.history += events
-        tables.append_history(changes, self._hub.ids.row(), it.id, events)
+            it.history.add(events)
+        tables.append_history(changes, self._hub.ids.row, it.id, events)
 
     # --- turns ---------------------------------------------------------------------------------------------------
 
-    def render(self, it: Orchestration, token: str) -> bytes | None:
-        """The work item of its next turn, which is now out under this token."""
+    def render(self, it: Orchestration, token: str, *, at_once: bool = False) -> Rendered | None:
+        """The work item of its next turn, which is now out under this token; what makes a large one, on a thread."""
         it.queued = False
         if not _turns.ready(it, self._hub.clock.now()):
             return None
@@ -332,22 +339,38 @@ class Orchestrations:
         history = store.load_history(it)
         if not history:
             store.load_payload(it)
-        it.turn_started, events, it.taken = _turns.new_events(it, self._hub.clock.now())
-        it.lease = token
-        it.told = events
+        now = self._hub.clock.now()
+        # The list stands for this turn: whatever becomes of it, the next one has another.
+        told = list[bytes]()
+        size = sum(len(message.event) for message in it.inbox)
+        size += len(history) or len((it.start and it.start.input) or "")
+        given = it if at_once or size < LARGE else attrs.evolve(it, inbox=deque(it.inbox))
+        past = [*history.parts]
+
+        def make() -> bytes:
+            told[:] = _turns.new_events(given, now)[1]
+            return orchestrator_item(
+                token=token,
+                instance_id=given.instance_id,
+                execution_id=given.execution_id,
+                past=past,
+                new=told,
+                trace=given.trace,
+            )
+
+        item = make() if given is it else make  # which may raise, before anything is changed
+        it.turn_started, it.taken = _turns.next_turn(it, now)
+        it.lease, it.told = token, told
         it.pace.given = time.monotonic()
-        return orchestrator_item(
-            token=token,
-            instance_id=it.instance_id,
-            execution_id=it.execution_id,
-            past=history,
-            new=events,
-            trace=it.trace,
-        )
+        return item
+
+    def not_given(self, it: Orchestration) -> None:
+        """Its turn could not be made, and waits until something happens to it."""
+        it.lease, it.taken, it.told = None, 0, []
 
     def taken_back(self, it: Orchestration) -> None:
         """Its turn is not out any more, and has to be given again."""
-        it.lease, it.taken, it.told = None, 0, []
+        self.not_given(it)
         it.queued = True
 
     def turned(self, changes: Changes, it: Orchestration, answer: pb.OrchestratorResponse) -> None:
@@ -363,18 +386,29 @@ class Orchestrations:
             self.carry_out(changes, it, effect)
         self.conclude(changes, it, verdict, told, at)
 
-    def take_answer(self, changes: Changes, it: Orchestration, verdict: _turns.Verdict, at: int) -> list[Message]:
-        """The turn is over: what it was told joins the history. Returns that; the effects are to follow."""
+    def take_answer(
+        self, changes: Changes, it: Orchestration, verdict: _turns.Verdict, at: int, record: bytes | None = None
+    ) -> list[Message]:
+        """The turn is over: what it was told joins the history. Returns that; the effects are to follow.
+
+        Args:
+            changes: what to add to.
+            it: the orchestration.
+            verdict: what the answer changes.
+            at: its clock.
+            record: what joins the history, where that was made before; see `_turns.record_of`.
+        """
         if not isinstance(verdict.conclusion, _turns.Waits):
             self._hub.store.load_payload(it)  # Before anything is changed, since it may not be readable.
         it.pace.turned(time.monotonic())
         told = [it.inbox.popleft() for _ in range(it.taken)]
         new, it.told, it.lease, it.taken = it.told, [], None, 0
+        changes.heavy = changes.heavy or record is not None
         if told:
             tables.delete_messages(changes, it.id, told[-1].id)
         it.updated, it.custom_status, it.trace = at, verdict.custom_status, verdict.trace
         if not isinstance(verdict.conclusion, _turns.Rewound | _turns.Continued):
-            self._append(changes, it, frame_past([*new, *verdict.confirmations]))
+            self._append(changes, it, record or frame_past([*new, *verdict.confirmations]))
         if isinstance(verdict.conclusion, _turns.Waits):
             it.status = _turns.status_after(it, told)
             tables.update_orchestration(changes, it)
@@ -409,7 +443,7 @@ class Orchestrations:
         it.version = how.version if how.version is not None else it.version
         it.start = attrs.evolve(it.start, input=how.input, version=it.version, scheduled=None)
         it.status = Status.RUNNING
-        it.history = bytearray()
+        it.history = History()
         tables.delete_history(changes, it.id)
         tables.write_payload(changes, it)
         tables.update_orchestration(changes, it)
@@ -444,20 +478,15 @@ class Orchestrations:
         lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
         self._hub.delivery.offer(activity, lane, group=activity.orchestration)
 
-    def activity_answered(self, changes: Changes, activity: Activity, answer: pb.ActivityResponse) -> None:
-        """A worker has answered for an activity."""
+    def activity_answered(self, changes: Changes, activity: Activity, event: bytes) -> None:
+        """A worker has answered for an activity, which the event says."""
         it = self.find_by_id(activity.orchestration)
         if it is None or activity.id not in it.activities:
             return
         it.activities.discard(activity.id)
         it.pace.answered()
         tables.delete_activity(changes, activity)
-        now = self._hub.clock.now()
-        if answer.HasField("failureDetails"):
-            event = _events.task_failed(now, activity.task_id, answer.failureDetails)
-        else:
-            result = answer.result.value if answer.HasField("result") else None
-            event = _events.task_completed(now, activity.task_id, result)
+        changes.heavy = changes.heavy or len(activity.request) >= LARGE  # also to delete it
         self.tell(changes, it, "answer", event)
 
     def _start_timer(self, changes: Changes, it: Orchestration, effect: _turns.StartTimer) -> None:
@@ -517,5 +546,5 @@ def _why_not_replaced(existing: Orchestration, parent: Parent) -> str | None:
 
 
 def _weight(it: Orchestration) -> int:
-    payload = len(it.start.input or "") if it.start is not None else 0
-    return _RECORD_WEIGHT + len(it.history or b"") + 2 * (payload + len(it.output or ""))
+    payload = it.start.input if it.start is not None else None
+    return _RECORD_WEIGHT + len(it.history or ()) + sys.getsizeof(payload) + sys.getsizeof(it.output)

@@ -224,8 +224,13 @@ async def history(hub: TaskHub, request: pb.StreamInstanceHistoryRequest) -> lis
         raise Refused(
             "NOT_FOUND", f"The orchestration {it.instance_id!r} has no execution {request.executionId.value!r} now."
         )
-    stored = bytes(hub.store.load_history(it))
-    chunks = await asyncio.to_thread(list, _chunks(stored)) if len(stored) > _LONG_HISTORY else list(_chunks(stored))
+    await hub.store.warm(it, history=True)
+    stored = hub.store.load_history(it)
+    past = [*stored.parts]
+    if len(stored) > _LONG_HISTORY:
+        chunks = await asyncio.to_thread(lambda: list(_chunks(b"".join(past))))
+    else:
+        chunks = list(_chunks(b"".join(past)))
     hub.orchestrations.rest(it)
     await hub.on_disk(it)
     return chunks

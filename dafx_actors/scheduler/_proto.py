@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEALTH_PING",
+    "LARGE",
     "Status",
     "activity_item",
     "entity_item",
@@ -38,6 +39,8 @@ __all__ = [
     "timestamp",
 ]
 
+LARGE: Final = 2**20
+"""Bytes of what is read, taken apart, put together and copied on a thread, so that it does not hold the loop."""
 _LENGTH_DELIMITED = 2
 
 
@@ -126,16 +129,16 @@ def orchestrator_item(
     token: str,
     instance_id: str,
     execution_id: str,
-    past: bytes | bytearray,
+    past: Iterable[bytes | bytearray],
     new: Iterable[bytes],
     trace: bytes,
 ) -> bytes:
-    """A `WorkItem` that asks for an orchestration's next turn."""
+    """A `WorkItem` that asks for an orchestration's next turn; its history comes in parts."""
     request = b"".join(
         [
             frame(1, instance_id.encode()),
             frame(2, frame(1, execution_id.encode())),
-            past,
+            *past,
             *[frame(4, event) for event in new],
             frame(8, trace) if trace else b"",
         ]

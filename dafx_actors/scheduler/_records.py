@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from dafx_actors.scheduler._pacing import Pace
-from dafx_actors.scheduler._proto import Status
+from dafx_actors.scheduler._proto import LARGE, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 WorkKind = Literal["orchestration", "activity", "entity"]
 WORK_KINDS: tuple[WorkKind, ...] = ("orchestration", "activity", "entity")
@@ -71,6 +71,34 @@ class Message:
     """A serialized `HistoryEvent`; empty for a nudge."""
 
 
+class History:
+    """What an orchestration was told, as bytes: see `_proto`. Large parts of it are not copied to be joined."""
+
+    def __init__(self, chunks: Iterable[bytes] = ()) -> None:
+        """Begin with these, one after the other."""
+        self.parts: list[bytes | bytearray] = []
+        self._size = 0
+        for chunk in chunks:
+            self.add(chunk)
+
+    def add(self, events: bytes) -> None:
+        """More has happened."""
+        self._size += len(events)
+        if len(events) >= LARGE:
+            self.parts.append(events)
+        elif self.parts and isinstance(tail := self.parts[-1], bytearray):
+            tail += events
+        else:
+            self.parts.append(bytearray(events))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def joined(self) -> bytes:
+        """All of it."""
+        return b"".join(self.parts)
+
+
 @attrs.define(kw_only=True, eq=False)
 class Orchestration:
     """One orchestration instance that is not idle, or was used a moment ago."""
@@ -96,7 +124,7 @@ class Orchestration:
     """None until it is needed, as is `history`."""
     output: str | None = None
     failure: bytes | None = None
-    history: bytearray | None = None
+    history: History | None = None
     inbox: deque[Message] = attrs.field(factory=deque[Message])
     activities: set[int] = attrs.field(factory=set[int])
     timers: set[int] = attrs.field(factory=set[int])

@@ -19,7 +19,7 @@ from dafx_actors.errors import SchedulerReadFailed
 from dafx_actors.scheduler import _events, _large_answers, _states
 from dafx_actors.scheduler._hub import Refused, Superseded, TaskHub
 from dafx_actors.scheduler._large_answers import MANY_ACTIONS, MOST_ACTIONS
-from dafx_actors.scheduler._proto import Status, micros, pb, serialize, text_of
+from dafx_actors.scheduler._proto import LARGE, Status, micros, pb, serialize, text_of
 from dafx_actors.scheduler._records import Activity, Entity, Orchestration, Start
 from dafx_actors.scheduler._turns import InvalidAnswer
 
@@ -57,8 +57,6 @@ def _make_room(hub: TaskHub, changes: Changes, request: pb.CreateInstanceRequest
     hub.orchestrations.delete(changes, existing)
 
 
-LARGE = 2**20
-"""Bytes of a message that is read, taken apart and written on a thread, so that it does not hold the loop."""
 size: ContextVar[int] = ContextVar("dafx_scheduler_size", default=0)
 """Bytes of the request that is carried out. To ask protobuf takes as long as to write it."""
 
@@ -70,10 +68,13 @@ async def _beside(make: Callable[[], T]) -> T:
 
 async def _shown(hub: TaskHub, it: Orchestration, *, payloads: bool) -> pb.GetInstanceResponse | bytes:
     """What a client is shown of an orchestration; serialized where that takes long."""
+    if not payloads:
+        return _states.instance_response(hub.store.outline(it), payloads=False)
+    await hub.store.warm(it, payload=True)
     hub.store.load_payload(it)
     assert it.start is not None, "loaded"
-    if not payloads or len(it.start.input or "") + len(it.output or "") < LARGE:
-        return _states.instance_response(it, payloads=payloads)
+    if len(it.start.input or "") + len(it.output or "") < LARGE:
+        return _states.instance_response(it, payloads=True)
     copied = attrs.evolve(it)  # It may change meanwhile.
     return await asyncio.to_thread(lambda: serialize(_states.instance_response(copied, payloads=True)))
 
@@ -143,9 +144,18 @@ async def raise_event(hub: TaskHub, request: pb.RaiseEventRequest) -> pb.RaiseEv
     return pb.RaiseEventResponse()
 
 
+async def _warmed(hub: TaskHub, instance_id: str) -> Orchestration | None:
+    """The orchestration, if there is one, with what it was started with and what it came to, where that is large."""
+    it = hub.orchestrations.find(instance_id)
+    if it is not None and it.start is None:
+        await hub.store.warm(it, payload=True)
+        it = hub.orchestrations.find(instance_id)
+    return it
+
+
 async def terminate(hub: TaskHub, request: pb.TerminateRequest) -> pb.TerminateResponse:
     """TerminateInstance."""
-    it = hub.orchestrations.find(request.instanceId)
+    it = await _warmed(hub, request.instanceId)
     if it is not None:
         with hub.changing() as changes:
             hub.orchestrations.terminate(changes, it, text_of(request, "output"), recurse=request.recursive)
@@ -174,6 +184,7 @@ async def resume(hub: TaskHub, request: pb.ResumeRequest) -> pb.ResumeResponse:
 
 async def restart(hub: TaskHub, request: pb.RestartInstanceRequest) -> pb.RestartInstanceResponse:
     """RestartInstance."""
+    await _warmed(hub, request.instanceId)
     it = hub.existing(request.instanceId)
     instance_id = uuid.uuid4().hex if request.restartWithNewInstanceId else it.instance_id
     if not it.ended and instance_id == it.instance_id:
@@ -195,6 +206,7 @@ async def restart(hub: TaskHub, request: pb.RestartInstanceRequest) -> pb.Restar
 
 async def rewind(hub: TaskHub, request: pb.RewindInstanceRequest) -> pb.RewindInstanceResponse:
     """RewindInstance."""
+    await _warmed(hub, request.instanceId)
     it = hub.existing(request.instanceId)
     if it.status != Status.FAILED:
         raise Refused(
@@ -231,14 +243,24 @@ async def signal_entity(hub: TaskHub, request: pb.SignalEntityRequest) -> pb.Sig
     return pb.SignalEntityResponse()
 
 
-async def get_entity(hub: TaskHub, request: pb.GetEntityRequest) -> pb.GetEntityResponse:
+async def get_entity(hub: TaskHub, request: pb.GetEntityRequest) -> pb.GetEntityResponse | bytes:
     """GetEntity."""
     entity = hub.entities.find(request.instanceId)
     if entity is None:
         return pb.GetEntityResponse(exists=False)
     reply = pb.GetEntityResponse(exists=False)
     if entity.state is not None:
-        metadata = _states.entity_metadata(entity, len(entity.mailbox), state=request.includeState)
+        state = request.includeState
+        if state and len(entity.state) >= LARGE:
+            copied, backlog = attrs.evolve(entity), len(entity.mailbox)  # It may change meanwhile.
+            found = await asyncio.to_thread(
+                lambda: serialize(
+                    pb.GetEntityResponse(exists=True, entity=_states.entity_metadata(copied, backlog, state=True))
+                )
+            )
+            await hub.store.committer.reached(copied.dirty)
+            return found
+        metadata = _states.entity_metadata(entity, len(entity.mailbox), state=state)
         reply = pb.GetEntityResponse(exists=True, entity=metadata)
     await hub.on_disk(entity)
     return reply
@@ -276,20 +298,31 @@ async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) 
     """CompleteOrchestratorTask."""
     work = _held(hub, request.completionToken, "orchestration")
     if work is not None:
-        if len(request.actions) <= MANY_ACTIONS and size.get() < LARGE:
-            await _turned(hub, work, request)
-        else:
+        is_heavy = _is_heavy(hub, work, request)
+        if is_heavy:
             # Not cut off with its call: half of it may be there.
-            await asyncio.shield(asyncio.create_task(_turned(hub, work, request)))
+            await asyncio.shield(asyncio.create_task(_turned(hub, work, request, is_heavy=True)))
+        else:
+            await _turned(hub, work, request, is_heavy=False)
     return pb.CompleteTaskResponse()
 
 
-async def _turned(hub: TaskHub, work: Work, request: pb.OrchestratorResponse) -> None:
+def _is_heavy(hub: TaskHub, work: Work, request: pb.OrchestratorResponse) -> bool:
+    """Whether to use an answer would hold the loop: it says much, its turn was told much, or much is to be read."""
+    it = work.subject
+    assert isinstance(it, Orchestration), "by its kind"
+    if len(request.actions) > MANY_ACTIONS or size.get() >= LARGE or sum(map(len, it.told)) >= LARGE:
+        return True
+    ends = bool(request.actions) and request.actions[-1].HasField("completeOrchestration")
+    return ends and hub.store.is_large(it, payload=True)
+
+
+async def _turned(hub: TaskHub, work: Work, request: pb.OrchestratorResponse, *, is_heavy: bool) -> None:
     it, many = work.subject, len(request.actions)
     assert isinstance(it, Orchestration), "by its kind"
     try:
         with _given_back(hub, work):
-            if many <= MOST_ACTIONS and (many > MANY_ACTIONS or size.get() >= LARGE):
+            if many <= MOST_ACTIONS and is_heavy:
                 await _large_answers.turned(hub, it, request)
                 return
             with hub.changing() as changes:
@@ -310,18 +343,27 @@ async def _turned(hub: TaskHub, work: Work, request: pb.OrchestratorResponse) ->
 
 async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:
     """CompleteActivityTask."""
-    work = _held(hub, request.completionToken, "activity")
+    now, token = hub.clock.now(), request.completionToken
+    out = hub.delivery.held_under(token, "activity")
+    task_id = out.subject.task_id if out is not None and isinstance(out.subject, Activity) else request.taskId
+    event = await _beside(lambda: _events.activity_answered(now, task_id, request))
+    work = _held(hub, token, "activity")
     if work is not None:
         activity = work.subject
         assert isinstance(activity, Activity), "by its kind"
         with _given_back(hub, work), hub.changing() as changes:
-            hub.orchestrations.activity_answered(changes, activity, request)
+            hub.orchestrations.activity_answered(changes, activity, event)
         await changes.committed()
     return pb.CompleteTaskResponse()
 
 
 async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.CompleteTaskResponse:
     """CompleteEntityTask."""
+    verdict = None
+    if size.get() >= LARGE and (out := hub.delivery.held_under(request.completionToken, "entity")) is not None:
+        entity = out.subject
+        assert isinstance(entity, Entity), "by its kind"
+        verdict = await asyncio.to_thread(hub.entities.judge, entity, request)
     work = _held(hub, request.completionToken, "entity")
     if work is not None:
         entity = work.subject
@@ -331,7 +373,7 @@ async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.Com
             hub.again(work)
             return pb.CompleteTaskResponse()
         with _given_back(hub, work), hub.changing() as changes:
-            hub.entities.settled(changes, entity, request)
+            hub.entities.settled(changes, entity, request, verdict)
         await changes.committed()
     return pb.CompleteTaskResponse()
 

@@ -13,7 +13,7 @@ import attrs
 
 from dafx_actors.scheduler import _events
 from dafx_actors.scheduler._proto import Status
-from dafx_actors.scheduler._records import Parent
+from dafx_actors.scheduler._records import History, Parent
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class Rewinding:
         """A worker has rewritten the history."""
         it.execution_id = how.execution_id or self._hub.ids.execution()
         it.status = Status.RUNNING
-        it.history = bytearray(how.history)
+        it.history = History([how.history])
         tables.delete_history(changes, it.id)
-        tables.append_history(changes, self._hub.ids.row(), it.id, how.history)
+        tables.append_history(changes, self._hub.ids.row, it.id, how.history)
         tables.update_orchestration(changes, it)
         self._hub.orchestrations.tell(changes, it, "nudge", b"")
         for task_id, instance_id, start in how.unfinished:

@@ -21,8 +21,7 @@ from dafx_actors._bundles import SERVICE as WORK_SERVICE
 from dafx_actors.errors import SchedulerError, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler import _admin, _pages, _requests
 from dafx_actors.scheduler._hub import Refused
-from dafx_actors.scheduler._proto import pb, serialize
-from dafx_actors.scheduler._requests import LARGE
+from dafx_actors.scheduler._proto import LARGE, pb, serialize
 from dafx_actors.scheduler._streams import BundleStream, Context, WorkStream
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dafx_actors.errors import SchedulerError
 from dafx_actors.scheduler._dispatch import Worker
 from dafx_actors.scheduler._filters import read_filters
 from dafx_actors.scheduler._hub import Refused
-from dafx_actors.scheduler._proto import HEALTH_PING, pb
+from dafx_actors.scheduler._proto import HEALTH_PING, LARGE, pb
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -91,7 +91,7 @@ class WorkStream:
         if self._pings:
             self._pings = False
             await context.write(HEALTH_PING)
-        while not self._ended and (item := self._hub.delivery.take(self.worker)) is not None:
+        while not self._ended and (item := await self._hub.next_item(self.worker)) is not None:
             await context.write(item)
 
 
@@ -151,10 +151,13 @@ class BundleStream(WorkStream):
             self._pings = False
             pieces.append(Piece(ITEM, payload=HEALTH_PING))
         size = 0
-        while not self._ended and (item := self._hub.delivery.take(self.worker)) is not None:
+        while not self._ended and (item := await self._hub.next_item(self.worker)) is not None:
             if pieces and size + len(item) > USUAL:
                 await context.write(pack(pieces))
                 pieces, size = [], 0
+            if len(item) >= LARGE:
+                await context.write(await asyncio.to_thread(pack, [Piece(ITEM, payload=item)]))
+                continue
             pieces.append(Piece(ITEM, payload=item))
             size += len(item)
         if pieces:

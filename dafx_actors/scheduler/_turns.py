@@ -113,6 +113,10 @@ class Ended:
     status: int
     output: str | None
     failure: bytes | None
+    event: bytes | None = None
+    """What the history says of it, where that was made before, since it is large."""
+    report: bytes | None = None
+    """What its parent is told, likewise."""
 
 
 @attrs.frozen(kw_only=True)
@@ -367,6 +371,24 @@ def judge(orchestration: Orchestration, answer: pb.OrchestratorResponse, at: int
     )
 
 
+def record_of(orchestration: Orchestration, verdict: Verdict, at: int) -> tuple[Verdict, bytes | None]:
+    """What `Orchestrations` would make of a verdict, made before, where it takes long.
+
+    Returns:
+        The verdict with that, and what joins the history by it; None where the history is another one then.
+    """
+    end = verdict.conclusion
+    if isinstance(end, Rewound | Continued):
+        return verdict, None
+    if isinstance(end, Ended):
+        event = frame_past([_events.execution_completed(at, end.status, end.output, end.failure)])
+        parent, report = orchestration.parent, None
+        if parent is not None and end.status == Status.COMPLETED:
+            report = _events.child_completed(at, parent.task_id, end.output)
+        verdict = attrs.evolve(verdict, conclusion=attrs.evolve(end, event=event, report=report))
+    return verdict, frame_past([*orchestration.told, *verdict.confirmations])
+
+
 def suspended(status: int, inbox: Iterable[Message]) -> bool:
     """Whether an orchestration will be suspended once it was told all that waits for it."""
     answer = status == Status.SUSPENDED
@@ -395,6 +417,13 @@ def _rewinding(orchestration: Orchestration) -> bool:
     return bool(orchestration.inbox) and orchestration.inbox[0].kind == "rewind"
 
 
+def next_turn(orchestration: Orchestration, now: int) -> tuple[int, int]:
+    """The orchestration's clock in its next turn, and how many messages of the inbox that is given."""
+    at = max(now, orchestration.updated, orchestration.created)
+    # The SDKs refuse a rewind that comes with anything else.
+    return at, 1 if _rewinding(orchestration) else len(orchestration.inbox)
+
+
 def new_events(orchestration: Orchestration, now: int) -> tuple[int, list[bytes], int]:
     """What the next turn is given.
 
@@ -403,13 +432,12 @@ def new_events(orchestration: Orchestration, now: int) -> tuple[int, list[bytes]
     Returns:
         The orchestration's clock in this turn, the new events, and how many messages of the inbox they hold.
     """
-    at = max(now, orchestration.updated, orchestration.created)
+    at, taken = next_turn(orchestration, now)
     if _rewinding(orchestration):
-        # The SDKs refuse a rewind that comes with anything else.
-        return at, [_events.orchestrator_started(at), orchestration.inbox[0].event], 1
+        return at, [_events.orchestrator_started(at), orchestration.inbox[0].event], taken
     events = [_events.orchestrator_started(at)] if orchestration.history else first_events(orchestration, at)
     events += [message.event for message in orchestration.inbox if message.event]
-    return at, events, len(orchestration.inbox)
+    return at, events, taken
 
 
 def first_events(orchestration: Orchestration, at: int) -> list[bytes]:

@@ -411,18 +411,18 @@ async def test_what_is_large_is_not_kept_in_memory_because_somebody_looked_at_it
     """Nor because it waits: of what is idle, inputs, outputs and histories count."""
     stub = await bench.stub()
     worker = RawWorker(stub)
-    for number in range(40):
+    for number in range(90):
         await bench.client.schedule_new_orchestration("any", instance_id=str(number), input="x" * 1_000_000)
         item = await worker.take()
         if number % 2:
             await stub.CompleteOrchestratorTask(complete(item))
         else:
             await stub.CompleteOrchestratorTask(pb.OrchestratorResponse(completionToken=item.completionToken))
-    for number in range(40):
+    for number in range(90):
         assert await bench.client.get_orchestration_state(str(number)) is not None
         await bench.client.get_orchestration_history(str(number))
     hub = bench.scheduler.engine.hub("default")
-    assert 1 < len(hub.orchestrations) < 30
+    assert 1 < len(hub.orchestrations) < 70
 
 
 # --- the command and its logs ----------------------------------------------------------------------------------------

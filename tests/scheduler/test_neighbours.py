@@ -89,7 +89,7 @@ async def test_a_turn_whose_history_cannot_be_read_for_the_moment_is_handed_out_
     failures = iter([sqlite3.OperationalError("unable to open database file")] * 2)
     read = store.Store.load_history
 
-    def unlucky(self: store.Store, it: Any) -> bytearray:
+    def unlucky(self: store.Store, it: Any) -> Any:
         for error in failures:
             raise read_failed("dafx.db", error)
         return read(self, it)

@@ -9,7 +9,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 
 from dafx_actors.scheduler import _events, _turns
 from dafx_actors.scheduler._proto import Status, frame_past, history_events, micros, timestamp
-from dafx_actors.scheduler._records import Message, Orchestration, Parent, Start
+from dafx_actors.scheduler._records import History, Message, Orchestration, Parent, Start
 
 NOW = 1_700_000_000_000_000
 
@@ -25,7 +25,7 @@ def orchestration(**changes: Any) -> Orchestration:
         "created": NOW,
         "updated": NOW,
         "start": Start(name="any", version="2", input="1", tags={"a": "b"}),
-        "history": bytearray(frame_past([_events.orchestrator_started(NOW)])),
+        "history": History([frame_past([_events.orchestrator_started(NOW)])]),
     }
     return Orchestration(**{**fields, **changes})
 

@@ -9,8 +9,12 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler import _ids
+from dafx_actors.scheduler._proto import LARGE
+from dafx_actors.scheduler._records import History
 from dafx_actors.scheduler.storage import tables
 from dafx_actors.scheduler.storage.committer import Committer
 from dafx_actors.scheduler.storage.database import (
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler.storage.database import Row, Synchronous
 
 logger = logging.getLogger(__name__)
+
+
+_HISTORY = "SELECT events FROM histories WHERE orchestration = ? ORDER BY id"
+_PAYLOAD = f"SELECT {tables.PAYLOAD_COLUMNS} FROM payloads p WHERE p.id = ?"  # noqa: S608 - no outside text
 
 
 class Store:
@@ -185,23 +193,80 @@ class Store:
             found.timers = {row[0] for row in self.rows("SELECT id FROM timers WHERE orchestration = ?", found.id)}
         return found
 
-    def load_history(self, orchestration: Orchestration) -> bytearray:
+    def load_history(self, orchestration: Orchestration) -> History:
         """Its history; read once, and kept in the record."""
         if orchestration.history is None:
-            chunks = self.rows("SELECT events FROM histories WHERE orchestration = ? ORDER BY id", orchestration.id)
-            orchestration.history = bytearray().join([chunk for (chunk,) in chunks])
+            orchestration.history = History(chunk for (chunk,) in self.rows(_HISTORY, orchestration.id))
         return orchestration.history
+
+    def has_history(self, orchestration: Orchestration) -> bool:
+        """Whether it has taken a turn; reads no history for that."""
+        if orchestration.history is not None:
+            return bool(orchestration.history)
+        return self.row("SELECT 1 FROM histories WHERE orchestration = ? LIMIT 1", orchestration.id) is not None
+
+    def is_large(self, orchestration: Orchestration, *, history: bool = False, payload: bool = False) -> bool:
+        """Whether what is not in memory of these would hold the loop, if `load_...` read it."""
+        size = 0
+        if self.location.in_memory:  # of which nobody else can read
+            return False
+        if history and orchestration.history is None:
+            # SQLite tells the length of bytes without reading them.
+            (size,) = self.rows(
+                "SELECT coalesce(sum(length(events)), 0) FROM histories WHERE orchestration = ?", orchestration.id
+            )[0]
+        if payload and orchestration.start is None:
+            size += sum(self._size_in("payloads", column, orchestration.id) for column in ("input", "output"))
+        return size >= LARGE
+
+    def _size_in(self, table: str, column: str, row: int) -> int:
+        """Bytes of a text, of which SQLite's own functions tell only how many characters it has."""
+        open_blob: Any = getattr(self._reader, "blobopen", None)  # new in Python 3.11
+        if open_blob is None:
+            return 0
+        try:
+            with open_blob(table, column, row, readonly=True) as blob:
+                return len(blob)
+        except sqlite3.Error:  # nothing is there
+            return 0
+
+    async def warm(self, orchestration: Orchestration, *, history: bool = False, payload: bool = False) -> None:
+        """Read beside the loop what is large of these, so that `load_...` finds it; whatever else may change meanwhile.
+
+        Raises:
+            SchedulerReadFailed: It cannot be read for the moment.
+            SchedulerDatabaseError: The file is damaged.
+        """
+        if history and self.is_large(orchestration, history=True):
+            rows = await self.query(_HISTORY, orchestration.id)
+            whole = await asyncio.to_thread(lambda: b"".join([chunk for (chunk,) in rows]))
+            if orchestration.history is None:
+                orchestration.history = History([whole])
+        if payload and self.is_large(orchestration, payload=True):
+            rows = await self.query(_PAYLOAD, orchestration.id)
+            if orchestration.start is None:
+                self._read_payload(orchestration, rows[0] if rows else None)
+
+    def outline(self, orchestration: Orchestration) -> Orchestration:
+        """It, or a copy, with what it was started with, but perhaps without input and output."""
+        if orchestration.start is not None:
+            return orchestration
+        sql = "SELECT NULL, NULL, failure, tags, trace, scheduled FROM payloads WHERE id = ?"
+        copied = attrs.evolve(orchestration)
+        self._read_payload(copied, self.row(sql, orchestration.id))
+        return copied
 
     def load_payload(self, orchestration: Orchestration) -> None:
         """What it was started with and what it came to; read once, and kept in the record."""
         if orchestration.start is None:
-            sql = f"SELECT {tables.PAYLOAD_COLUMNS} FROM payloads p WHERE p.id = ?"  # noqa: S608 - no outside text
-            row = self.row(sql, orchestration.id)
-            try:
-                tables.read_payload(orchestration, row or (None,) * 6)
-            except ValueError as error:
-                what = f"the tags of {orchestration.instance_id!r} could not be read ({error})"
-                raise SchedulerDatabaseError(self.location.path, what) from error
+            self._read_payload(orchestration, self.row(_PAYLOAD, orchestration.id))
+
+    def _read_payload(self, orchestration: Orchestration, row: Row | None) -> None:
+        try:
+            tables.read_payload(orchestration, row or (None,) * 6)
+        except ValueError as error:
+            what = f"the tags of {orchestration.instance_id!r} could not be read ({error})"
+            raise SchedulerDatabaseError(self.location.path, what) from error
 
     def children(self, parent: int) -> list[int]:
         """The rows of an orchestration's children, ended or not."""

@@ -20,7 +20,7 @@ from dafx_actors.scheduler._records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from dafx_actors.scheduler._records import MessageKind
@@ -123,9 +123,21 @@ def delete_ending(changes: Changes, row: int) -> None:
     changes.write("DELETE FROM endings WHERE orchestration = ?", row)
 
 
-def append_history(changes: Changes, row: int, orchestration: int, events: bytes) -> None:
-    """The events of one turn."""
-    changes.write("INSERT INTO histories (id, orchestration, events) VALUES (?, ?, ?)", row, orchestration, events)
+LARGEST_CHUNK: Final = 2**18
+"""Bytes of a history in one row. SQLite reads a whole row to find its place in a table without rowids."""
+
+
+def append_history(changes: Changes, rows: Callable[[], int], orchestration: int, events: bytes) -> None:
+    """The events of one turn, in as many rows as they take, of which `rows` gives the ids."""
+    whole = memoryview(events)
+    changes.heavy = changes.heavy or len(events) > LARGEST_CHUNK
+    for at in range(0, len(events), LARGEST_CHUNK):
+        changes.write(
+            "INSERT INTO histories (id, orchestration, events) VALUES (?, ?, ?)",
+            rows(),
+            orchestration,
+            events if len(events) <= LARGEST_CHUNK else whole[at : at + LARGEST_CHUNK],
+        )
 
 
 def delete_history(changes: Changes, orchestration: int) -> None:
