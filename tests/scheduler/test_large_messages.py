@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from dafx_actors.scheduler import EmbeddedScheduler, _entities, _orchestrations
+from dafx_actors.scheduler import EmbeddedScheduler, _entities, _orchestrations, _proto
 from dafx_actors.scheduler._proto import LARGE
 from dafx_actors.scheduler._records import History
 from dafx_actors.scheduler.storage.tables import LARGEST_CHUNK
