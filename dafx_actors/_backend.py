@@ -83,7 +83,7 @@ class Backend:
         self._telling: grpc.aio.Channel | None = None
         self._credential = credential
         # Others' clients change their channels, so that the one that they have tells nothing of a call's own.
-        self._calls = Calls(where.endpoint, lambda: is_connected(client) if is_ours else None)
+        self._calls = Calls(where.endpoint, lambda: is_connected(client) if is_ours else None, self._is_there)
 
     async def close(self) -> None:
         """Close the client's channel, and our own. Calls that wait raise `SchedulerUnreachable`."""
@@ -234,6 +234,9 @@ class Backend:
         reading = functools.partial(self._call, "get_orchestration_history", instance_id)
         events: list[history.HistoryEvent] = await self._calls.patiently(reading)
         return events
+
+    def _is_there(self) -> bool:
+        return self._telling is not None and self._telling.get_state() is grpc.ChannelConnectivity.READY
 
     async def _ask(self, asking: Callable[[grpc.aio.Channel, Metadata], Awaitable[T]]) -> T | None:
         """Ask the embedded scheduler, at an address known to us, what other backends do not know."""

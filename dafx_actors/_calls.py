@@ -113,15 +113,22 @@ def _forget(made: asyncio.Future[T]) -> None:
 class Calls:
     """Makes calls to one scheduler: patient, bounded, and with errors that say something."""
 
-    def __init__(self, endpoint: str, is_connected: Callable[[], bool | None]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        is_connected: Callable[[], bool | None],
+        is_there: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Make it.
 
         Args:
             endpoint: For errors.
             is_connected: Whether there is a connection now, over which a call that waits was sent; None: unknown.
+            is_there: Whether the scheduler is there for certain, by a connection of another kind.
         """
         self._endpoint = endpoint
         self._is_connected = is_connected
+        self._is_there = is_there
         self._outage = Outage(endpoint)
         self._answered = False
         self._is_closed = False
@@ -155,7 +162,7 @@ class Calls:
             SchedulerCredentialError: There is no token for it.
         """
         sent = sent or Sent()
-        give_up, pause = time.monotonic() + self._patience(), _FIRST_PAUSE
+        begun, pause = time.monotonic(), _FIRST_PAUSE
         while True:
             if self._is_closed:
                 raise SchedulerUnreachable(self._endpoint, "this client was closed")
@@ -174,13 +181,14 @@ class Calls:
                     raise known from failed
                 raise
             self._say(self._outage.lost(detail))
-            if not again or time.monotonic() + pause > give_up:
+            if not again or time.monotonic() + pause > begun + self._patience():
                 raise SchedulerUnreachable(self._endpoint, detail) from error
             await anyio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _patience(self) -> float:
-        if not self._answered:
+        # One that there is a connection to is there, and has very much to do.
+        if not (self._answered or self._is_connected() or self._is_there()):
             return _FIRST_PATIENCE
         deadline = anyio.current_effective_deadline()
         return _PATIENCE if math.isinf(deadline) else max(_PATIENCE, deadline - anyio.current_time())

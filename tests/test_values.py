@@ -162,6 +162,9 @@ class Scalar:
     def __hash__(self) -> int:
         return hash(self.number)
 
+    def __repr__(self) -> str:  # without an address: it is part of names of tests, which are the same in all processes
+        return f"Scalar({self.number})"
+
     def item(self) -> int:
         return self.number
 

@@ -35,6 +35,8 @@ _LOOK_AGAIN = 0.001
 """Seconds between two looks at whether all is quiet."""
 _ANSWER_TAKES = 0.1
 """Seconds after which an awaitable that no client call stands for counts as waiting."""
+_SURELY = 2.0
+"""Seconds of quiet after which nothing comes any more."""
 _MOST_BYTES = 128 * 2**20
 
 _sdk_logger = logging.getLogger("dafx_actors.durabletask")
@@ -171,6 +173,9 @@ class AgentHost:
             while not await self._done_at_this_time(waiting):
                 due = self._clock.next_alarm
                 if due is None:
+                    # Before that is said, a busy machine has time to bring the answer.
+                    if await self._done_at_this_time(waiting, quiet=_SURELY):
+                        break
                     raise NotSettled("nothing is left that could happen by itself, and this is still waited for")
                 self._clock.move_to(max(due, self.now))
             return await waiting
@@ -245,8 +250,8 @@ class AgentHost:
             raise RuntimeError("the host is not running: use it with `async with`")
         return self._running
 
-    async def _done_at_this_time(self, waiting: asyncio.Future[Any]) -> bool:
-        """Whether it is done when all that can happen at this time has happened."""
+    async def _done_at_this_time(self, waiting: asyncio.Future[Any], *, quiet: float | None = None) -> bool:
+        """Whether it is done when all that can happen at this time has happened, or after so long a quiet."""
         give_up, quiet_since = time.monotonic() + self._patience, None
         while not waiting.done():
             goes_on = self._up.goes_on()
@@ -257,7 +262,7 @@ class AgentHost:
                     raise NotSettled(f"after {self._patience:g} s there still goes on: {', '.join(goes_on)}")
             elif quiet_since is None:
                 quiet_since = now
-            elif self._up.has_waiting_clients or now - quiet_since > _ANSWER_TAKES:
+            elif now - quiet_since > (quiet or _ANSWER_TAKES) or (quiet is None and self._up.has_waiting_clients):
                 return False
             await anyio.sleep(_LOOK_AGAIN)
         return True

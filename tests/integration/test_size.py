@@ -46,6 +46,7 @@ async def recorded(hosting: Hosting, endpoint: str, words: int, rounds: int) -> 
         return sum(len(repr(event)) for event in await operator.get_orchestration_history(str(handle)))
 
 
+@pytest.mark.timeout(400)
 async def test_a_hundred_calls_over_a_long_transcript_record_no_more_than_over_a_short_one(
     hosting: Hosting, endpoint: str
 ) -> None:
