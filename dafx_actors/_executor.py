@@ -195,7 +195,7 @@ class ClientAgentExecutor:
                 if again is not None and await self._was_withdrawn(state):
                     await again()
                     state = await self._end_of(thread.agent, correlation_id, vigil)
-                if not _is_by_peer(state):
+                if not (_is_by_peer(state) or self._is_given(correlation_id, state)):
                     return await self._answer(state, thread, correlation_id, response_format)
             response = await self._peer.response(thread, correlation_id, None)
         except SchedulerUnreachable as error:
@@ -319,9 +319,13 @@ class ClientAgentExecutor:
             if state is None and vigil.is_due:
                 state = await self._look(agent, correlation_id, vigil)
             if state is not None:
-                if not _is_by_peer(state):
+                if not (_is_by_peer(state) or self._is_given(correlation_id, state)):
                     self._see(agent)
                 return state
+
+    def _is_given(self, correlation_id: str, state: OrchestrationState) -> bool:
+        """Whether this client has handed the turn over, and no worker of ours has answered it all the same."""
+        return self._peer.has_given(correlation_id) and state.runtime_status is not OrchestrationStatus.COMPLETED
 
     async def _look(self, agent: str, correlation_id: str, vigil: _Vigil) -> OrchestrationState | None:
         """See to a turn that has not ended: whether a worker has it, and whether one will.
@@ -333,6 +337,8 @@ class ClientAgentExecutor:
             AgentNotHosted: The turn was withdrawn. A scheduler may show its end only once some worker takes it.
         """
         state = await self._backend.state(correlation_id)
+        if state is not None and self._is_given(correlation_id, state):
+            return state  # some schedulers show its end late
         if state is None or state.runtime_status is not OrchestrationStatus.PENDING:
             self._see(agent)
             vigil.end()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 
 import anyio
@@ -26,6 +27,7 @@ from dafx_actors.transcript import Json
 
 _HANDED_OVER = "handed over to the peer's worker"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
+_MOST_REMEMBERED = 10_000
 _TIME_FOR_A_SIGN = 2.0
 """Seconds that a worker has to show that it hosts an agent's threads."""
 
@@ -64,6 +66,12 @@ class PeerThreads:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._given: OrderedDict[str, None] = OrderedDict()
+        """Turns that were handed over here, whose orchestrations the scheduler may still show as they were."""
+
+    def has_given(self, correlation_id: str) -> bool:
+        """Whether a turn was handed over by this client, of late."""
+        return correlation_id in self._given
 
     async def hosts(self, agent: str) -> bool:
         """Whether the peer hosts the agent; asked for where no worker of ours has taken a turn.
@@ -107,6 +115,10 @@ class PeerThreads:
         ended = await self._backend.wait(request.correlation_id, 0.5)
         unknown = created and ended is not None and _was_not_known(ended)
         if ended is None or unknown or token in (ended.serialized_output or ""):
+            # Said before it is done: to give it twice would have the peer do it twice.
+            self._given[request.correlation_id] = None
+            if len(self._given) > _MOST_REMEMBERED:
+                self._given.popitem(last=False)
             await self._backend.signal(thread.entity_id, "run", sent)
         return ended or await self._backend.state(request.correlation_id)
 

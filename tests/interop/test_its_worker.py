@@ -24,6 +24,7 @@ from dafx_actors import (
     orchestrator,
     when_all,
 )
+from dafx_actors._backend import Backend
 from dafx_actors.errors import (
     AgentNotHosted,
     CorrelationConflict,
@@ -207,6 +208,27 @@ class TestElsewhere:
             return [key for key, document in threads.items() if document]
 
         assert await until(listed) == [str(thread)]
+
+    async def test_a_turn_whose_end_is_shown_late_is_handed_over_once(
+        self, peer: Peer, client: DurableAIAgentClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Some schedulers show it only when they come to it, which is later than the turn is looked at again."""
+        terminate = Backend.terminate
+
+        async def late(*what: Any) -> None:
+            await anyio.sleep(3)
+            await terminate(*what)
+
+        async def at_some_time(*what: Any) -> None:
+            group.start_soon(late, *what)
+
+        monkeypatch.setattr(Backend, "terminate", at_some_time)
+        await peer.host("Joker")
+        joker = client.get_agent("Joker")
+        thread = joker.get_new_thread()
+        async with anyio.create_task_group() as group:
+            answers = [(await joker.run(text, thread=thread)).text for text in ("Hello", "Again", "And again")]
+        assert answers == ["Hello (2 messages)", "Again (4 messages)", "And again (6 messages)"]
 
     async def test_it_can_be_said(self, peer: Peer, client: DurableAIAgentClient) -> None:
         await peer.host("Joker")
