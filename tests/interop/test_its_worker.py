@@ -225,9 +225,9 @@ class TestElsewhere:
         monkeypatch.setattr(Backend, "terminate", at_some_time)
         await peer.host("Joker")
         joker = client.get_agent("Joker")
-        thread = joker.get_new_thread()
+        thread, answers = joker.get_new_thread(), list[str]()
         async with anyio.create_task_group() as group:
-            answers = [(await joker.run(text, thread=thread)).text for text in ("Hello", "Again", "And again")]
+            answers += [(await joker.run(text, thread=thread)).text for text in ("Hello", "Again", "And again")]
         assert answers == ["Hello (2 messages)", "Again (4 messages)", "And again (6 messages)"]
 
     async def test_it_can_be_said(self, peer: Peer, client: DurableAIAgentClient) -> None:
