@@ -19,7 +19,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from dafx_actors.errors import ConfigurationError
 
@@ -188,9 +188,10 @@ _NO_SECRETS = {
     *("accept", "accept-charset", "accept-encoding", "accept-language", "cache-control", "connection", "content-type"),
     *("host", "origin", "referer", "user-agent", "mcp-protocol-version", "http-referer", "x-title"),
 }
-_NAMES_OF_SECRETS = re.compile(
-    r"key|token|secret|passw|pwd|auth|credential|cookie|session|signature|^sig$|^code$", re.IGNORECASE
-)
+_NO_SECRETS_EITHER = re.compile(r"version|beta|organi[sz]ation|project|region|tenant", re.IGNORECASE)
+"""In the name of a header: what it holds, such as `2023-06-01`, is what people write, too."""
+_ARE_SECRETS = {"auth", "authorization", "code", "cookie", "credential", "credentials", "pat", "pwd", "session", "sig"}
+_END_OF_SECRETS = ("key", "token", "secret", "password", "passwd", "passphrase", "signature")
 
 
 def key_given(what: str, key: Any) -> Any:
@@ -233,7 +234,7 @@ def header_mistakes(headers: Mapping[str, str]) -> Iterator[str]:
 def in_headers(headers: Mapping[str, Any]) -> Iterator[str]:
     """The secrets in HTTP headers: every value but those that are known to be none."""
     for name, value in headers.items():
-        if str(name).lower() in _NO_SECRETS or not isinstance(value, str):
+        if not isinstance(value, str) or str(name).lower() in _NO_SECRETS or _NO_SECRETS_EITHER.search(str(name)):
             continue
         yield value
         scheme, _, credentials = value.partition(" ")
@@ -254,15 +255,21 @@ def _of_basic(credentials: str) -> Iterator[str]:
     yield decoded.partition(":")[2]
 
 
+def _names_a_secret(name: str) -> bool:
+    """Whether a variable or a parameter is called as secrets are: `GITHUB_TOKEN`, `apiKey`; not `GIT_AUTHOR_NAME`."""
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower()
+    return any(word in _ARE_SECRETS or word.endswith(_END_OF_SECRETS) for word in re.split(r"[^a-z0-9]+", words))
+
+
 def in_variables(variables: Mapping[str, Any]) -> Iterator[str]:
-    """The secrets in variables, or in the parameters of an address: those whose names say so."""
+    """The secrets in variables, or in parameters of an address: those whose names say so."""
     for name, value in variables.items():
-        if _NAMES_OF_SECRETS.search(str(name)) and isinstance(value, str):
+        if _names_a_secret(str(name)) and isinstance(value, str):
             yield value
 
 
 def in_address(address: str) -> Iterator[str]:
-    """The secrets in an address: its password, and parameters whose names say so."""
+    """The secrets in an address, as they stand there and as they are meant: its password, and such parameters."""
     try:
         parts = urlsplit(address)
         password = parts.password
@@ -270,7 +277,10 @@ def in_address(address: str) -> Iterator[str]:
         return
     if password:
         yield from (password, unquote(password))
-    yield from in_variables(dict(parse_qsl(parts.query)))
+    for each in parts.query.split("&"):
+        name, _, value = each.partition("=")
+        if _names_a_secret(unquote_plus(name)):
+            yield from (value, unquote_plus(value))
 
 
 def shown_address(address: str) -> str:

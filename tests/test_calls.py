@@ -25,7 +25,7 @@ import pytest
 from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors import DurableAIAgentClient, PendingDecision
-from dafx_actors._calls import Sent, apart
+from dafx_actors._calls import Calls, Sent, apart
 from dafx_actors._connect import Address, make_worker, reader_of
 from dafx_actors._outages import Outage, Seldom, WorkerLogger
 from dafx_actors.errors import SchedulerUnreachable, TurnTimeout
@@ -33,6 +33,30 @@ from dafx_actors.ids import AgentThread
 from tests.conftest import free_port
 
 pytestmark = pytest.mark.anyio
+
+
+# --- Schedulers that answer late ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["is_connected", "is_there"])
+async def test_a_scheduler_that_is_there_and_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """It has never answered, and is busy: not one that may not be there at all."""
+    monkeypatch.setattr("dafx_actors._calls._FIRST_PATIENCE", 0.0)
+    nothing, lost = grpc.aio.Metadata(), 0
+
+    async def call() -> str:
+        nonlocal lost
+        lost += 1
+        if lost <= 3:
+            raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, "Deadline Exceeded")
+        return "answered"
+
+    connected = Calls("http://h", lambda: by == "is_connected", lambda: by == "is_there")
+    assert await connected.patiently(call) == "answered"
+    lost = 0
+    with pytest.raises(SchedulerUnreachable):
+        await Calls("http://h", lambda: None).patiently(call)
+    assert lost == 1
 
 
 # --- Schedulers that do not answer --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent, tool
 from dafx_actors._last_line import without_secrets
-from dafx_actors._secrets import SHOWN, holds, keep, without, without_in
+from dafx_actors._secrets import SHOWN, holds, in_address, in_headers, in_variables, keep, without, without_in
 from dafx_actors.errors import ConfigurationError, DafxError, ModelError
 from dafx_actors.mcp import McpServer
 from dafx_actors.models.openai import AzureOpenAIChatModel, OpenAIChatModel
@@ -151,6 +151,36 @@ def _request() -> Any:
     from dafx_actors.transcript import ChatMessage
 
     return ModelRequest(messages=(ChatMessage("user", "Hello"),))
+
+
+def test_what_is_a_secret_is_told_by_its_name_where_not_all_values_are() -> None:
+    """A version is no secret, though it stands in a header: it would be taken out of what people write."""
+    headers = {
+        "anthropic-version": "2023-06-01",
+        "OpenAI-Organization": "org-01234567",
+        "X-Gateway": KEY,
+        "Accept": "a/bcdefgh",
+    }
+    assert list(in_headers(headers)) == [KEY]
+    assert list(in_headers({"Authorization": f"Bearer {TOKEN}"})) == [f"Bearer {TOKEN}", TOKEN]
+    basic = base64.b64encode(f"ana:{TOKEN}".encode()).decode()
+    assert TOKEN in list(in_headers({"Authorization": f"Basic {basic}"}))
+    assert TOKEN in list(in_headers({"Cookie": f"a=b; session={TOKEN}"}))
+    names = [
+        "GITHUB_TOKEN",
+        "apiKey",
+        "OPENAI_API_KEY",
+        "x-functions-key",
+        "DB_PASSWORD",
+        "APIKEY",
+        "sig",
+        "accessToken",
+    ]
+    assert list(in_variables({name: name for name in names})) == names
+    others = ["GIT_AUTHOR_NAME", "MAX_TOKENS", "KEYBOARD", "TOKENIZERS_PARALLELISM", "PATH", "HOME", "api-version"]
+    assert list(in_variables({name: name for name in others})) == []
+    address = "https://ana:p%40ssword1@h/x?api_key=a+b%2Fcdefg&q=1"
+    assert list(in_address(address)) == ["p%40ssword1", "p@ssword1", "a+b%2Fcdefg", "a b/cdefg"]
 
 
 def test_representations_hold_none() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import attrs
 
-from dafx_actors.errors import SchedulerReadFailed
+from dafx_actors.errors import SchedulerDatabaseError, SchedulerWriteFailed
 from dafx_actors.scheduler import _events, _large_answers, _states
 from dafx_actors.scheduler._hub import Refused, Superseded, TaskHub
 from dafx_actors.scheduler._large_answers import MANY_ACTIONS, MOST_ACTIONS
@@ -284,12 +284,14 @@ def _held(hub: TaskHub, token: str, kind: WorkKind) -> Work | None:
 
 @contextmanager
 def _given_back(hub: TaskHub, work: Work) -> Generator[None]:
-    """An answer that cannot be used now, since something cannot be read for a moment, does not use its work up."""
+    """An answer that cannot be used, since something cannot be read for a moment or fails, leaves its work."""
     loaded = hub.loaded
     try:
         yield
-    except SchedulerReadFailed:
-        if hub.loaded == loaded:
+    except (InvalidAnswer, SchedulerDatabaseError, SchedulerWriteFailed):
+        raise  # which is seen to elsewhere, or for which everything waits
+    except Exception:
+        if hub.loaded == loaded:  # else all of it was read again from the store
             hub.again(work)
         raise
 

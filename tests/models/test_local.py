@@ -207,11 +207,12 @@ async def test_what_the_small_model_cannot_do(request_: ModelRequest) -> None:
 def test_the_server_ends_with_its_program(weights: Path) -> None:
     """A program that is killed, or that just ends, leaves no server behind; Ctrl-C alone does not stop it."""
     program = """
-import signal, sys
+import os, signal, sys
 from pathlib import Path
 from dafx_actors.models import _server
 lease = _server.lease(_server.Settings(name="m", weights=Path(sys.argv[1]), context=512, slots=1, threads=1))
-signal.signal(signal.SIGINT, lambda *_: print("interrupted", lease.alive, flush=True))
+# Not by `print`, which a signal may find at work.
+signal.signal(signal.SIGINT, lambda *_: os.write(1, f"interrupted {lease.alive}\\n".encode()))
 print(lease._server.process.pid, flush=True)
 sys.stdin.readline()
 """

@@ -10,12 +10,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from dafx_actors.scheduler import EmbeddedScheduler, _entities, _orchestrations, _proto
+from dafx_actors.scheduler import EmbeddedScheduler, _entities, _orchestrations, _proto, _turns
 from dafx_actors.scheduler._proto import LARGE
 from dafx_actors.scheduler._records import History
+from dafx_actors.scheduler.storage import store
+from dafx_actors.scheduler.storage.database import read_failed
 from dafx_actors.scheduler.storage.tables import LARGEST_CHUNK
 from tests.scheduler.test_pieces import stub_of
 from tests.scheduler.ticks import watched
@@ -85,7 +88,7 @@ def test_an_orchestration_with_large_values_holds_nobody_up_and_keeps_them(
             ended = stub.WaitForInstanceCompletion(
                 pb.GetInstanceRequest(instanceId="one", getInputsAndOutputs=True), timeout=60
             )
-        assert not held.too_long(times=4)
+        assert not held.too_long(times=2)
         history = list(stub.StreamInstanceHistory(pb.StreamInstanceHistoryRequest(instanceId="one"), timeout=60))
     assert first.orchestratorRequest.newEvents[1].executionStarted.input.value == TEXT
     assert activity.activityRequest.input.value == TEXT
@@ -124,7 +127,7 @@ def test_an_entity_with_a_large_state_holds_nobody_up_and_keeps_it(
                 result.results.add().success.SetInParent()
                 stub.CompleteEntityTask(result, timeout=60)
             found = stub.GetEntity(pb.GetEntityRequest(instanceId="@e@k", includeState=True), timeout=60)
-        assert not held.too_long(times=4)
+        assert not held.too_long(times=2)
     assert item.entityRequestV2.entityState.value == TEXT
     assert item.entityRequestV2.operationRequests[0].entityOperationSignaled.input.value == TEXT
     assert found.entity.serializedState.value == TEXT
@@ -215,6 +218,41 @@ def test_a_large_turn_that_cannot_be_made_waits_and_others_go_on(
             "executionStarted",
             "eventRaised",
         ]
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "code"),
+    [
+        ((_turns, "record_of"), ValueError("odd"), "UNKNOWN"),
+        ((store.Store, "warm"), read_failed("dafx.db", sqlite3.OperationalError("unable to open")), "UNAVAILABLE"),
+    ],
+    ids=["odd", "unreadable"],
+)
+def test_a_large_answer_that_cannot_be_used_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], error: Exception, code: str
+) -> None:
+    """What fails before anything is changed does not leave the turn with a worker that has answered."""
+    with EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread() as scheduler:
+        stub = stub_of(scheduler)
+        started(stub, "x" * LARGE)
+        turns = turns_of(stub)
+        answer = ends(take(turns), "done")
+        with monkeypatch.context() as patched:
+            patched.setattr(*where, _raises(error))
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.CompleteOrchestratorTask(answer, timeout=60)
+        refused: Any = caught.value
+        assert refused.code().name == code
+        stub.CompleteOrchestratorTask(ends(take(turns), "done"), timeout=60)
+        ended = stub.WaitForInstanceCompletion(pb.GetInstanceRequest(instanceId="one"), timeout=60)
+    assert ended.orchestrationState.orchestrationStatus == pb.ORCHESTRATION_STATUS_COMPLETED
+
+
+def _raises(error: Exception) -> Callable[..., Any]:
+    def failing(*_: object, **__: object) -> Any:
+        raise error
+
+    return failing
 
 
 def test_a_history_is_whole_whatever_its_parts() -> None:
