@@ -7,14 +7,15 @@ The front door: everything public that a program needs, and nothing else. Errors
 from durabletask.task import RetryPolicy
 
 from dafx_actors.agents import AgentDefinition, Turn, durable_agent
-from dafx_actors.client import DurableAIAgentClient
+from dafx_actors.client._client import DurableAIAgentClient
+from dafx_actors.client._handles import OrchestrationHandle, PendingStep, TurnHandle, TurnStatus
+from dafx_actors.client._proxies import DurableAIAgent, RunOptions
 from dafx_actors.decisions import Decision, PendingDecision
 from dafx_actors.errors import DafxError, NotDone
 from dafx_actors.exchange import AgentRunResponse, Limits
-from dafx_actors.handles import OrchestrationHandle, PendingStep, TurnHandle, TurnStatus
 from dafx_actors.ids import AgentThread
 from dafx_actors.models import Model, ModelReply, ModelRequest
-from dafx_actors.orchestration import (
+from dafx_actors.orchestration._context import (
     DurableAgentTask,
     DurableAIAgentOrchestrationContext,
     DurableTask,
@@ -25,10 +26,9 @@ from dafx_actors.orchestration import (
     when_all,
     when_any,
 )
-from dafx_actors.proxies import DurableAIAgent, RunOptions
 from dafx_actors.tools import Approval, ToolContext, ToolSource, as_tool, tool
 from dafx_actors.transcript import ChatMessage, DataContent, TextContent, Transcript, UriContent, UsageStats
-from dafx_actors.worker import DurableAIAgentWorker
+from dafx_actors.worker._worker import DurableAIAgentWorker
 
 __all__ = [
     "AgentDefinition",

@@ -9,9 +9,11 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
-from dafx_actors import _codec, _operations, _turn
-from dafx_actors._json import dump_time
-from dafx_actors._thread import ThreadState
+from dafx_actors._json import messages as _codec
+from dafx_actors._json.shapes import dump_time
+from dafx_actors._rules import operations as _operations
+from dafx_actors._rules import turn as _turn
+from dafx_actors._rules.thread import ThreadState
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import ApprovalExpired, DafxError, ModelError, OutcomeUnknown, TurnTerminated
 from dafx_actors.exchange import Limits, RunRequest

@@ -22,8 +22,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dafx_actors import _codec, _operations, _thread, _turn
-from dafx_actors._thread import ThreadState
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules import operations as _operations
+from dafx_actors._rules import thread as _thread
+from dafx_actors._rules import turn as _turn
+from dafx_actors._rules.thread import ThreadState
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import ModelError, TurnCancelled, TurnDeadlineExceeded

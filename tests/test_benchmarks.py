@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema  # type: ignore[import-untyped]  # it has no types
 import pytest
 
-from dafx_actors import _codec
+from dafx_actors._json import messages as _codec
 from dafx_actors.transcript import Request, Response
 from tests.benchmarks import scenarios, seed
 from tests.benchmarks.figures import (

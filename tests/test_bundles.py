@@ -11,8 +11,8 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors._bundles import ANSWERS, CONNECT, ITEM, Piece, answer_of, kind_of, pack, unpack
-from dafx_actors._lines import Bundles
+from dafx_actors._durable.bundles import ANSWERS, CONNECT, ITEM, Piece, answer_of, kind_of, pack, unpack
+from dafx_actors.worker._lines import Bundles
 
 pieces = st.builds(Piece, st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=40))
 

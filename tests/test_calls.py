@@ -25,9 +25,9 @@ import pytest
 from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors import DurableAIAgentClient, PendingDecision
-from dafx_actors._calls import Calls, Sent, apart
-from dafx_actors._connect import Address, make_worker, reader_of
-from dafx_actors._outages import Outage, Seldom, WorkerLogger
+from dafx_actors._durable.calls import Calls, Sent, apart
+from dafx_actors._durable.connect import Address, make_worker, reader_of
+from dafx_actors._durable.outages import Outage, Seldom, WorkerLogger
 from dafx_actors.errors import SchedulerUnreachable, TurnTimeout
 from dafx_actors.ids import AgentThread
 from tests.conftest import free_port
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.anyio
 @pytest.mark.parametrize("by", ["is_connected", "is_there"])
 async def test_a_scheduler_that_is_there_and_slow_is_waited_for(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """It has never answered, and is busy: not one that may not be there at all."""
-    monkeypatch.setattr("dafx_actors._calls._FIRST_PATIENCE", 0.0)
+    monkeypatch.setattr("dafx_actors._durable.calls._FIRST_PATIENCE", 0.0)
     nothing, lost = grpc.aio.Metadata(), 0
 
     async def call() -> str:

@@ -16,7 +16,10 @@ from durabletask.task import RetryPolicy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors import _codec, _json, _peer_forms, _thread
+from dafx_actors._json import messages as _codec
+from dafx_actors._json import peer as _peer_forms
+from dafx_actors._json import shapes as _json
+from dafx_actors._rules import thread as _thread
 from dafx_actors.decisions import Decision
 from dafx_actors.errors import (
     CorrelationConflict,

@@ -14,8 +14,8 @@ import grpc.aio
 import pytest
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker
-from dafx_actors._backend import Backend
-from dafx_actors._connect import Address, address, make_client
+from dafx_actors._durable.backend import Backend
+from dafx_actors._durable.connect import Address, address, make_client
 from dafx_actors.errors import ConfigurationError, SchedulerRefused, SchedulerUnreachable, TurnTimeout
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,8 @@ import traceback
 import attrs
 import pytest
 
-from dafx_actors import _codec, errors
+from dafx_actors import errors
+from dafx_actors._json import messages as _codec
 from dafx_actors.errors import (
     AgentNotHosted,
     ApprovalExpired,

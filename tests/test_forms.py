@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker
-from dafx_actors._forms import FORM, dump_bytes, dump_clock, in_form, load_bytes, load_clock, reading_what_is_stored
+from dafx_actors._json.forms import (
+    FORM,
+    dump_bytes,
+    dump_clock,
+    in_form,
+    load_bytes,
+    load_clock,
+    reading_what_is_stored,
+)
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.transcript import FunctionResultContent, Json, Transcript
 from tests.histories import planned

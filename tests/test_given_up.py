@@ -6,9 +6,10 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from dafx_actors import _given_up, _thread
-from dafx_actors._thread_state import Attempted, GivenUp, Refused, ThreadState
-from dafx_actors._turn_hosting import LONGEST_PAUSE, Missing, pause
+from dafx_actors._rules import given_up as _given_up
+from dafx_actors._rules import thread as _thread
+from dafx_actors._rules.state import Attempted, GivenUp, Refused, ThreadState
+from dafx_actors._turns.hosting import LONGEST_PAUSE, Missing, pause
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage

@@ -13,7 +13,8 @@ from durabletask.entities import EntityInstanceId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors import AgentThread, _thread, ids
+from dafx_actors import AgentThread, ids
+from dafx_actors._rules import thread as _thread
 from dafx_actors.errors import InvalidThreadId
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import new_id_mistake

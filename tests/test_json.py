@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from dafx_actors import AgentThread, ChatMessage, ToolContext, tool
-from dafx_actors._agent_tasks import answer, turn_input
-from dafx_actors._answers import answer_mismatch
-from dafx_actors._codec import check_decision, dump_response
-from dafx_actors._json import check_json, dump_time, load_json, reason_of, shown
-from dafx_actors._toolbox import Toolbox
+from dafx_actors._json.answers import answer_mismatch
+from dafx_actors._json.messages import check_decision, dump_response
+from dafx_actors._json.shapes import check_json, dump_time, load_json, reason_of, shown
 from dafx_actors.errors import InvalidAnswer, ValueMismatch
 from dafx_actors.exchange import RunRequest
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
 from dafx_actors.models._reading import reply
+from dafx_actors.orchestration._agents import answer, turn_input
 from dafx_actors.tools import Approval, tools_of
+from dafx_actors.tools._toolbox import Toolbox
 from dafx_actors.transcript import FunctionCallContent, Json, Response
 
 pytestmark = pytest.mark.anyio

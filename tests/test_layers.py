@@ -163,7 +163,7 @@ def test_imports_come_from_rows_above(module: str) -> None:
         ("ids", "from . import transcript"),
         ("ids", "def late():\n    from dafx_actors import AgentThread"),
         ("ids", "if TYPE_CHECKING:\n    from dafx_actors.transcript import Json"),
-        ("_turn", "from dafx_actors._thread import load"),
+        ("_turn", "from dafx_actors._rules.thread import load"),
         ("exchange", "from dafx_actors.models import Model"),
         ("agents", "from dafx_actors.models.openai import OpenAIModel"),
         ("models.openai", "from ..worker import DurableAIAgentWorker"),

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from dafx_actors import _codec, _peer, _peer_forms
+from dafx_actors._json import messages as _codec
+from dafx_actors._json import peer as _peer_forms
+from dafx_actors.client import _peer
 from dafx_actors.errors import TurnFailed, UnsupportedByPeer
 from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread

@@ -1,7 +1,7 @@
 """The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
 
-`dafx_actors._connect` reads a worker's settings, and `address_of` a client's; `dafx_actors._intake` takes a worker's
-stream of work, and has it run what is in an item; `dafx_actors._sessions` goes on with an orchestration that
+`dafx_actors._durable.connect` reads a worker's settings, and `address_of` a client's; `dafx_actors.worker._intake` takes a worker's
+stream of work, and has it run what is in an item; `dafx_actors.worker._sessions` goes on with an orchestration that
 durabletask has begun; `dafx_actors.testing.replay` has a worker run an episode.
 """
 
@@ -26,8 +26,8 @@ from durabletask.serialization import JsonDataConverter
 from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 
 from dafx_actors import DurableAIAgentWorker
-from dafx_actors._connect import Address, address_of, reader_of
-from dafx_actors._intake import Intake, Pool
+from dafx_actors._durable.connect import Address, address_of, reader_of
+from dafx_actors.worker._intake import Intake, Pool
 
 READ = ["host_address", "secure_channel", "interceptors", "channel", "channel_options", "payload_store"]
 READER = "reader_of() reads threads with a client made from these: agents would read no thread without it"

@@ -9,8 +9,9 @@ from typing import Any
 import anyio
 import pytest
 
-from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, _codec, durable_agent
-from dafx_actors._recent import RecentDocuments, RecentEntries
+from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent
+from dafx_actors._json import messages as _codec
+from dafx_actors._turns.recent import RecentDocuments, RecentEntries
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
 

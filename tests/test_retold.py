@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dafx_actors import _codec
-from dafx_actors._open_calls import closed
-from dafx_actors._turn import conversation
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules.open_calls import closed
+from dafx_actors._rules.turn import conversation
 from dafx_actors.errors import DafxError, ModelError, TurnCancelled, TurnFailed, TurnTerminated
 from dafx_actors.transcript import (
     ChatMessage,

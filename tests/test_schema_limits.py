@@ -13,9 +13,9 @@ import pydantic
 import pytest
 
 from dafx_actors import durable_agent
-from dafx_actors._answers import answer_mismatch
-from dafx_actors._checker import Checker, TookTooLong
-from dafx_actors._schema_limits import MOST_BYTES, look
+from dafx_actors._json.answers import answer_mismatch
+from dafx_actors._json.checker import Checker, TookTooLong
+from dafx_actors._json.schema_limits import MOST_BYTES, look
 from dafx_actors.errors import InvalidAnswer, ModelError, ValueMismatch
 from dafx_actors.exchange import RunRequest
 from dafx_actors.testing import AgentHost, ScriptedModel
@@ -161,7 +161,7 @@ class Code(pydantic.BaseModel):
 async def test_a_pattern_that_never_ends_is_an_invalid_answer_and_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dafx_actors._agent_steps.CHECKER", slow := Checker(0.3))
+    monkeypatch.setattr("dafx_actors._turns.asking.CHECKER", slow := Checker(0.3))
 
     @durable_agent(model=ScriptedModel(lambda _: json.dumps(LONG)))
     class Answerer:

@@ -17,13 +17,13 @@ import anyio
 import pytest
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent, tool
-from dafx_actors._last_line import without_secrets
 from dafx_actors._secrets import SHOWN, holds, in_address, in_headers, in_variables, keep, without, without_in
 from dafx_actors.errors import ConfigurationError, DafxError, ModelError
 from dafx_actors.mcp import McpServer
 from dafx_actors.models.openai import AzureOpenAIChatModel, OpenAIChatModel
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.tools import tools_of
+from dafx_actors.worker._last_line import without_secrets
 from tests.conftest import free_port
 from tests.provider import Calls, Refusal, provider
 from tests.test_mcp import SERVER, listens, serving, until

@@ -22,12 +22,12 @@ from dafx_actors import (
     orchestrator,
     when_all,
 )
-from dafx_actors import _sessions as sessions_module
-from dafx_actors._sessions import Sessions
 from dafx_actors.errors import NotDurableError
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import AgentHost, History, ScriptedModel
 from dafx_actors.testing import _replay as replaying
+from dafx_actors.worker import _sessions as sessions_module
+from dafx_actors.worker._sessions import Sessions
 from tests.histories.runs import FOLDER, HOSTED
 from tests.scheduler.bench import QUIET
 

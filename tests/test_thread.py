@@ -14,8 +14,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dafx_actors import _codec, _thread
-from dafx_actors._thread import Ended, Granted, Queued, Refused, ThreadState
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules import thread as _thread
+from dafx_actors._rules.thread import Ended, Granted, Queued, Refused, ThreadState
 from dafx_actors.errors import CorrelationConflict, ModelError, TurnSuperseded, TurnTerminated
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dafx_actors import _thread
-from dafx_actors._open_calls import closed, open_calls
-from dafx_actors._thread import Attempted, Decided, Ended, Granted, Noted, Outcome, Refused, ThreadState
+from dafx_actors._rules import thread as _thread
+from dafx_actors._rules.open_calls import closed, open_calls
+from dafx_actors._rules.thread import Attempted, Decided, Ended, Granted, Noted, Outcome, Refused, ThreadState
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import DecisionRefused, TurnTerminated
 from dafx_actors.exchange import RunRequest

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from dafx_actors import _codec, _operations, _thread
-from dafx_actors._thread import Ended, Granted, Outcome, Queued, Refused, ThreadState, Wanted
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules import operations as _operations
+from dafx_actors._rules import thread as _thread
+from dafx_actors._rules.thread import Ended, Granted, Outcome, Queued, Refused, ThreadState, Wanted
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import CorrelationConflict, ModelError, ThreadBusy, TurnCancelled, TurnTerminated
 from dafx_actors.exchange import Overlap, RunRequest

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from dafx_actors import _codec, _operations, _thread
-from dafx_actors._thread import Cancelled, Ended, Granted, Outcome, Queued, Refused, ThreadState
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules import operations as _operations
+from dafx_actors._rules import thread as _thread
+from dafx_actors._rules.thread import Cancelled, Ended, Granted, Outcome, Queued, Refused, ThreadState
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import (
     CorrelationConflict,

@@ -16,8 +16,8 @@ import pytest
 from azure.core.credentials import AccessToken
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent
-from dafx_actors._connect import address, credential_for
-from dafx_actors._tokens import FILE_VARIABLE, is_loopback, kept_token, published, read_token, token_for
+from dafx_actors._durable.connect import address, credential_for
+from dafx_actors._durable.tokens import FILE_VARIABLE, is_loopback, kept_token, published, read_token, token_for
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.scheduler.hosted import hosted

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from typing_extensions import Doc, NotRequired, TypedDict
 
 from dafx_actors import AgentThread, Transcript, durable_agent
-from dafx_actors._values import dump_value
+from dafx_actors._json.values import dump_value
 from dafx_actors.errors import ConfigurationError, InvalidArguments, NotDone, ValueMismatch
 from dafx_actors.models import ToolDefinition
 from dafx_actors.tools import (

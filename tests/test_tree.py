@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors import AgentThread, Limits, _codec
-from dafx_actors._agent_tasks import CrossingError
-from dafx_actors._tree import (
+from dafx_actors import AgentThread, Limits
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules.tree import (
     Caller,
     Spent,
     dump_callers,
@@ -22,8 +22,9 @@ from dafx_actors._tree import (
     waits_for,
     within,
 )
-from dafx_actors._turn import Progress, over_limit, with_spent
+from dafx_actors._rules.turn import Progress, over_limit, with_spent
 from dafx_actors.errors import TurnCancelled
+from dafx_actors.orchestration._agents import CrossingError
 from dafx_actors.transcript import UsageStats
 
 A_MINUTE = timedelta(minutes=1)

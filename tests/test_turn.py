@@ -11,8 +11,8 @@ import attrs
 import pytest
 from durabletask.task import RetryPolicy
 
-from dafx_actors import _codec
-from dafx_actors._turn import (
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules.turn import (
     MODEL_RETRIES,
     Call,
     CallTools,

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from typing_extensions import Never, Required, TypedDict
 
 from dafx_actors import AgentRunResponse, AgentThread, ChatMessage
-from dafx_actors._values import (
+from dafx_actors._json.values import (
     dump_as,
     dump_value,
     json_schema,

@@ -25,7 +25,7 @@ from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from pydantic import ValidationError
 
 from dafx_actors import _secrets
-from dafx_actors._json import shown
+from dafx_actors._json.shapes import shown
 from dafx_actors._raised import safe, text_of
 from dafx_actors._secrets import without
 from dafx_actors.errors import McpConnectionLost, McpToolFailed, McpUnreachable

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
-from dafx_actors._json import is_list, is_object
+from dafx_actors._json.shapes import is_list, is_object
 from dafx_actors.models import ModelReply
 from dafx_actors.transcript import ChatMessage, Content, FunctionCallContent, Json
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 import attrs
 
-from dafx_actors._json import is_list, is_object
+from dafx_actors._json.shapes import is_list, is_object
 from dafx_actors.errors import ModelError
 from dafx_actors.transcript import Content, DataContent, HostedFileContent, Json, TextContent, UriContent
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import attrs
 
-from dafx_actors._text import well_formed_text
+from dafx_actors._json.text import well_formed_text
 
 __all__ = ["CallIds", "ToolNames", "clean_name"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeGuard
 
-from dafx_actors._json import load_json
+from dafx_actors._json.shapes import load_json
 from dafx_actors.transcript import Content, Json, TextContent, TextReasoningContent, UnknownContent, UsageStats
 
 __all__ = ["arguments_in", "contents_in", "pieces_in", "usage_in"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from dafx_actors._json import is_list, is_object
+from dafx_actors._json.shapes import is_list, is_object
 from dafx_actors.transcript import Json
 
 __all__ = ["WRAPPED", "is_object_schema", "strict_form", "wrapped"]

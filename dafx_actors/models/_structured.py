@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from dafx_actors._json import is_object
+from dafx_actors._json.shapes import is_object
 from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ToolDefinition
 from dafx_actors.models._dialects import Structured

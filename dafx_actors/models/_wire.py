@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import attrs
 
-from dafx_actors._text import well_formed, well_formed_text
+from dafx_actors._json.text import well_formed, well_formed_text
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ToolDefinition
 from dafx_actors.models._dialects import UNKNOWN, Dialect
 from dafx_actors.models._kept import back_of_call, back_of_message, keep

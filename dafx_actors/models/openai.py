@@ -24,9 +24,9 @@ from anyio import to_thread
 from anyio.lowlevel import RunVar
 
 from dafx_actors import _secrets
+from dafx_actors._json.text import well_formed_text
 from dafx_actors._raised import safe, text_of
 from dafx_actors._secrets import header_mistakes, key_given, shown_address
-from dafx_actors._text import well_formed_text
 from dafx_actors.errors import ConfigurationError, ModelError, ModelFailure
 from dafx_actors.models import ModelDelta, ModelReply, ModelRequest, _reading
 from dafx_actors.models._asking import Asking

@@ -5,8 +5,8 @@ An asyncio gRPC server over one SQLite file, for a laptop, tests and one small s
 hosted scheduler, by changing its endpoint.
 """
 
-from dafx_actors.scheduler._clock import Alarm, Clock, SystemClock
-from dafx_actors.scheduler._engine import Patience, Retention
+from dafx_actors.scheduler._ground.clock import Alarm, Clock, SystemClock
+from dafx_actors.scheduler._hub.engine import Patience, Retention
 from dafx_actors.scheduler.embedded import EmbeddedScheduler, Tls
 from dafx_actors.scheduler.if_needed import scheduler_if_needed
 

@@ -17,9 +17,9 @@ from anyio.from_thread import start_blocking_portal
 
 from dafx_actors._secrets import keep, key_given
 from dafx_actors.errors import ConfigurationError, SchedulerCannotListen, SchedulerNotSecured
-from dafx_actors.scheduler._clock import SystemClock
-from dafx_actors.scheduler._engine import Engine, Patience, Retention
-from dafx_actors.scheduler._service import PING_EVERY, Service
+from dafx_actors.scheduler._ground.clock import SystemClock
+from dafx_actors.scheduler._hub.engine import Engine, Patience, Retention
+from dafx_actors.scheduler._serve.service import PING_EVERY, Service
 
 if TYPE_CHECKING:
     import os
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from dafx_actors.scheduler._clock import Clock
+    from dafx_actors.scheduler._ground.clock import Clock
     from dafx_actors.scheduler.storage.database import Synchronous
 
 logger = logging.getLogger(__name__)

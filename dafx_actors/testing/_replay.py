@@ -32,11 +32,11 @@ from durabletask.task import FailureDetails
 from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf import json_format
 
-from dafx_actors._calls import code_of
-from dafx_actors._coroutines import work_item
+from dafx_actors._durable.calls import code_of
 from dafx_actors.ids import turn_name
+from dafx_actors.orchestration._coroutines import work_item
 from dafx_actors.transcript import Json
-from dafx_actors.worker import DurableAIAgentWorker
+from dafx_actors.worker._worker import DurableAIAgentWorker
 
 _BEGINS = "orchestratorStarted"
 _ENDS = {"executionCompleted", "continueAsNew", "executionTerminated"}

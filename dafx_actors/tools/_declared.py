@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 import attrs
 from durabletask.task import RetryPolicy
 
-from dafx_actors._values import dump_value
+from dafx_actors._json.values import dump_value
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json, Transcript

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import attrs
 
-from dafx_actors._json import shown
+from dafx_actors._json.shapes import shown
 from dafx_actors.models import ToolDefinition
 from dafx_actors.transcript import Json
 

@@ -15,13 +15,13 @@ import anyio.to_thread
 import attrs
 import typing_extensions
 
+from dafx_actors._json.values import arguments_of, dump_value, json_schema, returned_by, unreadable
 from dafx_actors._raised import safe
-from dafx_actors._values import arguments_of, dump_value, json_schema, returned_by, unreadable
 from dafx_actors.errors import ValueMismatch
 from dafx_actors.tools._declared import ToolContext
 
 if TYPE_CHECKING:
-    from dafx_actors._schemas import Arguments
+    from dafx_actors._json.schemas import Arguments
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ import anyio
 import attrs
 from durabletask.task import RetryPolicy
 
-from dafx_actors._values import arguments_of, returned_by
+from dafx_actors._json.values import arguments_of, returned_by
 from dafx_actors.errors import ConfigurationError, InvalidArguments
 from dafx_actors.models import ToolDefinition
 from dafx_actors.tools._declared import Approval, Effect, Told, ToolContext

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from dafx_actors._codec import dump_message
-from dafx_actors._values import dump_result
+from dafx_actors._json.messages import dump_message
+from dafx_actors._json.values import dump_result
 from dafx_actors.transcript import ChatMessage, Content, Json
 
 

@@ -26,7 +26,7 @@ import attrs
 import grpc
 import grpc.aio
 
-from dafx_actors._bundles import CONNECT, answer_of, unpack
+from dafx_actors._durable.bundles import CONNECT, answer_of, unpack
 from tests.benchmarks import control
 from tests.benchmarks.processes import OURS, PATIENCE, Machine
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from dafx_actors._retold import is_retold
+from dafx_actors._rules.retold import is_retold
 from dafx_actors.transcript import (
     ChatMessage,
     Entry,

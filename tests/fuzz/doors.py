@@ -13,7 +13,9 @@ from typing import Any
 
 import attrs
 
-from dafx_actors import _codec, _peer_forms, _thread
+from dafx_actors._json import messages as _codec
+from dafx_actors._json import peer as _peer_forms
+from dafx_actors._rules import thread as _thread
 from dafx_actors.errors import InvalidArguments, ModelError, TurnTimeout, UnsupportedByPeer, UnsupportedTranscript
 from dafx_actors.models import ModelReply
 from dafx_actors.models._reading import StreamedReply, reply

@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker
-from dafx_actors._connect import address
+from dafx_actors._durable.connect import address
+from dafx_actors.cli import _scheduler as _command
 from dafx_actors.cli import main
 from dafx_actors.errors import ConfigurationError, ModelError
 from dafx_actors.models import Model, ModelRequest
 from dafx_actors.models.environment import model_from_environment
-from dafx_actors.scheduler import _command
 from dafx_actors.transcript import ChatMessage
 from tests.fuzz.inputs import examples
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors import _codec
-from dafx_actors._toolbox import Toolbox
+from dafx_actors._json import messages as _codec
 from dafx_actors.errors import InvalidArguments, ModelError
 from dafx_actors.models import ModelRequest
 from dafx_actors.models.openai import OpenAIChatModel
 from dafx_actors.tools import Tool, tools_of
+from dafx_actors.tools._toolbox import Toolbox
 from dafx_actors.transcript import ChatMessage, FunctionCallContent
 from tests.fuzz.inputs import examples, json_objects, json_values, mangled
 

@@ -22,9 +22,10 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors._bundles import ANSWERS, CONNECT, ITEM, Piece, kind_of, pack, unpack
-from dafx_actors._bundles import SERVICE as WORK
-from dafx_actors.scheduler import EmbeddedScheduler, _admin
+from dafx_actors._durable.bundles import ANSWERS, CONNECT, ITEM, Piece, kind_of, pack, unpack
+from dafx_actors._durable.bundles import SERVICE as WORK
+from dafx_actors.scheduler import EmbeddedScheduler
+from dafx_actors.scheduler._serve import admin as _admin
 from tests.fuzz.inputs import examples
 from tests.scheduler.bench import QUIET, make_worker
 from tests.scheduler.kills import Ledger, collect, do_step, steps, turn

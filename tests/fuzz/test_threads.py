@@ -14,9 +14,11 @@ from durabletask.entities import EntityInstanceId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors import _codec, _thread, durable_agent
-from dafx_actors._operations import OPERATIONS
-from dafx_actors._runtime import HostedAgent
+from dafx_actors import durable_agent
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules import thread as _thread
+from dafx_actors._rules.operations import OPERATIONS
+from dafx_actors._turns.hosted import HostedAgent
 from dafx_actors.agents import AgentRegistry
 from dafx_actors.errors import DafxError, UnsupportedTranscript
 from dafx_actors.testing import ScriptedModel

@@ -26,7 +26,7 @@ import anyio
 import attrs
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, ToolContext, tool
-from dafx_actors._runtime import HostedAgent
+from dafx_actors._turns.hosted import HostedAgent
 from dafx_actors.errors import TurnCancelled
 from dafx_actors.scheduler import EmbeddedScheduler
 from tests.integration.turns import agent, is_balanced, whenever_asked

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from dafx_actors import DurableAIAgentClient, Limits, RetryPolicy, _seam, as_tool, tool
+from dafx_actors import DurableAIAgentClient, Limits, RetryPolicy, as_tool, tool
 from dafx_actors.errors import (
     ModelError,
     ThreadBusy,
@@ -21,6 +21,7 @@ from dafx_actors.errors import (
 )
 from dafx_actors.models.openai import OpenAIChatModel
 from dafx_actors.testing import ScriptedModel
+from dafx_actors.worker import _gate as _seam
 from tests.integration import races
 from tests.integration.conftest import Hosting
 from tests.integration.test_robustness import Held

@@ -13,9 +13,9 @@ import pytest
 from durabletask.client import OrchestrationStatus, TaskHubGrpcClient
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, ModelRequest, RunOptions, TurnHandle, tool
-from dafx_actors._backend import Backend
-from dafx_actors._calls import Sent
-from dafx_actors._connect import Address
+from dafx_actors._durable.backend import Backend
+from dafx_actors._durable.calls import Sent
+from dafx_actors._durable.connect import Address
 from dafx_actors.errors import AgentNotHosted, CorrelationConflict, TurnCancelled, TurnTerminated, TurnTimeout
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel

@@ -29,13 +29,13 @@ from dafx_actors import (
     tool,
     when_all,
 )
-from dafx_actors._hosted_names import hosts
-from dafx_actors._seam import Work
+from dafx_actors._durable.hosted_names import hosts
 from dafx_actors.errors import AgentNotHosted, OrchestrationFailed
 from dafx_actors.ids import turn_name
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel, call, history_of
 from dafx_actors.testing._clock import HandClock
+from dafx_actors.worker._gate import Work
 from tests.conftest import free_port
 from tests.integration.turns import asked_of, sdk, tells, until
 

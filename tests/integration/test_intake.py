@@ -29,10 +29,10 @@ from dafx_actors import (
     orchestrator,
     when_all,
 )
-from dafx_actors._lines import Bundles, Calls
-from dafx_actors._seam import AgentLoop
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
+from dafx_actors.worker._gate import AgentLoop
+from dafx_actors.worker._lines import Bundles, Calls
 from tests.conftest import free_port
 from tests.scheduler.bench import QUIET
 

@@ -24,7 +24,7 @@ from dafx_actors import (
     as_tool,
     tool,
 )
-from dafx_actors._executor import unfinished
+from dafx_actors.client._executor import unfinished
 from dafx_actors.errors import TurnCancelled, TurnDeadlineExceeded, TurnLimitExceeded
 from dafx_actors.handles import TurnHandle
 from dafx_actors.scheduler import EmbeddedScheduler

@@ -11,10 +11,10 @@ import pytest
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import Approval, DurableAIAgentClient, DurableAIAgentWorker, Limits, as_tool, tool
-from dafx_actors._seam import Work
 from dafx_actors.errors import ApprovalExpired, TurnCancelled, TurnDeadlineExceeded, TurnTerminated
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import AgentHost, ScriptedModel
+from dafx_actors.worker._gate import Work
 from tests.integration.conftest import Hosting
 from tests.integration.test_overlap import Steered, start, told
 from tests.integration.test_robustness import Held

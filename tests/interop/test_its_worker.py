@@ -24,7 +24,7 @@ from dafx_actors import (
     orchestrator,
     when_all,
 )
-from dafx_actors._backend import Backend
+from dafx_actors._durable.backend import Backend
 from dafx_actors.errors import (
     AgentNotHosted,
     CorrelationConflict,

@@ -8,7 +8,8 @@ from typing import Any
 import attrs
 import pytest
 
-from dafx_actors import ChatMessage, DurableAIAgentClient, ModelReply, _codec, durable_agent, tool
+from dafx_actors import ChatMessage, DurableAIAgentClient, ModelReply, durable_agent, tool
+from dafx_actors._json import messages as _codec
 from dafx_actors.errors import ModelError, TurnFailed
 from dafx_actors.testing import ScriptedModel
 from dafx_actors.transcript import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dafx_actors._codec import dump_usage, load_usage
+from dafx_actors._json.messages import dump_usage, load_usage
 from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelRequest, ToolDefinition
 from dafx_actors.models._dialects import dialect_of

@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 import pytest
 
-from dafx_actors._codec import dump_message, load_message
-from dafx_actors._text import well_formed
+from dafx_actors._json.messages import dump_message, load_message
+from dafx_actors._json.text import well_formed
 from dafx_actors.errors import ModelError
 from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ToolDefinition
 from dafx_actors.models._dialects import Dialect, dialect_of

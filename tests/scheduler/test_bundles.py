@@ -13,7 +13,7 @@ import pytest
 from anyio import to_thread
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from dafx_actors._bundles import (
+from dafx_actors._durable.bundles import (
     CONNECT,
     ITEM,
     KEPT,
@@ -26,7 +26,7 @@ from dafx_actors._bundles import (
     pack,
     unpack,
 )
-from dafx_actors.scheduler._records import Start
+from dafx_actors.scheduler._ground.records import Start
 from tests.scheduler.bench import PATIENCE, Bench, RawWorker
 from tests.scheduler.test_delivery import complete
 

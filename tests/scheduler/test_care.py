@@ -23,12 +23,12 @@ from durabletask.entities import EntityInstanceId
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.testing.in_memory_backend import InMemoryOrchestrationBackend
 
-from dafx_actors import cli
+from dafx_actors.cli import _main as cli
+from dafx_actors.cli._logs import JsonFormatter, TextFormatter
 from dafx_actors.errors import DafxError
 from dafx_actors.scheduler import EmbeddedScheduler, Retention
-from dafx_actors.scheduler._hub import Refused
-from dafx_actors.scheduler._logs import JsonFormatter, TextFormatter
-from dafx_actors.scheduler._records import Start
+from dafx_actors.scheduler._ground.records import Start
+from dafx_actors.scheduler._hub.hub import Refused
 from dafx_actors.scheduler.hosted import back_up, hosted, hosted_async, stats, stats_async
 from dafx_actors.scheduler.storage import store
 from dafx_actors.scheduler.storage.database import connect, connect_reader
@@ -276,7 +276,7 @@ async def test_one_backup_at_a_time_and_not_for_ever(
     while engine._backup is not None:
         await asyncio.sleep(0.01)
     assert (tmp_path / "dafx.db-backups" / "first.db").exists(), "it goes on when who asked has gone away"
-    monkeypatch.setattr("dafx_actors.scheduler._engine.MOST_BACKUPS", 2)
+    monkeypatch.setattr("dafx_actors.scheduler._hub.engine.MOST_BACKUPS", 2)
     await engine.back_up("second")
     with pytest.raises(Refused, match="take some away"):
         await engine.back_up("third")

@@ -19,7 +19,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.worker import ActivityWorkItemFilter, OrchestrationWorkItemFilter, WorkItemFilters
 
 from dafx_actors.scheduler import Patience
-from dafx_actors.scheduler._records import Lock
+from dafx_actors.scheduler._ground.records import Lock
 from dafx_actors.scheduler.storage import tables
 from tests.scheduler.bench import PATIENCE, QUIET, Bench, RawWorker, Steps
 from tests.scheduler.test_entities import COUNTER, Counter, calls

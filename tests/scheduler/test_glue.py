@@ -16,11 +16,11 @@ from durabletask import history, task
 from durabletask.client import OrchestrationStatus
 from durabletask.entities import DurableEntity, EntityInstanceId
 
-from dafx_actors.scheduler._clock import SystemClock
-from dafx_actors.scheduler._dispatch import WorkQueue
-from dafx_actors.scheduler._engine import Engine, Patience, Retention
-from dafx_actors.scheduler._filters import Lane
-from dafx_actors.scheduler._records import Start
+from dafx_actors.scheduler._ground.clock import SystemClock
+from dafx_actors.scheduler._ground.records import Start
+from dafx_actors.scheduler._hub.engine import Engine, Patience, Retention
+from dafx_actors.scheduler._rules.dispatch import WorkQueue
+from dafx_actors.scheduler._rules.filters import Lane
 from dafx_actors.scheduler.storage.committer import Committer
 from tests.scheduler.bench import PATIENCE, Bench, Steps
 from tests.scheduler.test_rules import HandClock, ids, work, worker

@@ -14,9 +14,13 @@ import grpc
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from dafx_actors.scheduler import EmbeddedScheduler, _entities, _orchestrations, _proto, _turns
-from dafx_actors.scheduler._proto import LARGE
-from dafx_actors.scheduler._records import History
+from dafx_actors.scheduler import EmbeddedScheduler
+from dafx_actors.scheduler._ground import proto as _proto
+from dafx_actors.scheduler._ground.proto import LARGE
+from dafx_actors.scheduler._ground.records import History
+from dafx_actors.scheduler._hub import entities as _entities
+from dafx_actors.scheduler._hub import orchestrations as _orchestrations
+from dafx_actors.scheduler._rules import turns as _turns
 from dafx_actors.scheduler.storage import store
 from dafx_actors.scheduler.storage.database import read_failed
 from dafx_actors.scheduler.storage.tables import LARGEST_CHUNK

@@ -15,11 +15,12 @@ import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 from durabletask.internal import orchestrator_service_pb2_grpc as stubs
 
-from dafx_actors._bundles import ANSWERS, CONNECT, MOST_PIECES, REFUSED, SERVICE, Piece, kind_of, pack, unpack
+from dafx_actors._durable.bundles import ANSWERS, CONNECT, MOST_PIECES, REFUSED, SERVICE, Piece, kind_of, pack, unpack
 from dafx_actors.errors import SchedulerError
-from dafx_actors.scheduler import EmbeddedScheduler, _endings
-from dafx_actors.scheduler._engine import MOST_HUBS
-from dafx_actors.scheduler._pages import MOST_IDS
+from dafx_actors.scheduler import EmbeddedScheduler
+from dafx_actors.scheduler._hub import endings as _endings
+from dafx_actors.scheduler._hub.engine import MOST_HUBS
+from dafx_actors.scheduler._serve.pages import MOST_IDS
 from dafx_actors.scheduler.storage.database import connect
 from tests.scheduler.ticks import watched
 
@@ -217,7 +218,7 @@ def test_a_call_without_the_token_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_task_hubs_are_made_by_their_first_write_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dafx_actors.scheduler._engine.MOST_HUBS", 3)
+    monkeypatch.setattr("dafx_actors.scheduler._hub.engine.MOST_HUBS", 3)
     assert MOST_HUBS >= 100
     with EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread() as scheduler:
         stub = stub_of(scheduler)
@@ -313,7 +314,7 @@ def test_an_answer_that_asks_for_ten_thousand_things_holds_nobody_up(tmp_path: P
 def test_an_answer_that_asks_for_too_much_fails_its_orchestration_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dafx_actors.scheduler._requests.MOST_ACTIONS", 500)
+    monkeypatch.setattr("dafx_actors.scheduler._serve.requests.MOST_ACTIONS", 500)
     with EmbeddedScheduler(tmp_path / "dafx.db").on_a_thread() as scheduler:
         turn = _Turn(scheduler)
         turn.stub.CompleteOrchestratorTask(turn.answer(turn.take(), "activities", 501), timeout=30)
@@ -325,7 +326,7 @@ def test_an_answer_that_asks_for_too_much_fails_its_orchestration_by_name(
 def test_an_orchestration_that_is_ended_between_two_pieces_starts_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dafx_actors.scheduler._large_answers._LONGEST_PIECE", 0.0)
+    monkeypatch.setattr("dafx_actors.scheduler._hub.large_answers._LONGEST_PIECE", 0.0)
     path = tmp_path / "dafx.db"
     with EmbeddedScheduler(path).on_a_thread() as scheduler:
         turn = _Turn(scheduler)
@@ -358,7 +359,7 @@ def test_what_is_written_in_pieces_is_written_as_a_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another request fails half-way between two pieces: memory is read again, and the turn is handed out again."""
-    monkeypatch.setattr("dafx_actors.scheduler._large_answers._LONGEST_PIECE", 0.0)
+    monkeypatch.setattr("dafx_actors.scheduler._hub.large_answers._LONGEST_PIECE", 0.0)
     path = tmp_path / "dafx.db"
     with EmbeddedScheduler(path).on_a_thread() as scheduler:
         turn = _Turn(scheduler)

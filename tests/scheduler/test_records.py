@@ -9,16 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dafx_actors.scheduler import _entities, _orchestrations
-from dafx_actors.scheduler._clock import SystemClock
-from dafx_actors.scheduler._engine import Engine, Patience, Retention
-from dafx_actors.scheduler._proto import pb
-from dafx_actors.scheduler._records import Operation, Start
+from dafx_actors.scheduler._ground.clock import SystemClock
+from dafx_actors.scheduler._ground.proto import pb
+from dafx_actors.scheduler._ground.records import Operation, Start
+from dafx_actors.scheduler._hub import entities as _entities
+from dafx_actors.scheduler._hub import orchestrations as _orchestrations
+from dafx_actors.scheduler._hub.engine import Engine, Patience, Retention
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
-    from dafx_actors.scheduler._hub import TaskHub
-    from dafx_actors.scheduler._records import Entity, Orchestration
+    from dafx_actors.scheduler._ground.records import Entity, Orchestration
+    from dafx_actors.scheduler._hub.hub import TaskHub
 
 NUMBERS = st.integers(0, 5)
 STEPS = st.lists(

@@ -11,15 +11,10 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors.scheduler import _batches
-from dafx_actors.scheduler._clock import SECOND
-from dafx_actors.scheduler._delivery import Delivery
-from dafx_actors.scheduler._dispatch import Work, Worker, WorkQueue
-from dafx_actors.scheduler._filters import Filters, Lane, read_filters
-from dafx_actors.scheduler._idle import IdleCache
-from dafx_actors.scheduler._ids import Ids
-from dafx_actors.scheduler._pacing import LONGEST, MANY, Pace
-from dafx_actors.scheduler._proto import (
+from dafx_actors.scheduler._ground.clock import SECOND
+from dafx_actors.scheduler._ground.ids import Ids
+from dafx_actors.scheduler._ground.pacing import LONGEST, MANY, Pace
+from dafx_actors.scheduler._ground.proto import (
     activity_item,
     entity_item,
     frame_past,
@@ -28,8 +23,13 @@ from dafx_actors.scheduler._proto import (
     orchestrator_item,
     timestamp,
 )
-from dafx_actors.scheduler._records import Activity, Entity, Lock, LockRequest, Operation
-from dafx_actors.scheduler._timers import Timers
+from dafx_actors.scheduler._ground.records import Activity, Entity, Lock, LockRequest, Operation
+from dafx_actors.scheduler._hub.delivery import Delivery
+from dafx_actors.scheduler._hub.idle import IdleCache
+from dafx_actors.scheduler._hub.timers import Timers
+from dafx_actors.scheduler._rules import batches as _batches
+from dafx_actors.scheduler._rules.dispatch import Work, Worker, WorkQueue
+from dafx_actors.scheduler._rules.filters import Filters, Lane, read_filters
 
 NOW = 1_700_000_000_000_000
 

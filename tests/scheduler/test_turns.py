@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from durabletask.internal import orchestrator_service_pb2 as pb
 
-from dafx_actors.scheduler import _events, _turns
-from dafx_actors.scheduler._proto import Status, frame_past, history_events, micros, timestamp
-from dafx_actors.scheduler._records import History, Message, Orchestration, Parent, Start
+from dafx_actors.scheduler._ground import events as _events
+from dafx_actors.scheduler._ground.proto import Status, frame_past, history_events, micros, timestamp
+from dafx_actors.scheduler._ground.records import History, Message, Orchestration, Parent, Start
+from dafx_actors.scheduler._rules import turns as _turns
 
 NOW = 1_700_000_000_000_000
 

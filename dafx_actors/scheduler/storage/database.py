@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 
-from dafx_actors._tokens import mend_permissions
+from dafx_actors._durable.tokens import mend_permissions
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerInUse, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler.storage import schema
 

@@ -12,7 +12,7 @@ from dafx_actors.scheduler.storage import tables
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from dafx_actors.scheduler._records import Entity, Orchestration
+    from dafx_actors.scheduler._ground.records import Entity, Orchestration
     from dafx_actors.scheduler.storage.store import Store
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerReadFailed, SchedulerWriteFailed
-from dafx_actors.scheduler import _ids
-from dafx_actors.scheduler._proto import LARGE
-from dafx_actors.scheduler._records import History
+from dafx_actors.scheduler._ground import ids as _ids
+from dafx_actors.scheduler._ground.proto import LARGE
+from dafx_actors.scheduler._ground.records import History
 from dafx_actors.scheduler.storage import tables
 from dafx_actors.scheduler.storage.committer import Committer
 from dafx_actors.scheduler.storage.database import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from dafx_actors.scheduler._records import Activity, Entity, LockRequest, Operation, Orchestration
+    from dafx_actors.scheduler._ground.records import Activity, Entity, LockRequest, Operation, Orchestration
     from dafx_actors.scheduler.storage.database import Row, Synchronous
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import json
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from dafx_actors.scheduler._records import (
+from dafx_actors.scheduler._ground.records import (
     MESSAGE_KINDS,
     Activity,
     Entity,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
-    from dafx_actors.scheduler._records import MessageKind
+    from dafx_actors.scheduler._ground.records import MessageKind
     from dafx_actors.scheduler.storage.committer import Changes
     from dafx_actors.scheduler.storage.database import Row
 

@@ -1,0 +1,298 @@
+"""A scheduler as a client needs it: each thing that is asked of it, over durabletask's client, sync or async."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import anyio
+import anyio.to_thread
+import grpc
+import grpc.aio
+from durabletask import history
+from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, OrchestrationState, OrchestrationStatus
+from durabletask.entities import EntityInstanceId
+from durabletask.internal.orchestrator_service_pb2 import (
+    ORCHESTRATION_STATUS_TERMINATED,
+    OrchestrationIdReusePolicy,
+)
+
+from dafx_actors._durable import credentials as _credentials
+from dafx_actors._durable.calls import Calls, Sent, apart, code_of, within
+from dafx_actors._durable.connect import TRANSPORT, Address, DurableTaskClient, is_connected
+from dafx_actors._durable.tokens import is_loopback
+from dafx_actors.errors import SchedulerUnreachable
+from dafx_actors.transcript import Json
+
+if TYPE_CHECKING:
+    from dafx_actors._durable.admin import Hosted
+
+T = TypeVar("T")
+
+Metadata: TypeAlias = Sequence[tuple[str, str]]
+
+MARGIN = 0.25
+"""Seconds that a scheduler has to say that a poll is over, before it is not waited for any more."""
+_NOTHING_DONE = (
+    history.OrchestratorStartedEvent,
+    history.OrchestratorCompletedEvent,
+    history.ExecutionStartedEvent,
+    history.ExecutionSuspendedEvent,
+    history.ExecutionResumedEvent,
+    history.ExecutionTerminatedEvent,
+    history.ExecutionCompletedEvent,
+    history.EventRaisedEvent,
+)
+"""What is in the history of an orchestration that no worker has begun: what others did to it."""
+_SILENCE = 10.0
+"""Seconds after which a poll that gRPC does not end by itself has got lost."""
+
+
+class Backend:
+    """A scheduler as a client needs it: async, patient, and with errors that say something."""
+
+    def __init__(
+        self,
+        client: DurableTaskClient,
+        where: Address,
+        *,
+        is_ours: bool = False,
+        credential: Any = None,
+        sent: Any = None,
+    ) -> None:
+        """Make it.
+
+        Args:
+            client: Of durabletask, sync or async.
+            where: What it is connected to.
+            is_ours: `make_client` made it.
+            credential: To close with it.
+            sent: The credential that the client sends, for what is asked beside it.
+        """
+        self._sent = sent
+        self.where = where
+        self._client: Any = client
+        self._is_async = isinstance(client, AsyncTaskHubGrpcClient)
+        # A sync client's calls hold a thread each while they wait; gRPC ends them, so they cannot pile up for ever.
+        self._threads = anyio.CapacityLimiter(2048)
+        self._longest_wait = 60.0 if self._is_async else 10.0
+        self._telling: grpc.aio.Channel | None = None
+        self._credential = credential
+        # Others' clients change their channels, so that the one that they have tells nothing of a call's own.
+        self._calls = Calls(where.endpoint, lambda: is_connected(client) if is_ours else None, self._is_there)
+
+    async def close(self) -> None:
+        """Close the client's channel, and our own. Calls that wait raise `SchedulerUnreachable`."""
+        self._calls.close()
+        with anyio.CancelScope(shield=True):
+            if self._telling is not None:
+                await self._telling.close()
+            closing = self._client.close()
+            if self._is_async:
+                await closing
+        if self._credential is not None:
+            await _credentials.close(self._credential)
+
+    def silence(self, timeout: float | None, sent: Sent | None = None) -> SchedulerUnreachable:
+        """What is raised where nothing was answered within `timeout`."""
+        arrived = "; what was sent may have arrived" if sent is not None and sent.maybe else ""
+        return SchedulerUnreachable(self.where.endpoint, f"no answer within {timeout or 0.0:g} s{arrived}")
+
+    def bounded(self, timeout: float | None, sent: Sent | None = None) -> AbstractContextManager[None]:
+        """Bound the calls that are made inside, outages included: `SchedulerUnreachable` where they are not answered.
+
+        Args:
+            timeout: Seconds; None: without a bound.
+            sent: Whether what is sent inside may have arrived; the error says so.
+        """
+        return within(timeout, lambda: self.silence(timeout, sent))
+
+    async def hosted(self) -> Hosted | None:
+        """What the connected workers take, where the scheduler can tell: the embedded one, at an address known to us.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        # A service of the embedded scheduler alone: programs that never ask need not import any of it.
+        from dafx_actors._durable.admin import hosted_async
+
+        return await self._ask(hosted_async)
+
+    async def start(
+        self, name: str, instance_id: str, input: Json, *, anew: bool = False, sent: Sent | None = None
+    ) -> bool:
+        """Start an orchestration; False where the id exists already. Sent again, with the same id, when it got lost.
+
+        Args:
+            name: Of the orchestration.
+            instance_id: Names it.
+            input: What it is given.
+            anew: Take the place of one of that id that was terminated.
+            sent: Told whether it may have arrived.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        policy = OrchestrationIdReusePolicy(replaceableStatus=[ORCHESTRATION_STATUS_TERMINATED]) if anew else None
+        starting = functools.partial(
+            self._call,
+            "schedule_new_orchestration",
+            name,
+            input=input,
+            instance_id=instance_id,
+            reuse_id_policy=policy,
+        )
+        try:
+            await self._calls.patiently(starting, sent=sent)
+        except grpc.RpcError as error:
+            if code_of(error) is not grpc.StatusCode.ALREADY_EXISTS:
+                raise
+            return False
+        return True
+
+    async def wait(self, instance_id: str, seconds: float, *, at_most: float = math.inf) -> OrchestrationState | None:
+        """Wait for an orchestration to end, one long poll long; None where it has not ended by then.
+
+        Args:
+            instance_id: The orchestration.
+            seconds: How long the poll may be.
+            at_most: Seconds after which it is over, also where the transport loses the poll and it is made again.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        poll = min(seconds, self._longest_wait)
+        waiting = functools.partial(self._call, "wait_for_orchestration_completion", instance_id, timeout=poll)
+        with anyio.move_on_after(at_most + MARGIN):
+            try:
+                return await self._calls.patiently(waiting, silence=poll + _SILENCE)
+            except TimeoutError:
+                pass
+        return None
+
+    async def state(self, instance_id: str) -> OrchestrationState | None:
+        """An orchestration with its input and output, or None where there is none.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        return await self._calls.patiently(functools.partial(self._call, "get_orchestration_state", instance_id))
+
+    async def terminate(self, instance_id: str, reason: Json, sent: Sent | None = None) -> None:
+        """End an orchestration, wherever it stands.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        ending = functools.partial(self._call, "terminate_orchestration", instance_id, output=reason)
+        await self._calls.patiently(ending, sent=sent)
+
+    async def withdraw(self, instance_id: str, output: Json) -> bool:
+        """End an orchestration, with that output, which no worker has begun; False where one has.
+
+        Where the scheduler does not see to that itself, one that a worker begins in this moment may be ended, too:
+        `was_begun` tells.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers; it may have been ended.
+        """
+        from dafx_actors._durable.admin import withdraw_async
+
+        withdrawing = functools.partial(withdraw_async, instance_id=instance_id, output=json.dumps(output))
+        withdrawn = await self._ask(withdrawing)
+        if withdrawn is not None:
+            return withdrawn
+        state = await self.state(instance_id)  # as late as can be
+        if state is None or state.runtime_status is not OrchestrationStatus.PENDING:
+            return False
+        await self.terminate(instance_id, output)
+        return True
+
+    async def was_begun(self, instance_id: str) -> bool:
+        """Whether an orchestration that has ended had done anything, as far as anybody knows.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        try:
+            events = await self.history(instance_id)
+        except grpc.RpcError:
+            return True  # nobody knows
+        return any(not isinstance(event, _NOTHING_DONE) for event in events)
+
+    async def history(self, instance_id: str) -> list[history.HistoryEvent]:
+        """What was recorded of an orchestration.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+            grpc.RpcError: There is none, or the scheduler does not show it.
+        """
+        reading = functools.partial(self._call, "get_orchestration_history", instance_id)
+        events: list[history.HistoryEvent] = await self._calls.patiently(reading)
+        return events
+
+    def _is_there(self) -> bool:
+        return self._telling is not None and self._telling.get_state() is grpc.ChannelConnectivity.READY
+
+    async def _ask(self, asking: Callable[[grpc.aio.Channel, Metadata], Awaitable[T]]) -> T | None:
+        """Ask the embedded scheduler, at an address known to us, what other backends do not know."""
+        if not self.where.endpoint.lower().startswith(("http://", "grpc://")):
+            return None
+        if self._telling is None:
+            self._telling = grpc.aio.insecure_channel(self.where.endpoint.split("://", 1)[1], options=TRANSPORT)
+        metadata = [("taskhub", self.where.task_hub)]
+        if self._sent is not None and is_loopback(self.where.endpoint):
+            token = await _credentials.on_thread(self._sent).get_token(_credentials.scope_of_schedulers())
+            metadata.append(("authorization", f"Bearer {token.token}"))
+        ask = functools.partial(asking, self._telling, metadata)
+        return await self._calls.patiently(functools.partial(apart, ask))
+
+    async def signal(self, entity: EntityInstanceId, operation: str, input: Json) -> None:
+        """Send an operation to an entity. Not repeated when it got lost: it might arrive twice.
+
+        Raises:
+            SchedulerUnreachable: It may or may not have arrived.
+        """
+        signalling = functools.partial(self._call, "signal_entity", entity, operation, input)
+        await self._calls.patiently(signalling, again=False)
+
+    async def raise_event(self, instance_id: str, name: str, data: Json, sent: Sent | None = None) -> None:
+        """Raise an event for an orchestration. Not repeated when it got lost: it might arrive twice.
+
+        Raises:
+            SchedulerUnreachable: Nothing answered; the event may have arrived.
+        """
+        raising = functools.partial(self._call, "raise_orchestration_event", instance_id, name, data=data)
+        await self._calls.patiently(raising, again=False, sent=sent)
+
+    async def thread(self, entity_id: EntityInstanceId) -> Json:
+        """The stored document of a thread, or None where there is none.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        found = await self._calls.patiently(functools.partial(self._call, "get_entity", entity_id))
+        return None if found is None else found.get_typed_state()
+
+    async def threads(self, entity: str) -> dict[str, Json]:
+        """The stored documents of all threads of an entity, by their keys.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        # Some schedulers call a thread transient while an operation waits for it, and would leave it out.
+        query = EntityQuery(instance_id_starts_with=f"@{entity.lower()}@", include_transient=True)
+        # Many calls, a page each.
+        reading = functools.partial(self._call, "get_all_entities", query)
+        found = await self._calls.patiently(reading, silence=math.inf)
+        return {each.id.key: each.get_typed_state() for each in found}
+
+    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(getattr(self._client, method), *args, **kwargs)
+        if self._is_async:
+            return await apart(call)
+        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)

@@ -1,0 +1,58 @@
+"""Which names the workers of a task hub have, as one of them can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+from durabletask.client import TaskHubGrpcClient
+
+from dafx_actors.transcript import Json
+
+if TYPE_CHECKING:
+    from dafx_actors._durable.admin import Hosted
+
+_SILENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+
+
+def hosts(reader: TaskHubGrpcClient, own: Set[str], names: Iterable[Mapping[str, Json]]) -> dict[str, bool]:
+    """Which of these names some worker has; a name of which that cannot be told now is left out.
+
+    Args:
+        reader: A client of the worker that is asked.
+        own: What it has itself.
+        names: Each with its `name` and its `kind`, `activity` or `orchestration`.
+    """
+    found = {each["name"]: True for each in names if each["name"] in own}
+    others = [each for each in names if each["name"] not in own]
+    if not others:
+        return found
+    try:
+        hosted = _told_by_scheduler(reader)
+    except grpc.RpcError:
+        return found
+    for each in others:
+        kind = None if hosted is None else hosted.activities if each["kind"] == "activity" else hosted.orchestrations
+        found[each["name"]] = kind is not None and kind.take(each["name"])
+    return found
+
+
+def _told_by_scheduler(reader: TaskHubGrpcClient) -> Hosted | None:
+    """What all connected workers take, where the scheduler can tell; None where it cannot.
+
+    Raises:
+        grpc.RpcError: It does not answer.
+    """
+    # A service of the embedded scheduler alone: programs that never ask need not import any of it.
+    from dafx_actors._durable.admin import hosted
+
+    private: Any = reader
+    try:
+        # durabletask has no public way to a client's channel, whose interceptors send the task hub and the token.
+        return hosted(private._channel)  # noqa: SLF001 - see `tests/test_private_names.py`
+    except grpc.RpcError as error:
+        code = cast("Callable[[], grpc.StatusCode]", getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN))()
+        if code in _SILENT:
+            raise
+        return None  # whatever another scheduler says to a question that it does not know

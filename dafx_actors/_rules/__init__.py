@@ -1,0 +1,1 @@
+"""Decides and does nothing: no await, no clock, no network."""

@@ -1,0 +1,153 @@
+"""Agents used as tools, in a turn's orchestration: their turns, what is left to them, and their cancellation.
+
+A turn below gets what this one has left of its limits (see `_tree.py`), and is told of the turns above it. Each of its
+steps looks, before it begins, whether those still want it: so nothing of the tree begins once a cancel is on record,
+wherever the word of it is by then. That word, an event, only makes an end of what waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from durabletask import task
+
+from dafx_actors._json import messages as _codec
+from dafx_actors._rules import tree as _tree
+from dafx_actors._rules import turn as _turn
+from dafx_actors._turns.hosting import Hosting, not_hosted
+from dafx_actors._turns.link import CANCEL, TurnBase
+from dafx_actors.errors import DafxError
+from dafx_actors.exchange import Limits, RunRequest
+from dafx_actors.ids import AgentThread, turn_name
+from dafx_actors.orchestration._agents import turn_input
+from dafx_actors.orchestration._coroutines import DurableTask
+from dafx_actors.transcript import ChatMessage, Json
+
+_NOT_STARTED = "OrchestrationAlreadyExists"
+"""What a turn fails with, by the scheduler, where somebody else has taken its id."""
+
+
+class Agents:
+    """Makes the calls of one turn that are turns of other agents."""
+
+    def __init__(self, turn: TurnBase, hosting: Hosting) -> None:
+        """Begin with none."""
+        self._turn = turn
+        self._hosting = hosting
+        self._children: dict[str, Json] = {}
+        """The turns that are on record, by the keys of their calls."""
+        self._shares: dict[str, Limits | str] = {}
+        """What is left to those of one batch, or why they do not run."""
+
+    def plan(self, calls: Sequence[_turn.Call]) -> list[Json]:
+        """The turns that these calls will be, for the record."""
+        self._children = {call.key: self._child(call) for call in calls if self._is_to_run(call)}
+        return list(self._children.values())
+
+    def done(self) -> None:
+        """All of them are over, and on record."""
+        self._children = {}
+
+    def share(self, batch: Sequence[_turn.Call]) -> None:
+        """What is left of the turn's limits is shared by those that are asked at the same time."""
+        if not self._turn.is_of_the_tree:
+            return
+        asked = [call for call in batch if self._is_to_run(call)]
+        waited = self._turn.context.current_utc_datetime - self._turn.begun
+        progress = self._turn.progress
+        shares = _tree.shares(self._turn.limits, progress.steps, progress.usage, waited, len(asked))
+        self._shares = {call.key: share for call, share in zip(asked, shares, strict=True)}
+
+    async def ask(self, call: _turn.Call) -> Json:
+        """A turn of another agent, in a thread of its own: what that needs approved is approved there."""
+        if not self._is_to_run(call):
+            return {"error": _tree.circle(call.plan["agent"]["name"])}
+        share = self._shares.get(call.key)
+        if isinstance(share, str):
+            return {"error": share}
+        child = self._children[call.key]
+        where = AgentThread(child["agent"], child["thread"])
+        turn = self._start(call, where, share)
+
+        async def withdraw() -> Json:
+            self._cancel(child, f"no worker hosts agent {where.agent!r}")
+            return {"givenUp": True}
+
+        try:
+            done, raw = await self._hosting.outcome(
+                turn, "orchestration", turn_name(where.agent), shown=where.agent, give_up=withdraw
+            )
+            if not done:
+                return not_hosted(where.agent)
+            if share is not None:
+                self._count(_tree.spent_in(raw))
+            return _kept(_turn.told_to_caller(_codec.load_response(raw, where)), call.plan["agent"])
+        except (DafxError, task.TaskFailedError) as error:
+            if share is not None:
+                self._count(_spent_by_failed(turn.failure, share))
+            return {"error": str(error)}
+
+    def cancel(self, error: DafxError, over: Container[str] = ()) -> None:
+        """Cancel those that this turn waits for, all but those that are `over`, on record and at once."""
+        for key, child in self._children.items():
+            if key not in over:
+                self._cancel(child, str(error))
+
+    # --- Inside ---------------------------------------------------------------------------------------------------
+
+    def _start(self, call: _turn.Call, where: AgentThread, limits: Limits | None) -> DurableTask[Json]:
+        request = RunRequest(
+            correlation_id=call.key,
+            messages=(ChatMessage("user", call.plan["agent"]["request"]),),
+            limits=limits,
+            created_at=self._turn.context.current_utc_datetime,
+            orchestration_id=self._turn.id,
+        )
+        callers = self._callers if self._turn.is_of_the_tree else ()
+        return self._turn.context.call_sub_orchestrator(
+            turn_name(where.agent), input=turn_input(where, request, callers), instance_id=call.key
+        )
+
+    @property
+    def _callers(self) -> tuple[_tree.Caller, ...]:
+        return (*self._turn.callers, _tree.Caller(self._turn.thread, self._turn.id))
+
+    def _is_to_run(self, call: _turn.Call) -> bool:
+        """Whether it is a call of an agent, and not one that would wait for what waits for it."""
+        plan = call.plan.get("agent")
+        if not plan or plan["newThread"] or not self._turn.is_of_the_tree:
+            return bool(plan)
+        return not _tree.waits_for(self._callers, AgentThread(plan["name"], self._turn.thread.thread_id))
+
+    def _child(self, call: _turn.Call) -> Json:
+        plan = call.plan["agent"]
+        thread = self._turn.context.new_uuid() if plan["newThread"] else self._turn.thread.thread_id
+        return {"key": call.key, "agent": plan["name"], "thread": thread, "correlationId": call.key}
+
+    def _count(self, spent: _tree.Spent) -> None:
+        self._turn.progress = _turn.with_spent(self._turn.progress, spent.steps, spent.usage)
+
+    def _cancel(self, child: Json, reason: str) -> None:
+        mark = {"by": self._turn.id, "reason": reason}
+        where = AgentThread(child["agent"], child["thread"]).entity_id
+        told = {"correlationId": child["correlationId"], "mark": mark}
+        self._turn.context.signal_entity(where, "cancel", told)
+        self._turn.context.send_event(child["correlationId"], CANCEL, data=mark)
+
+
+def _kept(answer: str, plan: Json) -> Json:
+    """The outcome of a call that was answered; plans of earlier versions have no bound."""
+    size, most = len(answer.encode(errors="replace")), plan.get("maxResultBytes")
+    if most is None or size <= most:
+        return {"result": answer}
+    return {
+        "error": f"agent {plan['name']!r} has answered; the answer has {size:,} bytes, a result may have {most:,}, and "
+        "so it is not shown. What the agent did is done. Ask for a shorter answer."
+    }
+
+
+def _spent_by_failed(failure: task.FailureDetails | None, share: Limits) -> _tree.Spent:
+    """What a turn took that failed. One that was ended from outside does not say so: all that it was given is gone."""
+    if failure is None or failure.error_type == _NOT_STARTED:
+        return _tree.Spent()
+    return _tree.spent_beside(failure.message) or _tree.Spent(share.steps or 0)

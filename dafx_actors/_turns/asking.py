@@ -1,0 +1,182 @@
+"""What the steps of a turn need, wherever they are taken: as activities, or all of them inside one operation."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import anyio.to_thread
+import attrs
+
+from dafx_actors._json import messages as _codec
+from dafx_actors._json.answers import answer_mismatch
+from dafx_actors._json.checker import CHECKER, TookTooLong
+from dafx_actors._json.schema_limits import LONG_ANSWER, look
+from dafx_actors._json.shapes import check_json, shown
+from dafx_actors._json.text import well_formed
+from dafx_actors._raised import contained, kind_of, text_of
+from dafx_actors._rules import turn as _turn
+from dafx_actors._rules.tree import Caller
+from dafx_actors._secrets import without_in
+from dafx_actors._turns import above as _above
+from dafx_actors._turns.host import Host
+from dafx_actors.agents import Agent, Turn
+from dafx_actors.errors import ModelError, TurnFailed, ValueMismatch
+from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import AgentThread
+from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ending_of
+from dafx_actors.tools import ToolContext
+from dafx_actors.tools._toolbox import Toolbox, size_of
+from dafx_actors.transcript import ChatMessage, Content, FunctionCallContent, Json, Transcript
+
+_logger = logging.getLogger("dafx_actors.worker")
+_tools_logger = logging.getLogger("dafx_actors.tools")
+
+
+def _storable(reply: ModelReply) -> ModelReply:
+    """A reply that can be stored: arguments that JSON cannot hold are not those of a call that can be made."""
+    message = _codec.dump_message(reply.message)
+    # Half an emoji, and a key that a server has repeated.
+    if (whole := without_in(well_formed(message))) is not message:
+        reply = attrs.evolve(reply, message=_codec.load_message(whole))
+    contents: list[Content] = []
+    for content in reply.message.contents:
+        if isinstance(content, FunctionCallContent):
+            try:
+                check_json(content.arguments)
+            except ValueError:
+                written = {UNPARSED_ARGUMENTS: shown(content.arguments)}
+                content = FunctionCallContent(content.call_id, content.name, extra=written)
+        contents.append(content)
+    return attrs.evolve(reply, message=attrs.evolve(reply.message, contents=tuple(contents)))
+
+
+_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens", "num_predict", "n_predict")
+"""The options by which providers are told how long a reply may be."""
+
+
+def _limit_of(options: Mapping[str, Json], reply: ModelReply) -> str:
+    """The limit at which a reply was cut off, in words."""
+    asked = next((f"{name}={options[name]!r}" for name in _LIMITS if options.get(name) is not None), None)
+    tokens = f" ({reply.usage.output_tokens} tokens)" if reply.usage and reply.usage.output_tokens else ""
+    return f"{asked or 'the limit of tokens for an answer (max_tokens)'}{tokens}"
+
+
+async def _mismatch(text: str, schema: Mapping[str, Json] | None) -> str | None:
+    """As `answer_mismatch`; what may take long is checked beside the event loop, and not for ever."""
+    if schema is None or not (look(schema).may_be_slow or len(text) > LONG_ANSWER):
+        return answer_mismatch(text, schema)
+    try:
+        checking = functools.partial(answer_mismatch, text, schema, CHECKER.mistakes)
+        return await anyio.to_thread.run_sync(checking, abandon_on_cancel=True)
+    except TookTooLong:
+        return f"whether it fits the schema could not be found out within {CHECKER.seconds:g} s"
+
+
+@attrs.frozen
+class AgentSteps:
+    """Asks one agent on a worker."""
+
+    agent: Agent
+    host: Host
+    toolbox: Toolbox
+
+    async def reply(
+        self,
+        thread: AgentThread,
+        request: RunRequest,
+        transcript: Transcript,
+        *,
+        first: bool,
+        callers: Sequence[Caller] = (),
+    ) -> Json:
+        """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker.
+
+        Neither is asked where one of the turns above (`callers`) does not want it any more.
+        """
+        try:
+            asked = functools.partial(self._ask, thread, request, transcript, first=first, callers=callers)
+            return await contained(asked, lambda: self.host.is_stopping)
+        except Exception as error:
+            if _codec.crosses(error):
+                return {"error": _codec.dump_error(error)}
+            _logger.exception("Turn %s of agent %s failed.", request.correlation_id, thread.agent)
+            failed = TurnFailed(thread.agent, request.correlation_id, kind_of(error), text_of(error))
+            return {"error": _codec.dump_error(failed)}
+
+    async def _ask(
+        self,
+        thread: AgentThread,
+        request: RunRequest,
+        transcript: Transcript,
+        *,
+        first: bool,
+        callers: Sequence[Caller],
+    ) -> Json:
+        wanted = functools.partial(_above.check, self.host, callers, thread.agent, request.correlation_id)
+        await wanted()
+        if request.response_schema is not None and (mistake := look(request.response_schema).mistake) is not None:
+            raise ModelError("bad_request", f"the schema in `response_format` is not taken: {mistake}", attempts=0)
+        tools = await self.toolbox.definitions() if request.enable_tool_calls else ()
+
+        def options_of(asked: Mapping[str, Json]) -> Mapping[str, Json]:
+            return {**self.agent.definition.options, **asked}
+
+        async def complete(asked: ModelRequest) -> ModelReply:
+            await wanted()  # the agent's instructions, or its code, may have taken a while
+            asked = attrs.evolve(asked, options=options_of(asked.options))
+            return await self.host.model_of(self.agent).complete(asked)
+
+        conversation = _turn.conversation(transcript, request.correlation_id)
+        turn = Turn(
+            thread=thread,
+            request=request,
+            transcript=transcript,
+            messages=conversation,
+            tools=tools,
+            # A model that must call a tool would never come to an answer.
+            tool_choice=request.tool_choice if first and tools else None,
+            complete=complete,
+        )
+        instructions = await self.agent.instructions(turn)
+        if instructions:
+            turn = attrs.evolve(turn, messages=(ChatMessage("system", instructions), *conversation))
+        reply = _storable(await self.agent.respond(turn))
+        calls = [content for content in reply.message.contents if isinstance(content, FunctionCallContent)]
+        invalid = None if calls else await _mismatch(reply.message.text, request.response_schema)
+        ending = ending_of(reply.finish_reason)
+        if ending != "whole":
+            calls = []  # they may be half of what the model meant
+        return {
+            "message": _codec.dump_message(reply.message),
+            "usage": _codec.dump_usage(reply.usage) if reply.usage else None,
+            "finishReason": reply.finish_reason,
+            "ending": ending,
+            **({"limit": _limit_of(options_of(request.options), reply)} if ending == "cut" else {}),
+            **({"calls": [await self.toolbox.plan(call, tools) for call in calls]} if calls else {}),
+            **({"invalid": invalid} if invalid else {}),
+        }
+
+    def tool_context(self, thread: AgentThread, raw: Json, read: Callable[[], Transcript]) -> ToolContext:
+        """What a tool is told of a call, which `raw` describes as the call's activity is told of it."""
+        turn, key = raw["correlationId"], raw["key"]
+
+        most = self.agent.definition.max_result_bytes
+
+        def report(progress: Json) -> None:
+            progress = without_in(progress)
+            if (size := size_of(progress)) > most:
+                raise ValueMismatch(f"a progress has {size:,} bytes as JSON, and may have {most:,}, as a result")
+            self.host.report(thread, {"correlationId": turn, "key": key, "progress": progress})
+
+        return ToolContext(
+            thread=thread,
+            correlation_id=turn,
+            call_id=raw["callId"],
+            idempotency_key=key,
+            attempt=raw["attempt"],
+            logger=_tools_logger,
+            transcript=read,
+            report=report,
+        )

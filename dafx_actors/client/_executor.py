@@ -1,0 +1,451 @@
+"""How a client's agents are run: a turn's orchestration is started and waited for; a thread is told things."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import anyio
+from durabletask.client import OrchestrationState, OrchestrationStatus
+
+from dafx_actors._durable.backend import Backend
+from dafx_actors._durable.calls import Sent, within
+from dafx_actors._json import messages as _codec
+from dafx_actors._json.peer import dump_for_peer
+from dafx_actors._json.shapes import object_in
+from dafx_actors.client._peer import PeerThreads, handed_over, request_in
+from dafx_actors.decisions import PendingDecision
+from dafx_actors.errors import (
+    AgentNotHosted,
+    CorrelationConflict,
+    SchedulerUnreachable,
+    TurnFailed,
+    TurnNotFound,
+    TurnTerminated,
+    TurnTimeout,
+    UnsupportedByPeer,
+)
+from dafx_actors.exchange import AgentRunResponse, RunRequest
+from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, new_id, tell_name, turn_name
+from dafx_actors.orchestration._agents import answer, turn_input
+from dafx_actors.transcript import Json, Transcript
+
+_GRACE = 1.0
+"""Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
+_START_TIMEOUT = 10.0
+"""Seconds that it has where the scheduler cannot tell."""
+_AWAY = 30.0
+"""Seconds that it has where the agent was hosted a while ago: it is being deployed, or restarted. A caller who has said
+how long to wait waits so long."""
+_LOOK_AGAIN, _LONGEST_PAUSE = 10.0, 60.0
+"""Seconds between two looks at a turn that no worker has begun; they grow."""
+_A_WHILE = 600.0
+"""Seconds for which an agent that was hosted is taken to come back."""
+
+
+class _Vigil:
+    """When a turn that no worker has begun is looked at."""
+
+    def __init__(self, first: float) -> None:
+        """Begin it.
+
+        Args:
+            first: Seconds until the first look.
+        """
+        self.begin()
+        self._look = self._since + first
+
+    def begin(self) -> None:
+        """Workers are there: from now on one may go away."""
+        self._since = time.monotonic()
+        self._pause = _LOOK_AGAIN
+        self._look = self._since + self._pause
+
+    def go_on(self, patience: float) -> None:
+        """Look again when patience is over, and before."""
+        now = time.monotonic()
+        self._look = min(self._since + patience, now + self._pause)
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def end(self) -> None:
+        """A worker has begun it: it needs no looks."""
+        self._look = math.inf
+
+    @property
+    def waited(self) -> float:
+        """Seconds without a worker."""
+        return time.monotonic() - self._since
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look."""
+        return self._look <= time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return max(self._look - time.monotonic(), 0.001)
+
+
+class ClientAgentExecutor:
+    """Runs agents from outside: starts a turn's orchestration and waits for it to end.
+
+    Agents that the peer hosts are run by `_peer.py`: those that the caller says are, with `hosted_by_peer`; where the
+    scheduler tells what is hosted, those of which it says so; elsewhere, those whose turns no worker takes within
+    `start_timeout` although their threads answer.
+    """
+
+    def __init__(self, backend: Backend, start_timeout: float | None, *, hosted_by_peer: bool = False) -> None:
+        self._backend = backend
+        self._given = start_timeout
+        self.start_timeout = _START_TIMEOUT if start_timeout is None else start_timeout
+        self._hosted_by_peer = hosted_by_peer
+        self._peer = PeerThreads(backend)
+        self._seen: dict[str, float] = {}
+        """Agents that workers of ours have hosted, and when that was seen."""
+        self._by_peer: set[str] = set()
+        """Agents that the peer hosts, where it took a while to find out."""
+
+    async def transcript(self, thread: AgentThread, timeout: float | None = None) -> Transcript:
+        """See `DurableAIAgent.get_transcript`."""
+        with self.bounded(timeout):
+            return _codec.load_transcript(await self._backend.thread(thread.entity_id))
+
+    async def is_unhosted(self, agent: str) -> bool:
+        """Whether the scheduler says that no worker hosts it; False where it cannot tell.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        hosted = await self._backend.hosted()
+        return hosted is not None and not hosted.orchestrations.take(turn_name(agent))
+
+    def bounded(self, timeout: float | None) -> AbstractContextManager[None]:
+        """Bound what is asked of the scheduler inside: `SchedulerUnreachable` where it has not answered by then."""
+        return self._backend.bounded(timeout)
+
+    @contextmanager
+    def bounded_turn(
+        self, agent: str, thread: AgentThread | None, turn: str, timeout: float | None, sent: Sent, operation: str = ""
+    ) -> Generator[None]:
+        """Bound what is sent to a turn inside.
+
+        Raises:
+            TurnTimeout: It may have arrived, but has no answer yet.
+            SchedulerUnreachable: It has not arrived.
+        """
+        late = TurnTimeout(agent, "" if thread is None else thread.thread_id, turn, timeout or 0.0, operation)
+        with within(timeout, lambda: late if sent.maybe else self._backend.silence(timeout)):
+            yield
+
+    async def start(self, thread: AgentThread, request: RunRequest, sent: Sent | None = None) -> None:
+        """Start the turn, unless it was started before. One that was withdrawn, so that nobody did anything, was not.
+
+        Raises:
+            CorrelationConflict: Something else has that id.
+            UnsupportedByPeer: The peer hosts the agent, and cannot take this.
+        """
+        by_peer = await self._is_by_peer(thread.agent)
+        if by_peer:
+            dump_for_peer(thread.agent, request)  # refused before anything is on record
+        started = functools.partial(
+            self._backend.start,
+            turn_name(thread.agent),
+            request.correlation_id,
+            turn_input(thread, request),
+            sent=sent,
+        )
+        created = await started()
+        state = None if created else await self._backend.state(request.correlation_id)
+        if state is not None and await self._was_withdrawn(state):
+            # Where another client does the same in this moment, one of the two starts it, and both wait for it.
+            created = await started(anew=True)
+            state = None if created else await self._backend.state(request.correlation_id)
+        if created and by_peer:
+            await self._peer.hand_over(thread, request, created=True)
+        if state is not None and (differs := _difference(state, thread, request)):
+            raise CorrelationConflict(request.correlation_id, differs)
+
+    async def wait(
+        self,
+        thread: AgentThread,
+        correlation_id: str,
+        response_format: Any,
+        *,
+        again: Callable[[], Awaitable[object]] | None = None,
+    ) -> AgentRunResponse[Any]:
+        """Wait for the turn's end, by long polls; withdraw a turn that no worker takes within `start_timeout`.
+
+        Args:
+            thread: Its thread.
+            correlation_id: The turn.
+            response_format: Of the answer.
+            again: Starts it. A turn that somebody else withdraws meanwhile is started anew, once: some schedulers show
+                that only when there is a worker again.
+        """
+        vigil = self._vigil()
+        try:
+            if not self._hosted_by_peer:
+                state = await self._end_of(thread.agent, correlation_id, vigil)
+                if again is not None and await self._was_withdrawn(state):
+                    await again()
+                    state = await self._end_of(thread.agent, correlation_id, vigil)
+                if not (_is_by_peer(state) or self._is_given(correlation_id, state)):
+                    return await self._answer(state, thread, correlation_id, response_format)
+            response = await self._peer.response(thread, correlation_id, None)
+        except SchedulerUnreachable as error:
+            resume = f"the turn may still be running; pick it up with correlation_id={correlation_id!r}"
+            raise SchedulerUnreachable(error.endpoint, f"{error.detail}; {resume}") from error
+        return answer(response, thread, response_format)
+
+    async def tell(
+        self,
+        thread: AgentThread,
+        operation: Literal["decide", "cancel"],
+        input: Mapping[str, Json],
+        sent: Sent | None = None,
+    ) -> Json:
+        """Tell a thread something, and hear what it says. A worker that hosts the agent carries it there.
+
+        Raises:
+            AgentNotHosted: None does; nothing was changed.
+            UnsupportedByPeer: The peer hosts it.
+            TurnError: The thread refused.
+        """
+        if await self._is_by_peer(thread.agent):
+            raise UnsupportedByPeer(thread.agent, f"hear of a turn while it runs ({operation!r})")
+        telling = new_id()
+        told = {"thread": thread.thread_id, "operation": operation, "input": dict(input)}
+        await self._backend.start(tell_name(thread.agent), telling, told, sent=sent)
+        state = await self._end_of(thread.agent, telling, self._vigil())
+        if state.runtime_status is not OrchestrationStatus.COMPLETED:
+            raise _failure(state, thread.agent, telling)
+        outcome = output_of(state)
+        if outcome and "error" in outcome:
+            raise _codec.load_error(outcome["error"]) or TurnFailed(
+                thread.agent, telling, "an unknown error", str(outcome["error"])
+            )
+        return outcome
+
+    async def turn(self, agent: str, correlation_id: str) -> tuple[AgentThread, OrchestrationState]:
+        """A turn that was started before, with its thread.
+
+        Raises:
+            TurnNotFound: There is no such turn of that agent.
+        """
+        state = await self._backend.state(correlation_id)
+        if state is None or state.name != turn_name(agent):
+            raise TurnNotFound(agent, correlation_id)
+        return AgentThread(agent, json.loads(state.serialized_input or "{}")["thread"]), state
+
+    def is_handed_over(self, record: OrchestrationState) -> bool:
+        """Whether the peer has the turn that this orchestration stands for."""
+        return self._hosted_by_peer or handed_over(record)
+
+    async def document(self, thread: AgentThread) -> Json:
+        """The stored document of a thread, or None."""
+        return await self._backend.thread(thread.entity_id)
+
+    async def pending(self, agent: str, thread: AgentThread | None) -> list[PendingDecision]:
+        """All that waits for a person in a thread and the turns of agents that it uses as tools; or in all threads."""
+        if thread is None:
+            documents = await self._backend.threads(entity_name(agent))
+            todo = [(AgentThread(agent, key), document) for key, document in documents.items()]
+        else:
+            todo = [(thread, await self.document(thread))]
+        found: list[PendingDecision] = []
+        seen: set[str] = set()  # turns of earlier versions may wait for each other in a circle
+        while todo:
+            where, document = todo.pop(0)
+            if str(where.entity_id) in seen:
+                continue
+            seen.add(str(where.entity_id))
+            ours = unfinished(document)
+            if (active := ours.get("active")) is None or active in object_in(ours.get("cancelled")):
+                continue
+            asks = object_in(ours.get("asks")).values()
+            found += [_codec.load_pending(where, active, ask) for ask in asks if "decision" not in ask]
+            if thread is not None:
+                below = [
+                    AgentThread(each["agent"], each["thread"]) for each in object_in(ours.get("children")).values()
+                ]
+                todo += [(child, await self.document(child)) for child in below]
+        return found
+
+    async def _is_by_peer(self, agent: str) -> bool:
+        """Whether the peer hosts the agent, as far as that is known at once. One of ours is not asked for again."""
+        if self._hosted_by_peer or agent in self._seen:
+            return self._hosted_by_peer
+        hosted = await self._backend.hosted()
+        if hosted is None:
+            return agent in self._by_peer
+        if hosted.orchestrations.take(turn_name(agent)):
+            self._see(agent)
+        return await self._peer.hosts(agent)
+
+    def _see(self, agent: str) -> None:
+        self._seen[agent] = time.monotonic()
+
+    def _patience(self, agent: str, *, is_told: bool, had_workers: bool) -> float:
+        """Seconds that a turn is left to wait for a worker, where none takes the agent's turns now.
+
+        Args:
+            agent: The agent.
+            is_told: Whether the scheduler tells what is hosted.
+            had_workers: Whether it tells that somebody took them a while ago.
+        """
+        if self._given is not None:
+            return self._given
+        if had_workers or time.monotonic() - self._seen.get(agent, -math.inf) < _A_WHILE:
+            return _AWAY if math.isinf(anyio.current_effective_deadline()) else math.inf
+        return _GRACE if is_told else _START_TIMEOUT
+
+    def _vigil(self) -> _Vigil:
+        return _Vigil(_GRACE if self._given is None else self._given)
+
+    async def _end_of(self, agent: str, correlation_id: str, vigil: _Vigil) -> OrchestrationState:
+        """An orchestration when it has ended, or when its turn was handed over.
+
+        Raises:
+            AgentNotHosted: No worker took it in time, and it was withdrawn.
+        """
+        while True:
+            state = await self._backend.wait(correlation_id, vigil.left)
+            if state is None and vigil.is_due:
+                state = await self._look(agent, correlation_id, vigil)
+            if state is not None:
+                if not (_is_by_peer(state) or self._is_given(correlation_id, state)):
+                    self._see(agent)
+                return state
+
+    def _is_given(self, correlation_id: str, state: OrchestrationState) -> bool:
+        """Whether this client has handed the turn over, and no worker of ours has answered it all the same."""
+        return self._peer.has_given(correlation_id) and state.runtime_status is not OrchestrationStatus.COMPLETED
+
+    async def _look(self, agent: str, correlation_id: str, vigil: _Vigil) -> OrchestrationState | None:
+        """See to a turn that has not ended: whether a worker has it, and whether one will.
+
+        Gives its state if the peer has it now, or if it ended by itself in this moment; None where it is to be waited
+        for, and looked at again if the vigil says so.
+
+        Raises:
+            AgentNotHosted: The turn was withdrawn. A scheduler may show its end only once some worker takes it.
+        """
+        state = await self._backend.state(correlation_id)
+        if state is not None and self._is_given(correlation_id, state):
+            return state  # some schedulers show its end late
+        if state is None or state.runtime_status is not OrchestrationStatus.PENDING:
+            self._see(agent)
+            vigil.end()
+            return None
+        hosted = await self._backend.hosted()
+        known = None if hosted is None else hosted.orchestrations
+        if known is not None and known.take(turn_name(agent)):
+            self._see(agent)
+            vigil.begin()
+            return None  # its workers are busy, and will come to it
+        had_workers = hosted is not None and hosted.lately.orchestrations.take(turn_name(agent))
+        patience = self._patience(agent, is_told=known is not None, had_workers=had_workers)
+        is_last = vigil.waited >= patience
+        request = request_in(state)
+        if request is not None and (is_last or known is not None) and await self._peer.hosts(agent):
+            self._by_peer.add(agent)
+            thread = AgentThread(agent, json.loads(state.serialized_input or "{}")["thread"])
+            return await self._peer.hand_over(thread, request)
+        if not is_last:
+            vigil.go_on(patience)
+            return None
+        agents = None if known is None else sorted(filter(None, map(agent_of_turn, known.names)))
+        return await self._withdraw(agent, correlation_id, patience, agents)
+
+    async def _withdraw(
+        self, agent: str, correlation_id: str, waited: float, agents: list[str] | None
+    ) -> OrchestrationState | None:
+        if not await self._backend.withdraw(correlation_id, _withdrawal(waited, agents)):
+            return None  # a worker has begun it in this moment
+        ended = await self._backend.wait(correlation_id, 0.5)
+        if ended is None or await self._was_withdrawn(ended):
+            where = self._backend.where
+            raise AgentNotHosted(agent, where.endpoint, where.task_hub, waited, agents)
+        return ended
+
+    async def _was_withdrawn(self, state: OrchestrationState) -> bool:
+        """Whether a turn was withdrawn, and that before any worker had begun it."""
+        return _withdrawal_in(state) is not None and not await self._backend.was_begun(state.instance_id)
+
+    async def _answer(
+        self, state: OrchestrationState, thread: AgentThread, correlation_id: str, response_format: Any
+    ) -> AgentRunResponse[Any]:
+        if state.runtime_status is OrchestrationStatus.COMPLETED:
+            return answer(output_of(state), thread, response_format)
+        if state.runtime_status is OrchestrationStatus.TERMINATED:
+            mark = _withdrawal_in(state)
+            if mark is not None and await self._was_withdrawn(state):  # by another client
+                where = self._backend.where
+                seconds, agents = float(mark.get("seconds") or 0.0), mark.get("hosted")
+                raise AgentNotHosted(thread.agent, where.endpoint, where.task_hub, seconds, agents)
+            detail = output_of(state) if mark is None else mark.get("reason")
+            raise TurnTerminated(thread.agent, correlation_id, str(detail or ""))
+        raise _failure(state, thread.agent, correlation_id)
+
+
+_WITHDRAWN = "withdrawn: no worker took the turn"
+
+
+def _withdrawal(waited: float, hosted: list[str] | None) -> Json:
+    """The output of a turn that was withdrawn. An object, so that nobody's reason to terminate one looks like it."""
+    return {"dafx": "withdrawn", "reason": _WITHDRAWN, "seconds": round(waited, 3), "hosted": hosted}
+
+
+def _withdrawal_in(state: OrchestrationState) -> Mapping[str, Json] | None:
+    """Likewise, of a turn; None where it ended otherwise."""
+    if state.runtime_status is not OrchestrationStatus.TERMINATED:
+        return None
+    output: Json = output_of(state)
+    if not isinstance(output, dict):
+        return None
+    found = object_in(output)
+    return found if found.get("dafx") == "withdrawn" else None
+
+
+def _is_by_peer(record: OrchestrationState) -> bool:
+    """Whether a turn that need not be waited for was handed over: not every scheduler shows the end of its record."""
+    return handed_over(record) or record.runtime_status is OrchestrationStatus.PENDING
+
+
+def _failure(state: OrchestrationState, agent: str, correlation_id: str) -> Exception:
+    failure = state.failure_details
+    if failure is None:
+        return TurnFailed(agent, correlation_id, "an error", "no details were recorded")
+    return _codec.load_error(failure.message) or TurnFailed(agent, correlation_id, failure.error_type, failure.message)
+
+
+def _difference(state: OrchestrationState, thread: AgentThread, request: RunRequest) -> str | None:
+    """In what a turn that was started before differs from this one, or None where it is the same."""
+    if state.name != turn_name(thread.agent):
+        return "agent"
+    sent = json.loads(state.serialized_input or "{}")
+    if sent.get("thread") != thread.thread_id:
+        return "thread"
+    earlier = _codec.load_request(sent.get("request"))
+    asked = [_codec.digest(each.messages, each.response_schema) for each in (earlier, request)]
+    return "request" if asked[0] != asked[1] else None
+
+
+def unfinished(document: Json) -> Mapping[str, Json]:
+    """`data.dafx` of a stored thread: its turns that have not ended."""
+    return object_in(object_in(object_in(document).get("data")).get("dafx"))
+
+
+def output_of(state: OrchestrationState) -> Json:
+    if state.serialized_output is None:
+        return None
+    try:
+        return json.loads(state.serialized_output)
+    except json.JSONDecodeError:
+        return state.serialized_output  # others may terminate with a plain text

@@ -1,0 +1,551 @@
+"""The orchestrations of a task hub: carries out what `_turns.py` decides, in memory and in a change."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from dafx_actors.scheduler._ground import events as _events
+from dafx_actors.scheduler._ground.pacing import Pace
+from dafx_actors.scheduler._ground.proto import LARGE, Status, frame_past, orchestrator_item, pb, serialize, stamp
+from dafx_actors.scheduler._ground.records import Activity, History, Message, Orchestration, Parent
+from dafx_actors.scheduler._hub.idle import Evicted, IdleCache
+from dafx_actors.scheduler._rules import turns as _turns
+from dafx_actors.scheduler._rules.filters import Lane
+from dafx_actors.scheduler.storage import tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from dafx_actors.scheduler._ground.records import MessageKind, Start
+    from dafx_actors.scheduler._hub.delivery import Rendered
+    from dafx_actors.scheduler._hub.hub import TaskHub
+    from dafx_actors.scheduler.storage.committer import Changes
+
+_MOST_IDLE = 2_000
+_HEAVIEST_IDLE = 128 * 2**20
+"""So that one of the largest stays: to read it from the disk holds the loop."""
+_RECORD_WEIGHT = 1_000
+
+
+class Orchestrations:
+    """Every method that takes `changes` adds to them, and is carried out in memory at once."""
+
+    def __init__(self, hub: TaskHub) -> None:
+        self._hub = hub
+        self._by_name: dict[str, Orchestration] = {}
+        self._by_id: dict[int, Orchestration] = {}
+        self._idle: IdleCache[int] = IdleCache(self._evict, most=_MOST_IDLE, heaviest=_HEAVIEST_IDLE)
+        self._evicted: Evicted[Orchestration] = Evicted()
+        self._resting: dict[int, tuple[Orchestration, asyncio.TimerHandle]] = {}
+        # Each function takes its own kind of effect, which the key says.
+        self._effects: dict[type, Callable[[Changes, Orchestration, Any], None]] = {
+            _turns.RunActivity: self._run_activity,
+            _turns.StartTimer: self._start_timer,
+            _turns.StartChild: self._start_child,
+            _turns.SendEvent: self._send_event,
+            _turns.Terminate: self._terminate_other,
+            _turns.TellEntity: hub.entities.told_by,
+            _turns.RequestLock: hub.entities.request_lock,
+            _turns.ReleaseLock: hub.entities.release_lock,
+        }
+
+    # --- finding -------------------------------------------------------------------------------------------------
+
+    def find(self, instance_id: str) -> Orchestration | None:
+        """The instance of this id, if there is one."""
+        found = self._by_name.get(instance_id)
+        if found is None:
+            found = self._remember(self._hub.store.orchestration(self._hub.id, instance_id))
+        return None if found is None or found.gone else found
+
+    def find_by_id(self, row: int) -> Orchestration | None:
+        """The instance with this row, if it is still there."""
+        found = self._by_id.get(row)
+        if found is None:
+            found = self._remember(self._hub.store.orchestration_by_id(row))
+        return None if found is None or found.gone else found
+
+    def _remember(self, found: Orchestration | None) -> Orchestration | None:
+        if found is not None:
+            found = self._evicted.same(found.id, found)
+            # Another row of that id may be in memory: one that was deleted, and is not on disk any more.
+            self._by_name.setdefault(found.instance_id, found)
+            known = self._by_id.setdefault(found.id, found)
+            assert known is found, "one record stands for an orchestration"
+            self.rest(found)
+        return found
+
+    def rest(self, it: Orchestration) -> None:
+        """It was used: if nothing is left to do for it, it may be forgotten, those that were used before it first."""
+        if it.idle and not it.gone:
+            self._idle.put(it.id, _weight(it))
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def _evict(self, row: int) -> None:
+        found = self._by_id.get(row)
+        if found is None or not found.idle or found.dirty > self._hub.store.committer.committed:
+            return
+        del self._by_id[row]
+        if self._by_name.get(found.instance_id) is found:
+            del self._by_name[found.instance_id]
+        if not found.gone:
+            self._evicted.add(row, found)
+
+    def forget(self) -> None:
+        """Drop all from memory; what is on disk counts."""
+        for it, _ in list(self._resting.values()):
+            self._end_rest(it)
+        self._by_name.clear()
+        self._by_id.clear()
+        self._idle.clear()
+        self._evicted.clear()
+
+    def load(self, ready: Iterable[Orchestration]) -> None:
+        """Those that may have a turn to take, from the store."""
+        for it in ready:
+            self._remember(it)
+            self.offer(it)
+
+    def touch(self, changes: Changes, it: Orchestration) -> None:
+        """It is part of these changes: look after it when they are on disk."""
+        known = self._by_id.setdefault(it.id, it)
+        assert known is it, "one record stands for an orchestration"
+        if it.dirty != changes.seq:
+            it.dirty = changes.seq
+            self._idle.take(it.id)
+            # Its turn need not wait for the disk: to take one has no effect but the answer, which is written after
+            # this, or refused if this cannot be written. So the worker replays while the disk works.
+            changes.at_once(lambda: self.offer(it))
+            changes.then(lambda: self._committed(it, changes.seq))
+
+    def _committed(self, it: Orchestration, seq: int) -> None:
+        if it.dirty == seq:
+            # Else a later change is not on disk yet, and nobody may be told of it.
+            self._hub.notify(it)
+        if it.dirty > seq or not it.idle:
+            return
+        if it.gone or it.ended:
+            self._evict(it.id)
+        else:
+            self.rest(it)
+
+    def offer(self, it: Orchestration) -> None:
+        """Queue its next turn, if it has one to take; after a rest, where that is due (see `_pacing`)."""
+        if it.queued:
+            if it.id in self._resting and it.pace.rest(time.monotonic()) <= 0:
+                self._rested(it)
+            return
+        if not _turns.ready(it, self._hub.clock.now()):
+            return
+        it.queued = True
+        self._idle.take(it.id)
+        rest = it.pace.rest(time.monotonic())
+        if rest > 0:
+            # Not by the scheduler's clock, which a test may hold: nothing waits for a time here.
+            self._resting[it.id] = it, asyncio.get_running_loop().call_later(rest, self._rested, it)
+        else:
+            self._deliver(it)
+
+    def _rested(self, it: Orchestration) -> None:
+        self._end_rest(it)
+        self._deliver(it)
+
+    def _end_rest(self, it: Orchestration) -> None:
+        _, timer = self._resting.pop(it.id, (None, None))
+        if timer is not None:
+            timer.cancel()
+
+    def _deliver(self, it: Orchestration) -> None:
+        self._hub.delivery.offer(it, Lane(kind="orchestration", name=it.name, version=it.version or ""))
+
+    @property
+    def resting(self) -> list[str]:
+        """The names of those that will be told soon what has come."""
+        return [it.name for it, _ in self._resting.values()]
+
+    # --- being told ----------------------------------------------------------------------------------------------
+
+    def create(self, changes: Changes, instance_id: str, start: Start, parent: Parent | None = None) -> Orchestration:
+        """A new instance; whatever had its id must have been deleted."""
+        now = self._hub.clock.now()
+        scheduled = start.scheduled if start.scheduled is not None and start.scheduled > now else None
+        it = Orchestration(
+            id=self._hub.ids.row(),
+            instance_id=instance_id,
+            execution_id=self._hub.ids.execution(),
+            name=start.name,
+            version=start.version,
+            status=Status.PENDING,
+            created=now,
+            updated=now,
+            scheduled=scheduled,
+            parent=parent,
+            start=start,
+            history=History(),
+        )
+        self._by_name[instance_id] = self._by_id[it.id] = it
+        tables.insert_orchestration(changes, self._hub.id, it)
+        if scheduled is not None:
+            timer = self._hub.ids.row()
+            it.timers.add(timer)
+            tables.insert_scheduled_start(changes, timer, self._hub.id, scheduled, it.id)
+            changes.then(lambda: self._hub.add_timer(scheduled, timer, tables.TIMER_STARTS, it.id, None))
+        self.touch(changes, it)
+        return it
+
+    def tell(self, changes: Changes, it: Orchestration, kind: MessageKind, event: bytes) -> None:
+        """Put a message into its inbox; one that has ended accepts nothing."""
+        if it.ended or it.gone:
+            return
+        message = Message(self._hub.ids.row(), kind, event)
+        it.inbox.append(message)
+        tables.insert_message(changes, it.id, message)
+        self.touch(changes, it)
+
+    def answer(self, changes: Changes, row: int, execution_id: str, event: bytes) -> None:
+        """Deliver an answer to one execution of an orchestration; a later one must not get it."""
+        it = self.find_by_id(row)
+        if it is not None and it.execution_id == execution_id:
+            self.tell(changes, it, "answer", event)
+
+    def fire(self, changes: Changes, it: Orchestration, event: bytes) -> None:
+        """One of its timers is due."""
+        self.tell(changes, it, "answer", stamp(event, self._hub.clock.now()))
+
+    def may_start(self, changes: Changes, it: Orchestration) -> None:
+        """The time that it was scheduled for has come."""
+        it.scheduled = None
+        tables.update_orchestration(changes, it)
+        self.touch(changes, it)
+
+    def suspend(self, changes: Changes, it: Orchestration, reason: str | None) -> None:
+        """Suspend it once it was told so; nothing, if it is or will be."""
+        if not _turns.suspended(it.status, it.inbox):
+            self.tell(changes, it, "suspend", _events.execution_suspended(self._hub.clock.now(), reason))
+
+    def resume(self, changes: Changes, it: Orchestration, reason: str | None) -> None:
+        """Resume it. A worker fails an orchestration that is resumed without having been suspended."""
+        if _turns.suspended(it.status, it.inbox):
+            self.tell(changes, it, "resume", _events.execution_resumed(self._hub.clock.now(), reason))
+
+    def terminate(self, changes: Changes, it: Orchestration, output: str | None, *, recurse: bool) -> None:
+        """End it here and now: also if it is suspended, or no worker takes it, or the one that has it hangs.
+
+        With `recurse`, all below it ends soon after; see `Endings`. To ask again, after a lost answer, is fine.
+        """
+        if recurse and it.status in {*Status.LIVE, Status.TERMINATED} and self._may_have_children(it):
+            tables.insert_ending(changes, self._hub.id, it.id, output)
+            self.touch(changes, it)
+            changes.then(lambda: self._hub.endings.begin(it.id, output))
+        if it.ended:
+            return
+        at = max(self._hub.clock.now(), it.updated)
+        events = [_events.execution_terminated(at, output, recurse)]
+        if not self._hub.store.has_history(it):
+            self._hub.store.load_payload(it)
+            events = [*_turns.first_events(it, at), *events]
+        self._append(changes, it, frame_past(events))
+        self.finish(changes, it, _turns.Ended(status=Status.TERMINATED, output=output, failure=None), at)
+
+    def _may_have_children(self, it: Orchestration) -> bool:
+        # A child is written together with the answer that asked for it.
+        store = self._hub.store
+        return it.dirty > store.committer.committed or store.has_children(it.id)
+
+    def finish(self, changes: Changes, it: Orchestration, end: _turns.Ended, at: int) -> None:
+        """The orchestration is over; drop what it waits for, and tell whoever waits for it."""
+        self._hub.store.load_payload(it)
+        event = end.event or frame_past([_events.execution_completed(at, end.status, end.output, end.failure)])
+        self._append(changes, it, event)
+        self._drop_work(changes, it)
+        it.status, it.output, it.failure = end.status, end.output, end.failure
+        it.completed = it.updated = at
+        it.scheduled = None
+        tables.update_orchestration(changes, it)
+        tables.update_outcome(changes, it)
+        self._hub.entities.release_locks_of(changes, it)
+        self.touch(changes, it)
+        self.report(changes, it, end.report)
+
+    def fail(self, changes: Changes, it: Orchestration, failure: pb.TaskFailureDetails) -> None:
+        """End it, because nobody can go on with it."""
+        at = max(self._hub.clock.now(), it.updated)
+        self.finish(changes, it, _turns.Ended(status=Status.FAILED, output=None, failure=serialize(failure)), at)
+
+    def report(self, changes: Changes, it: Orchestration, event: bytes | None = None) -> None:
+        """Tell its parent how it ended; in an `event` that was made before, where that is large."""
+        parent, at = it.parent, self._hub.clock.now()
+        if parent is None:
+            return
+        waiting = self.find_by_id(parent.id)
+        if waiting is not None:
+            waiting.pace.answered()
+        if event is not None:
+            pass
+        elif it.status == Status.COMPLETED:
+            event = _events.child_completed(at, parent.task_id, it.output)
+        else:
+            failure = it.failure or _events.failure(
+                "SubOrchestrationTerminated" if it.status == Status.TERMINATED else "SubOrchestrationFailed",
+                f"The sub-orchestration {it.instance_id!r} was {Status.NAMES[it.status]}.",
+            )
+            event = _events.child_failed(at, parent.task_id, failure)
+        self.answer(changes, parent.id, parent.execution_id, event)
+
+    def _drop_work(self, changes: Changes, it: Orchestration) -> None:
+        """Nothing that this execution waits for may reach it any more."""
+        if it.inbox or it.activities or it.timers:
+            tables.delete_work(changes, it.id)
+        it.inbox.clear()
+        withdrawn = [work for activity in it.activities if (work := self._hub.delivery.withdraw(activity)) is not None]
+        if withdrawn:
+            changes.then(lambda: self._hub.delivery.tell_unwanted(withdrawn))
+        it.activities.clear()
+        if it.timers:
+            self._hub.timers.cancel(it.timers)
+            it.timers = set()
+        self._hub.delivery.withdraw(it.id)
+        self._end_rest(it)
+        it.queued, it.lease, it.taken, it.pace = False, None, 0, Pace()
+
+    def delete(self, changes: Changes, it: Orchestration) -> None:
+        """Forget an instance that has ended."""
+        assert it.ended, "a running one is terminated first, so that nobody waits for it in vain"
+        # It stays in memory until that is on disk, where it would else be found again.
+        it.gone = True
+        tables.delete_orchestration(changes, it.id)
+        self.touch(changes, it)
+
+    def _append(self, changes: Changes, it: Orchestration, events: bytes) -> None:
+        if it.history is not None:
+            it.history.add(events)
+        tables.append_history(changes, self._hub.ids.row, it.id, events)
+
+    # --- turns ---------------------------------------------------------------------------------------------------
+
+    def render(self, it: Orchestration, token: str, *, at_once: bool = False) -> Rendered | None:
+        """The work item of its next turn, which is now out under this token; what makes a large one, on a thread."""
+        it.queued = False
+        if not _turns.ready(it, self._hub.clock.now()):
+            return None
+        store = self._hub.store
+        history = store.load_history(it)
+        if not history:
+            store.load_payload(it)
+        now = self._hub.clock.now()
+        # The list stands for this turn: whatever becomes of it, the next one has another.
+        told = list[bytes]()
+        size = sum(len(message.event) for message in it.inbox)
+        size += len(history) or len((it.start and it.start.input) or "")
+        given = it if at_once or size < LARGE else attrs.evolve(it, inbox=deque(it.inbox))
+        past = [*history.parts]
+
+        def make() -> bytes:
+            told[:] = _turns.new_events(given, now)[1]
+            return orchestrator_item(
+                token=token,
+                instance_id=given.instance_id,
+                execution_id=given.execution_id,
+                past=past,
+                new=told,
+                trace=given.trace,
+            )
+
+        item = make() if given is it else make  # which may raise, before anything is changed
+        it.turn_started, it.taken = _turns.next_turn(it, now)
+        it.lease, it.told = token, told
+        it.pace.given = time.monotonic()
+        return item
+
+    def not_given(self, it: Orchestration) -> None:
+        """Its turn could not be made, and waits until something happens to it."""
+        it.lease, it.taken, it.told = None, 0, []
+
+    def taken_back(self, it: Orchestration) -> None:
+        """Its turn is not out any more, and has to be given again."""
+        self.not_given(it)
+        it.queued = True
+
+    def turned(self, changes: Changes, it: Orchestration, answer: pb.OrchestratorResponse) -> None:
+        """A worker has answered for its turn.
+
+        Raises:
+            InvalidAnswer: nothing was changed; the turn has to be given again.
+        """
+        at = max(self._hub.clock.now(), it.turn_started)
+        verdict = _turns.judge(it, answer, at)
+        told = self.take_answer(changes, it, verdict, at)
+        for effect in verdict.effects:
+            self.carry_out(changes, it, effect)
+        self.conclude(changes, it, verdict, told, at)
+
+    def take_answer(
+        self, changes: Changes, it: Orchestration, verdict: _turns.Verdict, at: int, record: bytes | None = None
+    ) -> list[Message]:
+        """The turn is over: what it was told joins the history. Returns that; the effects are to follow.
+
+        Args:
+            changes: what to add to.
+            it: the orchestration.
+            verdict: what the answer changes.
+            at: its clock.
+            record: what joins the history, where that was made before; see `_turns.record_of`.
+        """
+        if not isinstance(verdict.conclusion, _turns.Waits):
+            self._hub.store.load_payload(it)  # Before anything is changed, since it may not be readable.
+        it.pace.turned(time.monotonic())
+        told = [it.inbox.popleft() for _ in range(it.taken)]
+        new, it.told, it.lease, it.taken = it.told, [], None, 0
+        changes.heavy = changes.heavy or record is not None
+        if told:
+            tables.delete_messages(changes, it.id, told[-1].id)
+        it.updated, it.custom_status, it.trace = at, verdict.custom_status, verdict.trace
+        if not isinstance(verdict.conclusion, _turns.Rewound | _turns.Continued):
+            self._append(changes, it, record or frame_past([*new, *verdict.confirmations]))
+        if isinstance(verdict.conclusion, _turns.Waits):
+            it.status = _turns.status_after(it, told)
+            tables.update_orchestration(changes, it)
+            self.touch(changes, it)
+        return told
+
+    def carry_out(self, changes: Changes, it: Orchestration, effect: _turns.Effect) -> None:
+        """Do one thing that an answer asks for."""
+        self._effects[type(effect)](changes, it, effect)
+
+    def conclude(
+        self, changes: Changes, it: Orchestration, verdict: _turns.Verdict, told: list[Message], at: int
+    ) -> None:
+        """Leave the orchestration as the answer says, after all of its effects."""
+        conclusion = verdict.conclusion
+        if isinstance(conclusion, _turns.Ended):
+            self.finish(changes, it, conclusion, at)
+        elif isinstance(conclusion, _turns.Continued):
+            self._continue(changes, it, conclusion, suspended=_turns.status_after(it, told) == Status.SUSPENDED)
+        elif isinstance(conclusion, _turns.Rewound):
+            self._hub.rewinding.rewound(changes, it, conclusion)
+
+    def _continue(self, changes: Changes, it: Orchestration, how: _turns.Continued, *, suspended: bool) -> None:
+        """Begin a new execution under the same id."""
+        store, now = self._hub.store, self._hub.clock.now()
+        store.load_payload(it)
+        assert it.start is not None, "loaded"
+        later = [message for message in it.inbox if message.kind in _turns.SURVIVE_CONTINUE_AS_NEW]
+        self._drop_work(changes, it)
+        self._hub.entities.release_locks_of(changes, it)
+        it.execution_id = self._hub.ids.execution()
+        it.version = how.version if how.version is not None else it.version
+        it.start = attrs.evolve(it.start, input=how.input, version=it.version, scheduled=None)
+        it.status = Status.RUNNING
+        it.history = History()
+        tables.delete_history(changes, it.id)
+        tables.write_payload(changes, it)
+        tables.update_orchestration(changes, it)
+        self.tell(changes, it, "nudge", b"")
+        for event in how.carried:
+            self.tell(changes, it, "event", event)
+        if suspended:
+            self.tell(changes, it, "suspend", _events.execution_suspended(now, None))
+        for message in later:
+            self.tell(changes, it, message.kind, message.event)
+
+    # --- effects -------------------------------------------------------------------------------------------------
+
+    def _run_activity(self, changes: Changes, it: Orchestration, effect: _turns.RunActivity) -> None:
+        activity = Activity(
+            id=self._hub.ids.row(),
+            orchestration=it.id,
+            instance_id=it.instance_id,
+            task_id=effect.task_id,
+            name=effect.name,
+            version=effect.version,
+            request=effect.request,
+        )
+        it.activities.add(activity.id)
+        it.pace.awaited += 1
+        tables.insert_activity(changes, activity)
+        # Unless its orchestration has ended meanwhile.
+        changes.then(lambda: self.offer_activity(activity) if activity.id in it.activities else None)
+
+    def offer_activity(self, activity: Activity) -> None:
+        """Queue an activity."""
+        lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
+        self._hub.delivery.offer(activity, lane, group=activity.orchestration)
+
+    def activity_answered(self, changes: Changes, activity: Activity, event: bytes) -> None:
+        """A worker has answered for an activity, which the event says."""
+        it = self.find_by_id(activity.orchestration)
+        if it is None or activity.id not in it.activities:
+            return
+        it.activities.discard(activity.id)
+        it.pace.answered()
+        tables.delete_activity(changes, activity)
+        changes.heavy = changes.heavy or len(activity.request) >= LARGE  # also to delete it
+        self.tell(changes, it, "answer", event)
+
+    def _start_timer(self, changes: Changes, it: Orchestration, effect: _turns.StartTimer) -> None:
+        timer = self._hub.ids.row()
+        it.timers.add(timer)
+        tables.insert_timer(changes, timer, self._hub.id, effect.due, it.id, effect.event)
+        changes.then(lambda: self._arm(it, effect, timer))
+
+    def _arm(self, it: Orchestration, effect: _turns.StartTimer, timer: int) -> None:
+        if timer in it.timers:
+            self._hub.add_timer(effect.due, timer, tables.TIMER_FIRES, it.id, effect.event)
+
+    def _start_child(self, changes: Changes, it: Orchestration, effect: _turns.StartChild) -> None:
+        parent = Parent(
+            id=it.id,
+            instance_id=it.instance_id,
+            execution_id=it.execution_id,
+            task_id=effect.task_id,
+            name=it.name,
+            version=it.version,
+        )
+        existing = self.find(effect.instance_id)
+        if existing is not None and (reason := _why_not_replaced(existing, parent)) is not None:
+            failure = _events.failure(
+                "OrchestrationAlreadyExists",
+                f"An orchestration with the instance id {effect.instance_id!r} exists {reason}.",
+            )
+            self.tell(changes, it, "answer", _events.child_failed(self._hub.clock.now(), effect.task_id, failure))
+            return
+        if existing is not None:
+            self.delete(changes, existing)
+        it.pace.awaited += 1
+        self.create(changes, effect.instance_id, effect.start, parent)
+
+    def _send_event(self, changes: Changes, _: Orchestration, effect: _turns.SendEvent) -> None:
+        target = self.find(effect.instance_id)
+        if target is not None:
+            self.tell(changes, target, "event", effect.event)
+
+    def _terminate_other(self, changes: Changes, _: Orchestration, effect: _turns.Terminate) -> None:
+        target = self.find(effect.instance_id)
+        if target is not None:
+            self.terminate(changes, target, effect.output, recurse=effect.recurse)
+
+
+def _why_not_replaced(existing: Orchestration, parent: Parent) -> str | None:
+    """Why a new child may not take the place of an instance that has its id; None where it may.
+
+    A parent may make its own child anew, when that has ended: it retries it, or was rewound. What somebody else has
+    started under that id, and the record of it, stays.
+    """
+    if not existing.ended:
+        return "and has not ended"
+    if existing.parent is None or existing.parent.instance_id != parent.instance_id:
+        return "and was not started by this parent"
+    return None
+
+
+def _weight(it: Orchestration) -> int:
+    payload = it.start.input if it.start is not None else None
+    return _RECORD_WEIGHT + len(it.history or ()) + sys.getsizeof(payload) + sys.getsizeof(it.output)

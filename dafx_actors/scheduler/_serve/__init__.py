@@ -1,0 +1,1 @@
+"""Calls and streams of clients and workers."""

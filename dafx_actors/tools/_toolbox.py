@@ -1,0 +1,319 @@
+"""The tools of one agent on a worker: what the model is offered, how its calls are to be made, and making them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import attrs
+
+from dafx_actors._json import messages as _codec
+from dafx_actors._json.forms import FORM
+from dafx_actors._json.shapes import load_json, shown
+from dafx_actors._raised import attempted, contained, in_words, kind_of, text_of
+from dafx_actors._secrets import without_in
+from dafx_actors.agents import MAX_RESULT_BYTES
+from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
+from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
+from dafx_actors.tools import AgentTool, Approval, Tool, ToolContext, ToolSource, source_needs_approval
+from dafx_actors.tools._fitted import Unfit, digest_of, fitted
+from dafx_actors.tools._results import dump_tool_result
+from dafx_actors.transcript import FunctionCallContent, Json
+
+_logger = logging.getLogger("dafx_actors.worker")
+
+
+@attrs.frozen(kw_only=True)
+class _Offer(ToolDefinition):
+    """A tool of a source, as a model is offered it."""
+
+    source: ToolSource = attrs.field(eq=False, repr=False)
+
+
+class Toolbox:
+    """Finds tools by the names that a model uses."""
+
+    def __init__(
+        self,
+        entries: Sequence[Tool | AgentTool | ToolSource],
+        *,
+        max_result_bytes: int = MAX_RESULT_BYTES,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take an agent's tools.
+
+        Args:
+            entries: The tools.
+            max_result_bytes: What a result may take, unless the tool says otherwise.
+            is_stopping: Whether the worker is, so that what is cancelled is handed back.
+        """
+        self._max_result_bytes = max_result_bytes
+        self._is_stopping = is_stopping
+        self._own = {entry.name: entry for entry in entries if isinstance(entry, Tool | AgentTool)}
+        self._sources = [entry for entry in entries if not isinstance(entry, Tool | AgentTool)]
+        self._offers: dict[str, _Offer] = {}
+        """What the sources were found to have last; of two of one name, that of the source that stands first."""
+        self._said: set[tuple[str, str]] = set()
+        """Of which tools it was said that they are left out."""
+
+    @property
+    def activities(self) -> list[str]:
+        """What needs an activity: each function, and each source for all that it has."""
+        functions = [entry.name for entry in self._own.values() if isinstance(entry, Tool)]
+        return functions + [source.name for source in self._sources]
+
+    async def definitions(self) -> tuple[ToolDefinition, ...]:
+        """What a model is offered. A source that cannot tell now is left out, unless nothing else is there.
+
+        Raises:
+            Exception: What the sources raised, if all of them did and the agent has no other tools.
+        """
+        offers: dict[str, _Offer] = {}
+        failed: Exception | None = None
+        for source in self._sources:
+            try:
+                listed = list(await source.tools())
+            except Exception as error:  # noqa: BLE001 - raised again, unless there are other tools
+                failed = failed or error
+                _logger.warning("The tools of %r are not offered now: %s", source.name, text_of(error))
+                continue
+            for definition in listed:
+                if (offer := self._offer(source, definition, offers)) is not None:
+                    offers[offer.name] = offer
+        if failed is not None and not self._own and not offers:
+            raise failed
+        self._offers = offers
+        return (*(entry.definition() for entry in self._own.values()), *offers.values())
+
+    def _offer(self, source: ToolSource, tool: ToolDefinition, others: Mapping[str, _Offer]) -> _Offer | None:
+        """A tool of a source, if it can be offered beside the others."""
+        reason = None
+        if tool.name in self._own:
+            reason = "the agent has a tool of that name itself"
+        elif (other := others.get(tool.name)) is not None:
+            reason = f"{other.source.name!r} has one of that name, too, and stands before it"
+        else:
+            try:
+                fit = fitted(tool)
+                return _Offer(
+                    **{each.name: getattr(fit, each.name) for each in attrs.fields(ToolDefinition)}, source=source
+                )
+            except Unfit as error:
+                reason = str(error)
+        if (source.name, tool.name) not in self._said:
+            self._said.add((source.name, tool.name))
+            _logger.warning("The tool %r of %r is left out: %s", tool.name, source.name, reason)
+        return None
+
+    async def plan(self, call: FunctionCallContent, offered: Sequence[ToolDefinition]) -> dict[str, Json]:
+        """How a call is to be made; fixed when the model asks for it, and kept in the turn's history.
+
+        `refusal`: not at all, and why, in words for the model. `activity`: by this one. `agent`: as a turn of that
+        agent. `approval`: after a person approved it, within `seconds`. `alone`: with no other at the same time.
+        `once`: it may act only once. `retry`: when it failed. `form`: of the values in its arguments and its result.
+        `offer`: names what the model was shown of a source's tool.
+        """
+        if UNPARSED_ARGUMENTS in call.extra:
+            return {"refusal": _unparsed(call.extra[UNPARSED_ARGUMENTS])}
+        found = next((definition for definition in offered if definition.name == call.name), None)
+        if found is None:
+            names = [definition.name for definition in offered]
+            there_are = f"there are {', '.join(names)}" if names else "there are none"
+            return {"refusal": f"there is no tool {call.name!r}; {there_are}"}
+        entry = self._own.get(call.name)
+        if isinstance(entry, AgentTool):
+            try:
+                request = entry.request(call.arguments)
+            except InvalidArguments as error:
+                return {"refusal": str(error)}
+            asked = {"name": entry.agent, "newThread": entry.new_thread, "request": request}
+            return {"agent": {**asked, "maxResultBytes": self._max_result_bytes}}
+        if isinstance(entry, Tool):
+            return await self._plan_tool(entry, call)
+        assert isinstance(found, _Offer), "all else is the agent's own"
+        asks = await self._needs_approval(found.source, call.name, call.arguments)
+        plan = {"activity": found.source.name, "offer": digest_of(found)}
+        return {**plan, **(_approval_plan(found.source.approval) if asks else {})}
+
+    async def _plan_tool(self, tool: Tool, call: FunctionCallContent) -> dict[str, Json]:
+        try:
+            tool.bind(call.arguments)
+        except InvalidArguments as error:
+            return {"refusal": str(error)}
+        return {
+            "activity": tool.name,
+            "form": FORM,
+            **(_approval_plan(tool.approval) if await self.needs_approval(call.name, call.arguments) else {}),
+            **({} if tool.parallel else {"alone": True}),
+            **({"once": True} if tool.effect == "once" else {}),
+            **({"retry": _codec.dump_retry(tool.retry)} if tool.retry else {}),
+        }
+
+    async def needs_approval(self, name: str, arguments: Mapping[str, Json], source: str | None = None) -> bool:
+        """Whether a call must not be made unless a person has approved it. A rule that fails asks.
+
+        Args:
+            name: Of the tool.
+            arguments: Of the call.
+            source: Whose tool it is, where the plan says that.
+        """
+        entry = self._own.get(name)
+        if source is None and isinstance(entry, Tool):
+            return await self._needs_approval(entry, name, arguments)
+        found = await self._source_of(name, source)
+        return found is not None and await self._needs_approval(found, name, arguments)
+
+    async def _needs_approval(self, entry: Tool | ToolSource, name: str, arguments: Mapping[str, Json]) -> bool:
+        def asks() -> Awaitable[bool]:
+            if isinstance(entry, Tool):
+                return entry.needs_approval(arguments)
+            return source_needs_approval(entry, name, arguments)
+
+        try:
+            return await contained(asks, self._is_stopping)
+        except Exception:
+            _logger.exception("Whether %r needs approval could not be told; a person is asked.", name)
+            return True
+
+    def tool(self, name: str) -> Tool | None:
+        """The function of that name, or None: what a source has is not one."""
+        entry = self._own.get(name)
+        return entry if isinstance(entry, Tool) else None
+
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Json],
+        context: ToolContext,
+        *,
+        source: str | None = None,
+        offer: str | None = None,
+        waited: bool = False,
+    ) -> Json:
+        """Make a call: `{"result": ...}`; or `{"error": text}`, `failed` where the tool itself raised.
+
+        One of a source's tool is made only where that has what the model was offered, which `source` and `offer` say;
+        plans of earlier versions do not. A call that `waited`, for a person, is held against what the source has now.
+
+        A tool that has acted, and whose result cannot be kept, has not failed: `result` says so, with `unkept`.
+        """
+        only_type = (tool := self.tool(name)) is not None and tool.errors == "type"
+        try:
+            making = functools.partial(self._outcome, name, arguments, context, source, offer, waited)
+            return without_in(await contained(making, self._is_stopping))
+        except ResultNotKept as error:
+            context.logger.warning("What tool %r returned is not kept.", name, exc_info=True)
+            return {"result": text_of(error), "unkept": True}
+        except InvalidArguments as error:
+            return {"error": text_of(error)}
+        except TimeoutError as error:
+            # Its own, or of what it called: whether that has acted nobody can tell.
+            context.logger.warning("Tool %r ran out of time.", name, exc_info=True)
+            said = "TimeoutError" if only_type else f"TimeoutError: {text_of(error)}"
+            return {"error": said, "failed": True, "timedOut": True}
+        except Exception as error:
+            context.logger.warning("Tool %r failed.", name, exc_info=True)
+            return {"error": kind_of(error) if only_type else in_words(error), "failed": True}
+
+    async def _outcome(
+        self,
+        name: str,
+        arguments: Mapping[str, Json],
+        context: ToolContext,
+        source: str | None,
+        offer: str | None,
+        waited: bool,
+    ) -> Json:
+        entry = self._own.get(name)
+        if source is None and isinstance(entry, Tool):
+            return {"result": self._kept(entry, name, await entry.call(context, arguments))}
+        if (found := await self._source_of(name, source)) is None:
+            return {"error": f"there is no tool {name!r} on this worker"}
+        if offer is not None and not await self._has(found, name, offer, now=waited):
+            changed = f"the tool {name!r} of {found.name!r} is not what it was when it was offered"
+            return {"error": f"{changed}; the call was not made. Look at the tool as it is now, and call it again."}
+        return {"result": self._kept(None, name, await found.call(name, arguments, context))}
+
+    async def _has(self, source: ToolSource, name: str, offer: str, *, now: bool) -> bool:
+        """Whether a source has a tool as it was offered; asked again where what is known of it is something else."""
+        known = None if now else self._offers.get(name)
+        if known is not None and known.source is source and digest_of(known) == offer:
+            return True
+        for tool in await source.tools():
+            with suppress(Unfit):
+                if tool.name == name and digest_of(fitted(tool)) == offer:
+                    return True
+        return False
+
+    def _kept(self, tool: Tool | None, name: str, result: Any) -> Json:
+        """A result, of which it is certain that it can be recorded.
+
+        Raises:
+            ResultNotKept: It cannot be.
+        """
+        dumped = result if tool else dump_tool_result(name, result, Any)
+        most = (tool.max_result_bytes if tool else None) or self._max_result_bytes
+        try:
+            size = size_of(dumped)
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = in_words(error)
+        else:
+            if size <= most:
+                return dumped
+            reason = f"it has {size:,} bytes, and may have {most:,}; ask for less at a time"
+        raise ResultNotKept(reason, name)
+
+    async def reconcile(self, tool: Tool, arguments: Mapping[str, Json], context: ToolContext) -> Json:
+        """What became of a call that was cut off: its result, `notDone`, or `unknown`."""
+        if tool.reconcile is None:
+            return {"unknown": True}
+        try:
+            found = await contained(functools.partial(tool.call_reconcile, context, arguments), self._is_stopping)
+            return without_in({"result": self._kept(tool, tool.name, found)})
+        except ResultNotKept as error:
+            return {"result": text_of(error), "unkept": True}
+        except NotDone:
+            return {"notDone": True}
+        except Exception:
+            context.logger.exception("`reconcile` of %r failed; the outcome stays unknown.", tool.name)
+            return {"unknown": True}
+
+    async def _source_of(self, name: str, source: str | None) -> ToolSource | None:
+        """The source that a plan names; else the one that has the tool, which is looked for if it is not known."""
+        if source is not None:
+            return next((each for each in self._sources if each.name == source), None)
+        if name not in self._offers and self._sources:
+            await self.definitions()
+        offer = self._offers.get(name)
+        return None if offer is None else offer.source
+
+    async def aclose(self) -> None:
+        """Give back what the sources hold."""
+        for source in self._sources:
+            await attempted(source.aclose, _logger, f"The tools of {source.name!r}")
+
+
+def _unparsed(written: Json) -> str:
+    """Why a call whose arguments are no JSON object is not made."""
+    reason = "an object is expected"
+    if isinstance(written, str):
+        try:
+            load_json(written)
+        except ValueError as error:
+            reason = str(error)
+    return f"the arguments are no JSON object ({reason}): {shown(written)}"
+
+
+def size_of(value: Json) -> int:
+    """Bytes that a value takes as JSON, in UTF-8."""
+    return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass"))
+
+
+def _approval_plan(approval: Approval | None) -> dict[str, Json]:
+    """With the defaults, where a call is stopped that needs none: by a rule that failed."""
+    rule = approval or Approval()
+    return {"approval": {"seconds": rule.timeout, "onTimeout": rule.on_timeout}}

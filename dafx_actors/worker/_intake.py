@@ -1,0 +1,449 @@
+"""How work comes from the scheduler to what does it, and its answer goes back.
+
+durabletask's own worker hands each item on through four threads and three queues, 0.9 ms of CPU; a turn is half a dozen
+of them. So items are taken off the stream by the thread that reads it::
+
+    the stream ── reader ──┬── of agents, what only computes: in place
+                           ├── steps, and turns in one operation: coroutines on the agents' loop, as many as may
+                           └── all else: on a thread of the pool, likewise
+
+durabletask keeps the connection, for which it sees a sign of life now and then, and runs what is in an item. For that
+private names are needed: `_interceptors`, `_execute_*` and `_cancel_*` of a worker, and `_async_worker_manager`, whose
+pool durabletask waits for when it stops. `tests/test_private_names.py` says so when they change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import grpc
+from durabletask import task
+from durabletask.internal.orchestrator_service_pb2 import HealthPing, WorkItem
+from durabletask.worker import TaskHubGrpcWorker
+
+from dafx_actors._durable.connect import intercepts, traces
+from dafx_actors._raised import contained, has_loop, safe
+from dafx_actors.orchestration._coroutines import work_item
+from dafx_actors.transcript import Json
+from dafx_actors.worker._gate import AgentLoop, Gate, HandedBack
+from dafx_actors.worker._last_line import Answering, details_of, failed
+from dafx_actors.worker._lines import Line, Watch, line_maker
+from dafx_actors.worker._sessions import Sessions
+
+Step: TypeAlias = Callable[[task.ActivityContext, Json], Awaitable[Json]]
+Ahead: TypeAlias = Callable[[str, Json, Json], Awaitable[Any]]
+"""What an entity will wait for in the operation `run`: by its key, its state, and what it is told."""
+
+_HANDLERS = {
+    "orchestratorRequest": ("_execute_orchestrator", "CompleteOrchestratorTask", "_cancel_orchestrator"),
+    "activityRequest": ("_execute_activity", "CompleteActivityTask", "_cancel_activity"),
+    "entityRequest": ("_execute_entity_batch", "CompleteEntityTask", "_cancel_entity_batch"),
+    "entityRequestV2": ("_execute_entity_batch", "CompleteEntityTask", "_cancel_entity_batch"),
+}
+"""What durabletask does with a kind of work, by what it is answered, and how durabletask gives it back."""
+
+_logger = logging.getLogger("dafx_actors.worker")
+
+_WHOLE_TURN = "run"
+"""The one operation of a thread that waits for models and tools, and so does not run in place."""
+_SIGN_OF_LIFE = 0.5
+"""Seconds; durabletask drops a stream on which it sees nothing for its `silent_disconnect_timeout_seconds`."""
+_SETTLED_WITHIN = 30.0
+"""Seconds that are waited for the last answers of a worker that has stopped."""
+
+
+watch_of_step: ContextVar[Watch | None] = ContextVar("dafx_actors_watch", default=None)
+"""Of the step that runs: how to hear that nobody waits for it any more, where the scheduler says so by itself."""
+
+
+class _Said(threading.local):
+    outcome: Callable[[], Any] | None = None
+
+
+said = _Said()
+"""What has run already of the activity or the operation that durabletask calls on this thread: what that gave."""
+
+
+def _give(result: Any) -> Any:
+    return result
+
+
+def _fail(error: Exception) -> Any:
+    raise error
+
+
+async def _outcome_of(ahead: Callable[[], Awaitable[Any]], is_stopping: Callable[[], bool]) -> Callable[[], Any]:
+    """What a coroutine function gives or raises, to be heard by durabletask.
+
+    Raises:
+        CancelledError: The worker stops, and hands it back.
+        KeyboardInterrupt: Somebody has pressed Ctrl+C.
+    """
+    try:
+        return functools.partial(_give, await contained(ahead, is_stopping))
+    except Exception as error:  # noqa: BLE001 - it is the step's result
+        return functools.partial(_fail, safe(error))
+
+
+def _event(event: Any) -> Any:
+    """What an entity is asked, without what says how."""
+    return getattr(event, event.WhichOneof("eventType"))
+
+
+class _Stream:
+    """The scheduler's stream of work, off which `take` takes what it can."""
+
+    def __init__(
+        self, line: Line, items: Iterator[WorkItem], take: Callable[[Line, WorkItem], None], idle: Callable[[], None]
+    ) -> None:
+        self._line = line
+        self._items = items
+        self._take = take
+        self._idle = idle
+        self._shown = float("-inf")
+
+    def __iter__(self) -> Iterator[WorkItem]:
+        return self
+
+    def __next__(self) -> WorkItem:
+        while True:
+            item = next(self._items)
+            if item.HasField("healthPing"):
+                self._idle()
+                return item
+            self._take(self._line, item)
+            if (now := time.monotonic()) - self._shown > _SIGN_OF_LIFE:
+                self._shown = now
+                return WorkItem(healthPing=HealthPing())
+
+    def cancel(self) -> None:
+        """End it."""
+        self._line.hang_up()
+
+
+class Lane:
+    """Work of one kind: so much of it at once, in the order in which it came."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._waiting: deque[Callable[[], bool]] = deque()
+        self._lock = threading.Lock()
+
+    def add(self, start: Callable[[], bool]) -> None:
+        """Call `start` as soon as there is room; it says whether it has, and whether `done` will follow."""
+        with self._lock:
+            if not self._free:
+                self._waiting.append(start)
+                return
+            self._free -= 1
+        self._start(start)
+
+    def done(self) -> None:
+        """One that was started has ended: the next in line is started."""
+        self._start(lambda: False)
+
+    def _start(self, start: Callable[[], bool]) -> None:
+        while not start():
+            with self._lock:
+                if not self._waiting:
+                    self._free += 1
+                    return
+                start = self._waiting.popleft()
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads for work items, one for each that may run at once. durabletask shuts it down when it has stopped."""
+
+    def __init__(self, threads: int, before_shut: Callable[[], None], when_shut: Callable[[], None]) -> None:
+        super().__init__(threads, thread_name_prefix="dafx-work")
+        self._before_shut = before_shut
+        self._when_shut = when_shut
+        self.is_shut = False
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait until all that was begun is done."""
+        if not self.is_shut:
+            self._before_shut()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if not self.is_shut:
+            self.is_shut = True
+            self._when_shut()
+
+
+class Intake(grpc.UnaryStreamClientInterceptor):
+    """Takes the work of one worker."""
+
+    def __init__(self, worker: TaskHubGrpcWorker, gate: Gate, loop: AgentLoop, sessions: Sessions) -> None:
+        self._worker: Any = worker
+        self._sessions = sessions
+        self._connect = line_maker(worker)
+        self._pool: Pool | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._line: Line | None = None
+        self.orchestrations: set[str] = set()
+        """Names of those that run in place."""
+        self.entities: set[str] = set()
+        """Likewise, in lower case, as they come."""
+        self.steps: dict[str, Step] = {}
+        """Activities that are coroutine functions, by their names."""
+        self.turns: dict[str, Ahead] = {}
+        """What entities wait for when they `run`, by their names, likewise."""
+        self._gate = gate
+        self._loop = loop
+        self._changed = threading.Condition()
+        self._steps_under_way = 0
+        self._is_closing = False
+        self._is_intercepted = intercepts(worker)
+        self._is_traced = True
+        """Whether each piece of work has a span, on the thread that it runs on."""
+        if self._worker._channel is not None:  # noqa: SLF001 - see the module
+            self._worker._channel = grpc.intercept_channel(self._worker._channel, self)  # noqa: SLF001
+        self._worker._interceptors = [self, *(self._worker._interceptors or ())]  # noqa: SLF001
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Open the stream of work, on a channel of its own."""
+        if not client_call_details.method.endswith("/GetWorkItems"):
+            return continuation(client_call_details, request)
+        if self._pool is None or self._pool.is_shut:
+            self._open_pool()
+        # durabletask does not say so; what is more waits in the scheduler, in turns, and not in the way of all else.
+        request.maxConcurrentEntityWorkItems = self._worker.concurrency_options.maximum_concurrent_entity_work_items
+        before, self._line = self._line, self._connect()
+        if before is not None:
+            before.retire()
+        return _Stream(self._line, self._line.items(request), self._take, self._sessions.drop_idle)
+
+    def _open_pool(self) -> None:
+        options = self._worker.concurrency_options
+        limits = {
+            "orchestratorRequest": options.maximum_concurrent_orchestration_work_items,
+            "activityRequest": options.maximum_concurrent_activity_work_items,
+            "entityRequest": options.maximum_concurrent_entity_work_items,
+        }
+        # Also where durabletask's own `start` was called, after a stop that had closed it.
+        self._gate.open()
+        self._is_closing = False
+        self._is_traced = traces(self._worker)
+        self._pool = Pool(sum(limits.values()), self._finish_steps, self._close)
+        self._lanes = {kind: Lane(limit) for kind, limit in limits.items()}
+        self._lanes["entityRequestV2"] = self._lanes["entityRequest"]
+        manager = self._worker._async_worker_manager  # noqa: SLF001
+        manager.thread_pool.shutdown(wait=False)
+        manager.thread_pool = self._pool
+
+    def _finish_steps(self) -> None:
+        """Begin no more, and wait for those that run: for as long as they take, or until the gate ends them."""
+        self._is_closing = True
+        with self._changed:
+            self._changed.wait_for(lambda: not self._steps_under_way or self._gate.is_over)
+
+    def _close(self) -> None:
+        self._sessions.drop_all()
+        line, self._line = self._line, None
+        if line is not None:
+            line.settle(_SETTLED_WITHIN)
+            line.close()
+
+    def settle(self, seconds: float) -> None:
+        """Wait, at most so long, until what was done in place has reached the scheduler."""
+        if self._line is not None:
+            self._line.settle(seconds)
+
+    def _take(self, line: Line, item: WorkItem) -> None:
+        kind = item.WhichOneof("request")
+        if kind not in self._lanes:
+            _logger.warning("The scheduler sent work of a kind that is not known here: %s.", kind)
+            return
+        request = getattr(item, kind)
+        token = item.completionToken
+        line.hold(token)
+        if self._runs_in_place(kind, request):
+            self._run(kind, request, line.at_once, token)
+            line.release(token)
+            return
+        lane = self._lanes[kind]
+
+        def over() -> None:
+            line.release(token)
+            lane.done()
+
+        if (ahead := self._ahead(kind, request)) is not None:
+            begin = functools.partial(self._begin, ahead, kind, request, line, token, over)
+        else:
+            begin = functools.partial(self._submit, kind, request, line, token, over)
+
+        def start() -> bool:
+            # What waited here while its stream ended was given to somebody else.
+            if not self._is_closing and not line.is_over and begin():
+                return True
+            line.release(token)
+            return False
+
+        lane.add(start)
+
+    # --- On a thread ----------------------------------------------------------------------------------------------
+
+    def _submit(self, kind: str, request: Any, line: Line, token: str, over: Callable[[], None]) -> bool:
+        def work() -> None:
+            try:
+                self._run(kind, request, line.waiting, token)
+            finally:
+                over()
+
+        assert self._pool is not None  # it was opened before the stream
+        try:
+            self._pool.submit(work)
+        except RuntimeError:  # shut down: the stream has ended, and all that waited is handed out again
+            return False
+        return True
+
+    # --- On the agents' loop --------------------------------------------------------------------------------------
+
+    def _ahead(self, kind: str, request: Any) -> Callable[[], Awaitable[Any]] | None:
+        """What of a work item is a coroutine, after which the rest does not wait; None where it needs a thread."""
+        if self._is_intercepted or self._is_traced:  # somebody follows each step on the thread that it runs on
+            return None
+        if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time
+            return None
+        if kind == "activityRequest" and (step := self.steps.get(request.name)) is not None:
+            return functools.partial(self._run_step, step, request)
+        if kind == "entityRequestV2" and len(request.operationRequests) == 1:
+            name, _, key = request.instanceId[1:].partition("@")
+            if (turn := self.turns.get(name)) is not None:
+                return functools.partial(self._run_turn, turn, key, request)
+        return None
+
+    async def _run_step(self, step: Step, request: Any) -> Json:
+        context = task.ActivityContext(request.orchestrationInstance.instanceId, request.taskId)
+        return await step(context, self._loaded(request.input.value))
+
+    async def _run_turn(self, turn: Ahead, key: str, request: Any) -> Any:
+        state, told = request.entityState.value, _event(request.operationRequests[0]).input.value
+        return await turn(key, self._loaded(state) if state else None, self._loaded(told))
+
+    def _loaded(self, text: str) -> Json:
+        return self._worker._data_converter.deserialize(text, None)  # noqa: SLF001 - what durabletask does with it
+
+    def _begin(
+        self,
+        ahead: Callable[[], Awaitable[Any]],
+        kind: str,
+        request: Any,
+        line: Line,
+        token: str,
+        done: Callable[[], None],
+    ) -> bool:
+        try:
+            inside = self._gate.enter()
+        except HandedBack:
+            return False
+        with self._changed:
+            self._steps_under_way += 1
+
+        def leave() -> None:
+            self._gate.leave(inside)
+            with self._changed:
+                self._steps_under_way -= 1
+                self._changed.notify_all()
+
+        def over() -> None:
+            leave()
+            done()
+
+        async def run() -> None:
+            watch_of_step.set(line.watch(token))
+            try:
+                outcome = await _outcome_of(ahead, lambda: self._gate.is_closed)
+            except asyncio.CancelledError:
+                over()  # handed back: no answer
+                return
+            except GeneratorExit as error:
+                # Out of a future, so that Python has closed what awaited that; or this was left behind without a loop.
+                if not has_loop():
+                    raise
+                outcome = functools.partial(_fail, safe(error))
+            except KeyboardInterrupt:
+                over()
+                raise
+            answer = functools.partial(self._answer, outcome, kind, request, line, token, over)
+            if not line.blocks:
+                answer()
+                return
+            assert self._pool is not None
+            try:
+                self._pool.submit(answer)
+            except RuntimeError:  # shut down
+                over()
+
+        try:
+            self._loop.begin(run, functools.partial(self._gate.may_end, inside))
+        except RuntimeError:  # the loop is closed: whoever ran it is gone
+            leave()
+            return False
+        return True
+
+    def _answer(
+        self,
+        outcome: Callable[[], Any],
+        kind: str,
+        request: Any,
+        line: Line,
+        token: str,
+        over: Callable[[], None],
+    ) -> None:
+        """Have durabletask do the rest, and make the answer."""
+        try:
+            said.outcome = outcome
+            self._run(kind, request, line.waiting, token)
+        finally:
+            said.outcome = None
+            over()
+
+    # --- In place -------------------------------------------------------------------------------------------------
+
+    def _runs_in_place(self, kind: str, request: Any) -> bool:
+        if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time
+            return False
+        if kind == "orchestratorRequest":
+            for event in itertools.chain(request.pastEvents, request.newEvents):
+                if event.HasField("executionStarted"):
+                    return event.executionStarted.name in self.orchestrations
+            return False
+        if kind == "entityRequestV2":
+            if request.instanceId[1:].partition("@")[0] not in self.entities:
+                return False
+            return not any(_event(event).operation == _WHOLE_TURN for event in request.operationRequests)
+        return False
+
+    def _run(self, kind: str, request: Any, stub: Any, token: str) -> None:
+        execute, complete, abandon = _HANDLERS[kind]
+        try:
+            with work_item():
+                if kind == "orchestratorRequest" and not self._is_traced:
+                    self._sessions.run(request, Answering(stub, request, token), token)
+                else:
+                    getattr(self._worker, execute)(request, Answering(stub, request, token), token)
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and self._gate.is_closed:
+                return  # handed back: no answer, so that the scheduler hands it out again
+            if self._worker._payload_store is not None and isinstance(error, Exception):  # noqa: SLF001
+                # It may only be away for a while.
+                _logger.exception("Work could not be done, and is given back.")
+                with suppress(grpc.RpcError):
+                    getattr(self._worker, abandon)(request, stub, token)
+                return
+            # durabletask answers for what users' code raises, but not for all of it.
+            _logger.exception("Work could not be done, and fails for that.")
+            with suppress(grpc.RpcError):
+                getattr(stub, complete)(failed(request, token, details_of(error)))

@@ -1,0 +1,510 @@
+"""Hosting agents: from a registry to a running durabletask worker, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+from durabletask import task
+from durabletask.client import TaskHubGrpcClient
+from durabletask.worker import TaskHubGrpcWorker
+
+from dafx_actors._durable import credentials as _credentials
+from dafx_actors._durable.connect import (
+    Address,
+    EndWatch,
+    address,
+    check_wrapped,
+    credential_for,
+    make_worker,
+    reader_of,
+)
+from dafx_actors._json.values import dump_result, load_stored, parameters_of, returned_by
+from dafx_actors._raised import attempted, contained, in_words
+from dafx_actors._turns.hosted import HostedAgent
+from dafx_actors.agents import Agent, AgentRegistry
+from dafx_actors.errors import ConfigurationError
+from dafx_actors.ids import AgentThread, entity_name, model_step_name, probe_name, tell_name, turn_name
+from dafx_actors.models import Model
+from dafx_actors.orchestration._agents import told
+from dafx_actors.orchestration._context import is_orchestrator, orchestrator
+from dafx_actors.transcript import Json
+from dafx_actors.worker._gate import AgentLoop, Gate, Work, WorkKind, until_turn_ends
+from dafx_actors.worker._intake import Intake, Step, said, watch_of_step
+from dafx_actors.worker._sessions import Sessions
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_logger = logging.getLogger("dafx_actors.worker")
+_ORCHESTRATIONS = 16
+"""How many orchestrations take a step at once: they only compute, so that more would only wait for each other, here in
+the order in which they came; in the scheduler they wait by name, in turns, and a crowd of one kind lets others pass."""
+
+_CALLS = 64
+"""How many reads of threads are made at once; a few records of attempts wait here too, for as long as they take."""
+_ENDED_WITHIN = 5.0
+"""Seconds that steps get which were cancelled since their worker stops."""
+
+
+class DurableAIAgentWorker:
+    """Hosts agents, orchestrations and activities on a durabletask worker.
+
+    ::
+
+        agent_worker = DurableAIAgentWorker(worker)          # any durabletask worker, not yet started
+        agent_worker.add_agent(Joker)
+        agent_worker.start()                                 # or `worker.start()`
+        ...
+        agent_worker.stop()
+
+        async with DurableAIAgentWorker.connect() as agent_worker:  # by ENDPOINT and TASKHUB, on this event loop
+            ...
+            await agent_worker.serve()                       # until Ctrl+C or SIGTERM
+    """
+
+    def __init__(
+        self,
+        worker: TaskHubGrpcWorker,
+        *,
+        max_concurrent_steps: int = 2048,
+        stop_timeout: float = 20.0,
+        extended_sessions: int = 4096,
+        on_work: Callable[[Work], None] | None = None,
+    ) -> None:
+        """Wrap `worker`, which takes only work that is registered from now on: other workers can share its task hub.
+
+        Args:
+            worker: A `DurableTaskSchedulerWorker` or a `TaskHubGrpcWorker` that has not been started.
+            max_concurrent_steps: How many model calls and other activities run at once, and how many turns of agents
+                with `durability="turn"`. It takes effect unless the worker was given limits of its own.
+            stop_timeout: Seconds that `stop()` gives running steps before it hands them back.
+            extended_sessions: How many orchestrations are kept in memory between their episodes, some 30 KB each, and
+                need not be replayed each time. With 0, or after a minute without an episode, they are.
+            on_work: Called before each activity, each operation of a thread and each episode of an orchestration, on
+                the thread that runs it and sends its answer; each step has one then, and each episode is replayed.
+                `dafx_actors.testing` crashes workers there.
+
+        Raises:
+            ConfigurationError: It is no durabletask worker.
+        """
+        check_wrapped("Worker", worker, TaskHubGrpcWorker)
+        self.stop_timeout = stop_timeout
+        self._on_work = on_work
+        self._worker = worker
+        self._registry = AgentRegistry()
+        self._hosted: list[HostedAgent] = []
+        self._loop = AgentLoop()
+        self._gate = Gate()
+        self._models: dict[Any, Model] = {}
+        self._made: list[Model] = []
+        self._reader: TaskHubGrpcClient | None = None
+        self._end_watch: EndWatch | None = None
+        self._making_reader = threading.Lock()
+        self._calls: ThreadPoolExecutor | None = None
+        self._reports: dict[str, tuple[AgentThread, Json]] = {}
+        self._reporting = threading.Lock()
+        # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
+        self._reporter: ThreadPoolExecutor | None = None
+        self._stack: AsyncExitStack | None = None
+        self._sign_in: Callable[[], None] | None = None
+        self._max_concurrent_steps = max_concurrent_steps
+        self._limit("activity", max_concurrent_steps)
+        self._limit("orchestration", _ORCHESTRATIONS)
+        worker.use_work_item_filters()
+        sessions = Sessions(worker, extended_sessions if on_work is None else 0)
+        self._intake = Intake(worker, self._gate, self._loop, sessions)
+
+    @classmethod
+    def connect(
+        cls,
+        endpoint: str | None = None,
+        taskhub: str | None = None,
+        *,
+        credential: Any = None,
+        max_concurrent_steps: int = 2048,
+        stop_timeout: float = 20.0,
+        extended_sessions: int = 4096,
+    ) -> DurableAIAgentWorker:
+        """Make a worker for what is given, else for ENDPOINT and TASKHUB of the environment.
+
+        Args:
+            endpoint: `http://host:port`, or `https://...` for a deployed scheduler.
+            taskhub: The task hub.
+            credential: An Azure credential; by default as of `DurableAIAgentClient.connect`.
+            max_concurrent_steps: See `__init__`.
+            stop_timeout: See `__init__`.
+            extended_sessions: See `__init__`.
+
+        Raises:
+            ConfigurationError: The endpoint has no scheme, the credential would be sent unencrypted, or azure-identity
+                is set up wrongly.
+        """
+        where = address(endpoint, taskhub)
+        credential = credential_for(where, credential)
+        if where.is_secure and credential is None:
+            credential = _credentials.default_credential()
+        made = cls(
+            make_worker(where, credential),
+            max_concurrent_steps=max_concurrent_steps,
+            stop_timeout=stop_timeout,
+            extended_sessions=extended_sessions,
+        )
+        if where.is_secure:
+            made._sign_in = functools.partial(_credentials.check, credential, where.endpoint)
+        return made
+
+    # --- What is hosted -------------------------------------------------------------------------------------------
+
+    @property
+    def registered_agent_names(self) -> list[str]:
+        """The agents, in the order in which they were added."""
+        return self._registry.names
+
+    def add_agent(self, *agents: object) -> None:
+        """Host agents: classes, or instances of those that needed arguments.
+
+        Raises:
+            ConfigurationError: Lists all that is wrong with any of them; none is hosted then.
+            RuntimeError: The worker is running.
+        """
+        added = self._registry.add(*agents)
+        for agent in added:
+            hosted = HostedAgent(agent, self)
+            self._hosted.append(hosted)
+            try:
+                self._worker.add_entity(self._announced("thread", agent.name, hosted.entity), entity_name(agent.name))
+            except RuntimeError as error:
+                self._registry.discard(added)
+                self._hosted.remove(hosted)
+                raise RuntimeError("agents cannot be added while the worker is running; add them before") from error
+            self._worker.add_orchestrator(self._announced("turn", agent.name, hosted.turn()))
+            self._worker.add_orchestrator(self._announced("tell", agent.name, hosted.tell()))
+            kinds: dict[str, WorkKind] = {model_step_name(agent.name): "model", probe_name(agent.name): "probe"}
+            for name, step in hosted.activities.items():
+                self._add_step(kinds.get(name, "tool"), agent.name, name, step)
+            self._intake.entities.add(entity_name(agent.name).lower())
+            if agent.definition.durability == "turn":
+                self._limit("entity", self._max_concurrent_steps)
+            if self._on_work is None:
+                self._intake.turns[entity_name(agent.name).lower()] = hosted.whole.ahead
+            self._intake.orchestrations |= {turn_name(agent.name), tell_name(agent.name)}
+
+    def add_orchestrator(self, function: Callable[..., Any]) -> str:
+        """Host an orchestration: decorated with `@orchestrator`, or what that could decorate. Gives its name.
+
+        Raises:
+            ConfigurationError: It cannot be one.
+        """
+        made = function if is_orchestrator(function) else orchestrator(function)
+        return self._worker.add_orchestrator(self._announced("orchestration", made.__name__, made))
+
+    def add_activity(self, function: Callable[..., Any]) -> str:
+        """Host an activity, sync (on a thread) or async (on the agents' loop). Gives its name.
+
+        It takes nothing, its input, or durabletask's `ActivityContext` and its input; the input is converted by its
+        annotation, as is the result.
+
+        Raises:
+            ConfigurationError: It takes something else.
+        """
+        takes = len(parameters_of(function))
+        if takes > 2:
+            raise ConfigurationError(f"activity {function.__qualname__} takes an input, or a context and an input")
+
+        name = function.__name__
+
+        def bind(context: task.ActivityContext, raw: Json) -> Callable[[], Any]:
+            arguments = [load_stored(raw, annotation) for _, annotation in parameters_of(function)[-1:]]
+            return functools.partial(function, *([context] if takes == 2 else []), *arguments)
+
+        async def step(context: task.ActivityContext, raw: Json) -> Json:
+            try:
+                returns = returned_by(function)
+                return dump_result(name, await contained(bind(context, raw), lambda: self.is_stopping), returns)
+            except Exception as error:  # noqa: BLE001 - it is the activity's outcome
+                failed = error
+            raise told(failed)
+
+        def run(context: task.ActivityContext, raw: Json) -> Json:
+            failed: BaseException
+            with self._gate.pass_through():
+                try:
+                    returns = returned_by(function)
+                    return dump_result(name, bind(context, raw)(), returns)
+                except BaseException as error:
+                    if isinstance(error, asyncio.CancelledError) and self.is_stopping:
+                        raise
+                    failed = error
+            raise told(failed)
+
+        if inspect.iscoroutinefunction(function):
+            return self._add_step("activity", name, name, step)
+        return self._worker.add_activity(_named(self._announced("activity", name, run), name))
+
+    # --- Lifecycle ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start to take work, on threads of the worker's own; agents run on an event loop of their own.
+
+        Raises:
+            RuntimeError: The worker is running.
+            SchedulerCredentialError: The scheduler wants a token, and there is none; nothing was started.
+        """
+        if self._sign_in is not None:
+            self._sign_in()
+        self._start()
+
+    def _start(self) -> None:
+        self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
+
+    def stop(self) -> None:
+        """Finish what is running, for `stop_timeout` seconds at most; the rest is handed out again. Nothing is lost.
+
+        Where the scheduler does not answer, a worker that was wrapped takes its `hello_timeout_seconds` besides.
+        """
+        self._drain()
+        self._loop.call(self._close_agents).result()
+        self._loop.stop()
+
+    def abandon(self) -> None:
+        """Let nothing that runs come to its end, as if the process died; `stop()` still has to follow. For tests.
+
+        A plain function that blocks a thread cannot be cut off; what it gives is not answered.
+        """
+        self._gate.close(0)
+
+    async def __aenter__(self) -> DurableAIAgentWorker:
+        if self._sign_in is not None:  # it may take many seconds, and leaves nothing behind
+            await anyio.to_thread.run_sync(self._sign_in, abandon_on_cancel=True)
+        async with AsyncExitStack() as stack:
+            self._loop.use(await stack.enter_async_context(anyio.from_thread.BlockingPortal()))
+            stack.callback(self._loop.use, None)
+            stack.push_async_callback(self._shielded, self._close_agents)
+            # Not on this loop: the steps that are waited for run on it.
+            stack.push_async_callback(self._shielded, functools.partial(anyio.to_thread.run_sync, self._drain))
+            self._start()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Not `__aexit__` of the stack: the portal's task group would wrap the caller's error in a group.
+        if self._stack is not None:
+            stack, self._stack = self._stack, None
+            await stack.aclose()
+
+    async def serve(self) -> None:
+        """Work until SIGINT (Ctrl+C) or SIGTERM; then stop, here or at the end of the `async with` around it."""
+        if self._stack is None:
+            async with self:
+                await self.serve()
+            return
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for received in signals:
+                _logger.info("Stopping after %s.", signal.Signals(received).name)
+                return
+
+    # --- What the agents need (`_host.Host`) ----------------------------------------------------------------------
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether what does not end soon is handed out again, to another worker."""
+        return self._gate.is_closed
+
+    @property
+    def reader(self) -> TaskHubGrpcClient:
+        """A client to read threads and turns with, from any thread."""
+        with self._making_reader:
+            if self._reader is None:
+                self._reader = reader_of(self._worker)
+            return self._reader
+
+    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Run a coroutine function on the agents' loop, and wait for it on this thread.
+
+        Where the intake has run it already, as part of the work item that this thread does, give what it gave.
+
+        Raises:
+            HandedBack: The worker is stopping.
+        """
+        if said.outcome is not None:
+            outcome: T = said.outcome()
+            return outcome
+        with self._gate.pass_through():
+            return self._gate.wait_for(self._loop.call(step))
+
+    async def blocking(self, call: Callable[[], T]) -> T:
+        """Make a call that blocks, on a thread, and wait for it on the loop."""
+        with self._making_reader:
+            self._calls = calls = self._calls or ThreadPoolExecutor(_CALLS, "dafx-calls")
+        return await asyncio.wrap_future(calls.submit(call))
+
+    async def until_ended(self, turn: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Await a step of a turn, unless the turn ends before it.
+
+        Raises:
+            TurnEnded: It has; the step was cancelled.
+        """
+        if (watch := watch_of_step.get()) is not None:
+            return await until_turn_ends(step, watch, after=0)
+        return await until_turn_ends(step, functools.partial(self._watch_end, turn))
+
+    def _watch_end(self, turn: str, heard: Callable[[bool], None]) -> Callable[[], None]:
+        with self._making_reader:
+            if self._end_watch is None:
+                self._end_watch = EndWatch(self._worker)
+            return self._end_watch.watch(turn, heard)
+
+    def report(self, thread: AgentThread, note: Json) -> None:
+        """Send a tool's progress to its thread, some time soon; the latest of each call."""
+        with self._reporting:
+            is_sending = bool(self._reports)
+            self._reports[note["key"]] = (thread, note)
+            if not is_sending:
+                self._reporter = self._reporter or ThreadPoolExecutor(1, "dafx-progress")
+                self._reporter.submit(self._send_reports)
+
+    def _send_reports(self) -> None:
+        while True:
+            with self._reporting:
+                if not self._reports:
+                    return
+                key = next(iter(self._reports))
+                thread, note = self._reports[key]
+            try:
+                self.reader.signal_entity(thread.entity_id, "note", input=note)
+            except Exception as error:  # noqa: BLE001 - the reports after this one are to be sent
+                # Progress is for people who watch: the next report makes up for this one.
+                _logger.warning("The progress of call %s could not be reported: %s", key, in_words(error))
+            with self._reporting:
+                if self._reports[key] == (thread, note):
+                    del self._reports[key]
+
+    def model_of(self, agent: Agent) -> Model:
+        """The model of an agent, made when it is first asked for.
+
+        Raises:
+            ConfigurationError: None is configured.
+        """
+        given = agent.definition.model
+        # A class has the methods, too: it is a function that makes a model.
+        if isinstance(given, Model) and not isinstance(given, type):
+            return given
+        if given not in self._models:
+            # Not at the top: what providers need is imported by programs that use one.
+            from dafx_actors.models.environment import model_from_environment
+
+            self._models[given] = made = given() if callable(given) else model_from_environment(os.environ, given)
+            self._made.append(made)
+        return self._models[given]
+
+    # --- Inside ---------------------------------------------------------------------------------------------------
+
+    def _limit(self, kind: Literal["activity", "entity", "orchestration"], most: int) -> None:
+        """How much of a kind runs at once, unless the worker was given a limit of its own."""
+        options, name = self._worker.concurrency_options, f"maximum_concurrent_{kind}_work_items"
+        if getattr(options, name) == 100 * (os.cpu_count() or 1):  # durabletask's default
+            setattr(options, name, most)
+
+    def _add_step(self, kind: WorkKind, about: str, name: str, step: Step) -> str:
+        """Host an activity that is a coroutine function.
+
+        Where the intake cannot run it by itself, durabletask does, on a thread that waits for it.
+        """
+
+        def run(context: task.ActivityContext, raw: Json) -> Json:
+            return self.run_step(lambda: step(context, raw))
+
+        if self._on_work is None:
+            self._intake.steps[name] = step
+        return self._worker.add_activity(_named(self._announced(kind, about, run), name))
+
+    def _announced(self, kind: WorkKind, name: str, function: Callable[..., T]) -> Callable[..., T]:
+        """`function`, of which `on_work` is told before it runs: the one place that all work passes. Itself, untold."""
+        on_work = self._on_work
+        if on_work is None:
+            return function
+
+        def announced(context: Any, raw: Json = None) -> T:
+            on_work(_work_of(kind, name, context, raw))
+            return function(context, raw)
+
+        return _named(announced, function.__name__)
+
+    def _drain(self) -> None:
+        # With the stream still open: durabletask's own `stop` closes it first, and all that is in flight would be
+        # handed out a second time.
+        ended = self._gate.close(self.stop_timeout)
+        if ended:
+            _logger.warning("%d steps did not end within %g s; they are handed out again.", ended, self.stop_timeout)
+        self._gate.emptied(_ENDED_WITHIN)
+        self._intake.settle(self.stop_timeout)
+        self._worker.stop()  # type: ignore[no-untyped-call]  # likewise
+        with self._reporting:
+            reporter, self._reporter = self._reporter, None
+        if reporter is not None:
+            reporter.shutdown()  # what was reported is sent
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            # None begins any more: gRPC crashes the process over a call on a channel that is closed.
+            calls.shutdown(wait=False, cancel_futures=True)
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        if calls is not None:
+            calls.shutdown()
+        if self._end_watch is not None:
+            self._end_watch.close()
+            self._end_watch = None
+
+    @staticmethod
+    async def _shielded(clean_up: Callable[[], Awaitable[None]]) -> None:
+        """Clean up also when the task is being cancelled: what is in flight must not be lost for that."""
+        with anyio.CancelScope(shield=True):
+            await clean_up()
+
+    async def _close_agents(self) -> None:
+        """Give back what models and tools hold, on the loop that they were used on."""
+        for hosted in self._hosted:
+            await hosted.toolbox.aclose()
+        while self._made:
+            await attempted(self._made.pop().aclose, _logger, "A model")
+        self._models.clear()
+
+
+def _work_of(kind: WorkKind, name: str, context: Any, raw: Json) -> Work:
+    """What one of durabletask's contexts is about."""
+    if kind == "thread":
+        return Work(kind=kind, name=context.operation, instance_id=str(context.entity_id))
+    if kind in ("turn", "tell", "orchestration"):
+        return Work(kind=kind, name=name, instance_id=context.instance_id)
+    called = raw["name"] if kind == "tool" else name
+    return Work(kind=kind, name=called, instance_id=context.orchestration_id, task_id=context.task_id)
+
+
+def _named(function: Callable[..., T], name: str) -> Callable[..., T]:
+    """`function` under another name: durabletask registers by `__name__`, and would convert by annotations."""
+
+    def named(context: Any, raw: Json = None) -> T:
+        return function(context, raw)
+
+    named.__name__ = named.__qualname__ = name
+    return named
+
+
+__all__ = ["Address", "DurableAIAgentWorker"]
