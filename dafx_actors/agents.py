@@ -17,16 +17,15 @@ from durabletask.task import RetryPolicy
 from dafx_actors.decisions import load_deciders
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.exchange import Limits, Overlap, RunRequest
-from dafx_actors.ids import AgentThread, agent_name_mistake
+from dafx_actors.ids import AGENT_DEFINITION, AgentThread, agent_name_mistake
 from dafx_actors.models import Model, ModelReply, ModelRequest, ToolDefinition
 from dafx_actors.tools import AgentTool, Tool, ToolSource, as_tool, is_size, tool_mistakes, tools_of
+from dafx_actors.tools._declared import MAX_RESULT_BYTES
 from dafx_actors.transcript import ChatMessage, Json, Transcript
 
 C = TypeVar("C", bound=type)
 
 Durability: TypeAlias = Literal["step", "turn"]
-_DEFINITION = "__dafx_agent__"
-MAX_RESULT_BYTES = 2**20
 
 
 @attrs.frozen(kw_only=True)
@@ -184,7 +183,7 @@ def durable_agent(
         )
         if mistakes := _class_mistakes(decorated, definition):
             raise ConfigurationError(mistakes)
-        setattr(decorated, _DEFINITION, definition)
+        setattr(decorated, AGENT_DEFINITION, definition)
         if isinstance(getattr(decorated, "as_tool", None), functools.partial | None):  # a base's, or none at all
             setattr(decorated, "as_tool", functools.partial(as_tool, decorated))  # noqa: B010 - a type has no such name
         return decorated
@@ -194,23 +193,7 @@ def durable_agent(
 
 def definition_of(agent: object) -> AgentDefinition | None:
     """The definition of an agent's class or instance, or None where it is none."""
-    return getattr(agent, _DEFINITION, None)
-
-
-def agent_name(agent: str | type | object) -> str:
-    """The name of an agent, given by name, class or instance.
-
-    Raises:
-        ConfigurationError: It is no agent, or cannot be the name of one.
-    """
-    if isinstance(agent, str):
-        if mistake := agent_name_mistake(agent):
-            raise ConfigurationError(mistake)
-        return agent
-    definition = definition_of(agent)
-    if definition is None:
-        raise ConfigurationError(f"{agent!r} is not an agent; was its class decorated with `@durable_agent`?")
-    return definition.name
+    return getattr(agent, AGENT_DEFINITION, None)
 
 
 @attrs.frozen

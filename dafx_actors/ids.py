@@ -11,11 +11,12 @@ import json
 import re
 import unicodedata
 import uuid
+from typing import Any
 
 import attrs
 from durabletask.entities import EntityInstanceId
 
-from dafx_actors.errors import InvalidThreadId
+from dafx_actors.errors import ConfigurationError, InvalidThreadId
 
 _PREFIX = "dafx-"
 _MAX_INSTANCE_ID = 100
@@ -28,6 +29,27 @@ _UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
 """Categories of characters that nobody sees: controls, halves of pairs, separators of lines and paragraphs."""
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """What turns a text round, so that an id looks like another."""
+
+
+AGENT_DEFINITION = "__dafx_agent__"
+"""Where `@durable_agent` leaves what it was told."""
+
+
+def agent_name(agent: str | type | object) -> str:
+    """The name of an agent, given by name, class or instance.
+
+    Raises:
+        ConfigurationError: It is no agent, or cannot be the name of one.
+    """
+    if isinstance(agent, str):
+        if mistake := agent_name_mistake(agent):
+            raise ConfigurationError(mistake)
+        return agent
+    definition: Any = getattr(agent, AGENT_DEFINITION, None)
+    if definition is None:
+        raise ConfigurationError(f"{agent!r} is not an agent; was its class decorated with `@durable_agent`?")
+    name: str = definition.name
+    return name
 
 
 def agent_name_mistake(name: object) -> str | None:

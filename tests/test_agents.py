@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from dafx_actors import AgentThread, ChatMessage, ModelReply, ModelRequest, Transcript, Turn, as_tool, durable_agent
-from dafx_actors.agents import Agent, AgentRegistry, agent_name, definition_of
+from dafx_actors.agents import Agent, AgentRegistry, definition_of
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import agent_name
 from dafx_actors.testing import ScriptedModel
 
 

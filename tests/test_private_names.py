@@ -1,8 +1,8 @@
 """The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
 
-`dafx_actors._durable.connect` reads a worker's settings, and `address_of` a client's; `dafx_actors.worker._intake` takes a worker's
-stream of work, and has it run what is in an item; `dafx_actors.worker._sessions` goes on with an orchestration that
-durabletask has begun; `dafx_actors.testing.replay` has a worker run an episode.
+`dafx_actors._durable.connect` reads a worker's settings, and `address_of` a client's. `dafx_actors.worker._intake`
+takes a worker's stream of work, and has it run what is in an item; `dafx_actors.worker._sessions` goes on with an
+orchestration that durabletask has begun; `dafx_actors.testing.replay` has a worker run an episode.
 """
 
 from __future__ import annotations

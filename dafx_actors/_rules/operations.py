@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import attrs
 
@@ -17,15 +17,25 @@ from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_numbe
 from dafx_actors._rules import given_up as _given_up
 from dafx_actors._rules import thread as _thread
 from dafx_actors._rules.state import GivenUp
-from dafx_actors.agents import AgentDefinition
 from dafx_actors.decisions import signature_mistake
 from dafx_actors.errors import DafxError, DecisionRefused, TurnFailed
+from dafx_actors.exchange import Overlap
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
 State: TypeAlias = _thread.ThreadState
 Outcome: TypeAlias = _thread.Outcome
+
+
+class Definition(Protocol):
+    """What of an agent's definition decides about its threads."""
+
+    @property
+    def overlap(self) -> Overlap: ...
+
+    @property
+    def deciders(self) -> Mapping[str, bytes]: ...
 
 
 @attrs.frozen(kw_only=True)
@@ -35,7 +45,7 @@ class Message:
     thread: AgentThread
     raw: Json
     now: datetime
-    definition: AgentDefinition
+    definition: Definition
 
     @property
     def turn(self) -> str:

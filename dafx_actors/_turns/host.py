@@ -15,6 +15,10 @@ from dafx_actors.transcript import Json
 T = TypeVar("T")
 
 
+class TurnEnded(Exception):
+    """The turn of a step has ended before the step: nobody waits for its answer."""
+
+
 class Host(Protocol):
     """The worker, as its agents see it."""
 

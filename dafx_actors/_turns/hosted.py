@@ -39,7 +39,7 @@ from dafx_actors._rules import tree as _tree
 from dafx_actors._rules.given_up import is_given_up
 from dafx_actors._turns import above as _above
 from dafx_actors._turns.asking import AgentSteps
-from dafx_actors._turns.host import Host
+from dafx_actors._turns.host import Host, TurnEnded
 from dafx_actors._turns.recent import RecentDocuments, RecentEntries
 from dafx_actors._turns.steps import TurnSteps, tell
 from dafx_actors._turns.whole import WholeTurn
@@ -59,7 +59,6 @@ from dafx_actors.orchestration._context import OrchestrationContext, orchestrato
 from dafx_actors.tools import Tool
 from dafx_actors.tools._toolbox import Toolbox
 from dafx_actors.transcript import Json, Request, Transcript
-from dafx_actors.worker._gate import TurnEnded
 
 T = TypeVar("T")
 

@@ -23,12 +23,11 @@ from dafx_actors._durable.connect import (
 )
 from dafx_actors._json import messages as _codec
 from dafx_actors._json.values import dump_value, returned_by
-from dafx_actors.agents import agent_name
 from dafx_actors.client._executor import ClientAgentExecutor
 from dafx_actors.client._handles import OrchestrationHandle
 from dafx_actors.client._proxies import DurableAIAgent
 from dafx_actors.decisions import ACTIONS, Action, Decision, DecisionSigner, PendingDecision
-from dafx_actors.ids import AgentThread, new_id, thread_of
+from dafx_actors.ids import AgentThread, agent_name, new_id, thread_of
 from dafx_actors.orchestration._context import OrchestrationContext, definition_of
 from dafx_actors.transcript import Json
 

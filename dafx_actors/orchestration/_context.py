@@ -21,8 +21,8 @@ from durabletask import task
 from durabletask.entities import EntityInstanceId, EntityLock
 
 from dafx_actors._json.values import dump_as, dump_value, load_stored, parameters_of, returned_by
-from dafx_actors.agents import agent_name
 from dafx_actors.errors import ConfigurationError, MessageTooLarge, NotDurableError, ValueMismatch
+from dafx_actors.ids import agent_name
 from dafx_actors.orchestration._agents import (
     DurableAgentTask,
     OrchestrationAgent,

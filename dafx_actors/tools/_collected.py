@@ -13,6 +13,7 @@ import attrs
 from durabletask.task import RetryPolicy
 
 from dafx_actors.errors import ConfigurationError
+from dafx_actors.ids import AGENT_DEFINITION
 from dafx_actors.tools import _docstrings
 from dafx_actors.tools._declared import DECLARATION, Approval, Declaration, Effect, Told
 from dafx_actors.tools._functions import callback_mistakes, kind_mistake, signature_of, underlying
@@ -100,9 +101,9 @@ def _made_of(given: object) -> tuple[AnyTool | None, list[str]]:
     if isinstance(given, Tool | AgentTool):
         return given, _name_mistakes(given.name)
     if isinstance(given, type):
-        hint = "; an agent is given as `as_tool(...)`" if hasattr(given, "__dafx_agent__") else ""
+        hint = "; an agent is given as `as_tool(...)`" if hasattr(given, AGENT_DEFINITION) else ""
         return None, [f"`tools` has the class {given.__qualname__}, which is no tool{hint}"]
-    if hasattr(given, "__dafx_agent__"):
+    if hasattr(given, AGENT_DEFINITION):
         return None, [f"`tools` has an agent, {given!r}; give it as `as_tool(...)`"]
     if isinstance(given, ToolSource):
         return given, list(_approval_mistakes(given.approval, {"name", "arguments"}, f"tool source {given.name!r}"))

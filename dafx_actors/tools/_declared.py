@@ -25,6 +25,8 @@ Effect: TypeAlias = Literal["repeatable", "once"]
 """`repeatable`: a crash may repeat the call in flight, with the same idempotency key. `once`: it is never run again
 while it is not known what became of it."""
 
+MAX_RESULT_BYTES = 2**20
+
 DECLARATION = "__dafx_tool__"
 """Where the decorator leaves what it was told."""
 

@@ -11,6 +11,7 @@ from durabletask.task import RetryPolicy
 
 from dafx_actors._json.values import arguments_of, returned_by
 from dafx_actors.errors import ConfigurationError, InvalidArguments
+from dafx_actors.ids import AGENT_DEFINITION
 from dafx_actors.models import ToolDefinition
 from dafx_actors.tools._declared import Approval, Effect, Told, ToolContext
 from dafx_actors.tools._functions import Signature, asked_for, asks, contexts_of, result_of, underlying
@@ -156,7 +157,7 @@ def as_tool(
         ConfigurationError: It is no agent.
     """
     # By name: `agents` stands below this module and makes use of it.
-    definition: Any = getattr(agent, "__dafx_agent__", None)
+    definition: Any = getattr(agent, AGENT_DEFINITION, None)
     if definition is None and not isinstance(agent, str):
         raise ConfigurationError(f"{agent!r} is not an agent; was its class decorated with `@durable_agent`?")
     called: str = agent if isinstance(agent, str) else str(getattr(definition, "name", ""))

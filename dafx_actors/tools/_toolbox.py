@@ -16,10 +16,10 @@ from dafx_actors._json.forms import FORM
 from dafx_actors._json.shapes import load_json, shown
 from dafx_actors._raised import attempted, contained, in_words, kind_of, text_of
 from dafx_actors._secrets import without_in
-from dafx_actors.agents import MAX_RESULT_BYTES
 from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
 from dafx_actors.tools import AgentTool, Approval, Tool, ToolContext, ToolSource, source_needs_approval
+from dafx_actors.tools._declared import MAX_RESULT_BYTES
 from dafx_actors.tools._fitted import Unfit, digest_of, fitted
 from dafx_actors.tools._results import dump_tool_result
 from dafx_actors.transcript import FunctionCallContent, Json

@@ -23,6 +23,7 @@ import anyio.from_thread
 import attrs
 
 from dafx_actors._raised import contained, safe
+from dafx_actors._turns.host import TurnEnded
 from dafx_actors.orchestration._coroutines import at_end_of_work_item
 
 T = TypeVar("T")
@@ -171,10 +172,6 @@ _WATCH_AFTER = 1.0
 """Seconds that a step runs before the end of its turn is looked for: most are over by then."""
 _WATCH_AGAIN = 5.0
 """Seconds until it is looked for again, where the call that waits for it was lost."""
-
-
-class TurnEnded(Exception):
-    """The turn of a step has ended before the step: nobody waits for its answer."""
 
 
 async def until_turn_ends(
