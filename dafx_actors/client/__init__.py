@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dafx_actors.client._client import DurableAIAgentClient
+from dafx_actors.client._proxies import DurableAIAgent, RunOptions
 
 __all__ = [
+    "DurableAIAgent",
     "DurableAIAgentClient",
+    "RunOptions",
 ]
