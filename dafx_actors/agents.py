@@ -17,7 +17,8 @@ from durabletask.task import RetryPolicy
 from dafx_actors.decisions import load_deciders
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.exchange import Limits, Overlap, RunRequest
-from dafx_actors.ids import AGENT_DEFINITION, AgentThread, agent_name as agent_name, agent_name_mistake
+from dafx_actors.ids import AGENT_DEFINITION, AgentThread, agent_name_mistake
+from dafx_actors.ids import agent_name as agent_name
 from dafx_actors.models import Model, ModelReply, ModelRequest, ToolDefinition
 from dafx_actors.tools import AgentTool, Tool, ToolSource, as_tool, is_size, tool_mistakes, tools_of
 from dafx_actors.tools._declared import MAX_RESULT_BYTES

@@ -52,6 +52,13 @@ def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
     return tuple(messages)
 
 
+Ending: TypeAlias = Literal["whole", "cut", "withheld", "broken"]
+"""What a finish reason means for the reply.
+
+`whole`: it is all that the model meant to say. `cut`: it ends at a limit of tokens. `withheld`: a filter kept it back.
+`broken`: the provider did not bring it to an end.
+"""
+
 Overlap: TypeAlias = Literal["queue", "reject", "cancel_previous", "steer"]
 """What becomes of a request while its thread works on another: see `AgentDefinition.overlap`."""
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from dafx_actors._json.answers import answer_mismatch, values_in
-from dafx_actors._json.messages import dump_response
+from dafx_actors._json.answers import answer, answer_mismatch, values_in
+from dafx_actors._json.requests import dump_response
 from dafx_actors.errors import InvalidAnswer
 from dafx_actors.ids import AgentThread
-from dafx_actors.orchestration._agents import answer
 from dafx_actors.transcript import ChatMessage, Response
 
 ROME = {"name": "Rome", "hills": 7}

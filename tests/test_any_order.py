@@ -1,8 +1,8 @@
 """Turns and their thread, taken through whatever order of events: nothing is lost, and nothing happens twice.
 
-The rules of `_thread.py` and `_turn.py` run here without a scheduler. `Execution` goes through a turn, and `Turns`
-decides what happens next: which
-operation arrives, which event is delivered, which worker dies, what a model says and what people want.
+The product's own turns (`_turns/steps.py`, `_turns/calls.py`) and rules run here without a scheduler and without a
+worker. `Turns` decides what happens next: which operation arrives, which event is delivered, which timer fires, which
+worker dies, what a model says and what people want.
 
     pytest tests/test_any_order.py --hypothesis-profile=thorough --timeout=0
 """
@@ -17,46 +17,108 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.books import CancelMark, DecisionRecord, QuestionRecord
+from dafx_actors._json.document import load_transcript
+from dafx_actors._json.messages import load_entry
+from dafx_actors._json.operations import (
+    Attempt,
+    Attempted,
+    Cancel,
+    Cancelled,
+    Decide,
+    Decided,
+    Ended,
+    Granted,
+    Message,
+    Outcome,
+    Queued,
+    Refused,
+    Reply,
+    Telling,
+    with_error_only,
+)
+from dafx_actors._json.requests import load_cancellation
+from dafx_actors._json.steps import (
+    FORM,
+    ApprovalPlan,
+    Begun,
+    Failed,
+    ModelAnswer,
+    ModelResult,
+    ModelStep,
+    NotMade,
+    Plan,
+    Probe,
+    Probed,
+    Returned,
+    Settings,
+    ToolOutcome,
+    ToolStep,
+    Unknown,
+    dump_tool_outcome,
+)
+from dafx_actors._rules import calls as _calls
 from dafx_actors._rules import operations as _operations
-from dafx_actors._rules import thread as _thread
-from dafx_actors._rules import turn as _turn
-from dafx_actors._rules.thread import ThreadState
+from dafx_actors._rules import state as _state
+from dafx_actors._rules.conversation import conversation
+from dafx_actors._rules.state import JOINED, ThreadState
+from dafx_actors._rules.thread import is_granted
+from dafx_actors._turns.steps import TurnSteps
+from dafx_actors._turns.tell import tell
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.decisions import call_digest
-from dafx_actors.errors import ModelError, TurnCancelled, TurnDeadlineExceeded
-from dafx_actors.exchange import Overlap, RunRequest
+from dafx_actors.errors import DafxError, ModelError
+from dafx_actors.exchange import Limits, Overlap, RunRequest
+from dafx_actors.ids import AgentThread, model_step_name, probe_name
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent, Json, Response, UsageStats
-from tests.pure_turn import THREAD, Activity, Decided, Execution, Probe, Reply, Tell, Wait
+from tests.memory_context import Execution, Open
 
 SCHEMA = json.loads((Path(__file__).parent / "data" / "durable-agent-entity-state.json").read_text())
 VALIDATOR: Any = jsonschema.Draft202012Validator(SCHEMA)
+THREAD = AgentThread("Joker", "t1")
 NOON = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+AT_NOON = NOON.isoformat()
+LIMITS = Limits(steps=12)
+A_DAY = 86_400.0
+"""Seconds after which a turn ends; nothing else takes so long."""
 TURNS = ("c1", "c2", "c3", "c4")
 OVERLAPS: tuple[Overlap, ...] = ("queue", "reject", "cancel_previous", "steer")
-AGENTS = {overlap: AgentDefinition(name="Joker", overlap=overlap) for overlap in OVERLAPS}
-PLANS: dict[str, dict[str, Json]] = {
-    "plain": {"activity": "plain"},
-    "alone": {"activity": "alone", "alone": True},
-    "wrong": {"refusal": "there is no such tool"},
-    "guarded": {"activity": "guarded", "approval": {"seconds": None, "onTimeout": "deny"}},
-    "expiring": {"activity": "expiring", "approval": {"seconds": 60.0, "onTimeout": "fail"}},
-    "lapsing": {"activity": "lapsing", "approval": {"seconds": 60.0, "onTimeout": "deny"}},
-    "once": {"activity": "once", "once": True},
-    "both": {"activity": "both", "once": True, "approval": {"seconds": None, "onTimeout": "deny"}},
+AGENTS = {overlap: AgentDefinition(name="Joker", overlap=overlap, limits=LIMITS) for overlap in OVERLAPS}
+PLANS = {
+    "plain": Plan(activity="plain"),
+    "alone": Plan(activity="alone", alone=True),
+    "wrong": Plan(refusal="there is no such tool"),
+    "guarded": Plan(activity="guarded", approval=ApprovalPlan(None, "deny")),
+    "expiring": Plan(activity="expiring", approval=ApprovalPlan(60.0, "fail")),
+    "lapsing": Plan(activity="lapsing", approval=ApprovalPlan(60.0, "deny")),
+    "once": Plan(activity="once", once=True),
+    "both": Plan(activity="both", once=True, approval=ApprovalPlan(None, "deny")),
 }
 """The tools that the model has, and one that it only believes to have."""
 TOOLS = st.tuples(st.sampled_from(sorted(PLANS)), st.sampled_from(["x", "y"]))
+
+HARMS = ("cancel", "time", "die", "reset", "roll")
 
 RARELY = st.sampled_from([False, False, False, True])
 
 BY_DEFAULT = settings(max_examples=150, stateful_step_count=25, deadline=None, derandomize=True)
 SETTINGS = settings() if settings.get_current_profile_name() == "thorough" else BY_DEFAULT
+
+
+@attrs.define(eq=False)
+class Work:
+    """A tool call on some worker."""
+
+    step: ToolStep
+    waited_for: Open
+    phase: str = "start"
+    token: str = ""
 
 
 def unanswered(messages: Iterable[ChatMessage]) -> list[str]:
@@ -74,6 +136,9 @@ def unanswered(messages: Iterable[ChatMessage]) -> list[str]:
     return wrong + list(opened.elements())
 
 
+MODEL, PROBE = model_step_name("Joker"), probe_name("Joker")
+
+
 class Turns(RuleBasedStateMachine):
     """One thread, four turns, and everything that can happen to them."""
 
@@ -84,8 +149,11 @@ class Turns(RuleBasedStateMachine):
         self.overlap: Overlap = "queue"
         """Of the agent; some requests come while another version of it is deployed."""
         self.live: dict[str, Execution] = {}
-        """The latest execution of each turn."""
-        self.activities: list[Activity] = []
+        """The latest orchestration of each turn."""
+        self.requests: dict[str, RunRequest] = {}
+        self.mail: list[tuple[str, str, Json]] = []
+        """Messages for the thread that nobody waits for, with their turns."""
+        self.work: list[Work] = []
         self.events: list[tuple[str, str, Json]] = []
         self.sent: list[tuple[str, Overlap, dict[str, Json]]] = []
         """Operations that arrived, and may arrive again."""
@@ -103,56 +171,69 @@ class Turns(RuleBasedStateMachine):
         self.again: Counter[str] = Counter()
         """How often a person wanted a call made again."""
         self.tokens = 0
+        self.is_gone = False
+        """Whether no worker has the tools any more."""
         self.valid: set[str] = set()
         """Entries that have been held against the schema."""
 
     # --- The thread ---
 
-    def tell(self, operation: str, raw: Json, overlap: Overlap = "queue", *, again: bool = False) -> Json:
+    def operate(self, operation: str, raw: Json, overlap: Overlap = "queue", *, again: bool = False) -> Reply:
         """An operation arrives; what it gives, and what must be true of that."""
         self.now += timedelta(seconds=1)
-        told = _operations.Message(thread=THREAD, raw=raw, now=self.now, definition=AGENTS[overlap])
+        told = _operations.Told(thread=THREAD, raw=raw, now=self.now, definition=AGENTS[overlap])
         before = self.state
         changed, outcome = _operations.OPERATIONS[operation](before, told)
-        given = _operations.dump_outcome(outcome)
         if changed is not before:
             self.store(changed)
-        if given and "error" in given:
-            assert changed is before, "what is refused changes nothing"
         if not again and operation != "reset":
             self.sent.append((operation, overlap, raw))
-        if operation == "begin" and ("granted" in given or "queued" in given):
-            self.begun.add(raw["correlationId"])
-        if given and "cancelled" in given and operation == "cancel":
-            self.cancelled.add(given["turn"])
-            self.send(given["turn"], "cancel", given["cancelled"])
-        if operation == "begin" and "queued" in given:
-            self.cancelled |= set(self.state.cancelled)
-        if given and "ended" in given and operation == "cancel":
-            self.send(raw["correlationId"], "cancel", raw["mark"])
-            if given.get("next"):
-                self.send(given["next"], "granted", None)
-        if given and "decided" in given:
-            self.send(raw["correlationId"], f"decision.{raw['key']}", given["decided"])
-            if given["decided"]["action"] == "approve":
-                self.approved.add((raw["key"], given["decided"]["digest"]))
-        if given and given.get("attempt") == "go":
-            assert raw["correlationId"] == self.state.active
-            assert raw["correlationId"] not in self.cancelled, "no tool acts after the turn was cancelled"
-            assert self.goes.setdefault((raw["key"], raw["number"]), raw["token"]) == raw["token"]
-        return given
+        match outcome:
+            case Refused():
+                assert changed is before, "what is refused changes nothing"
+            case Granted() | Queued() if operation == "begin":
+                self.begun.add(raw["correlationId"])
+                if isinstance(outcome, Queued):
+                    self.cancelled |= set(self.state.cancelled)
+            case Cancelled(turn) if operation == "cancel":
+                self.cancelled.add(turn)
+            case Decided(decision) if operation == "decide" and decision.action == "approve":
+                self.approved.add((raw["key"], decision.digest or ""))
+            case Attempted("go"):
+                assert raw["correlationId"] == self.state.active
+                assert raw["correlationId"] not in self.cancelled, "no tool acts after the turn was cancelled"
+                assert not _calls.is_given_up(self.state, raw["key"], raw["number"]), "nor one that was given up"
+                assert self.goes.setdefault((raw["key"], raw["number"]), raw["token"]) == raw["token"]
+            case _:
+                pass
+        if operation == "abort" and isinstance(outcome, Ended):
+            outcome = with_error_only(outcome)
+        return Reply(outcome=outcome, settings=Settings(limits=LIMITS) if operation == "begin" else None)
+
+    def tell(self, message: Message) -> Outcome:
+        """A client or a step tells the thread something, by an orchestration that nothing comes in between."""
+        telling = Execution(self, "telling")
+        telling.run(tell(telling, THREAD, Telling.of(THREAD, message)))
+        (called,) = telling.open
+        said = self.operate(called.name, called.input)
+        called.complete(said.dump())
+        assert telling.is_over
+        return said.outcome
 
     def store(self, changed: ThreadState) -> None:
         """It is stored and read, in the form that the schema says; what has been held against that is not again."""
-        document = json.loads(json.dumps(_thread.dump(changed)))
+        document = json.loads(json.dumps(_state.dump(changed)))
         fresh = [raw for raw in document["data"]["conversationHistory"] if json.dumps(raw) not in self.valid]
         VALIDATOR.validate({**document, "data": {**document["data"], "conversationHistory": fresh}})
         self.valid |= {json.dumps(raw) for raw in fresh}
-        self.state = _thread.load(document)
-        assert _thread.dump(self.state) == document
+        self.state = _state.load(document)
+        assert _state.dump(self.state) == document
 
     def send(self, turn: str, event: str, data: Json) -> None:
         self.events.append((turn, event, data))
+
+    def signal(self, turn: str, operation: str, raw: Json) -> None:
+        self.mail.append((turn, operation, raw))
 
     # --- What happens ---
 
@@ -164,55 +245,91 @@ class Turns(RuleBasedStateMachine):
         turns=st.lists(st.sampled_from(TURNS), min_size=1, max_size=3, unique=True),
         overlap=st.sampled_from([None, None, None, *OVERLAPS]),
         schema=st.sampled_from([None, None, {"type": "object"}]),
+        eager=st.booleans(),
+        form=st.sampled_from([FORM, FORM, FORM, 0, 1, 2]),
         data=st.data(),
         times=st.integers(0, 30),
     )
-    def start(self, turns: list[str], overlap: Overlap | None, schema: Json, data: st.DataObject, times: int) -> None:
+    def start(
+        self,
+        turns: list[str],
+        overlap: Overlap | None,
+        schema: Json,
+        eager: bool,
+        form: int,
+        data: st.DataObject,
+        times: int,
+    ) -> None:
         """Clients start turns, and everybody goes on for a while."""
         for turn in turns:
-            self.start_one(turn, overlap or self.overlap, schema)
+            self.start_one(turn, overlap or self.overlap, schema, eager, form)
         self.go_on(data, times)
 
-    def start_one(self, turn: str, overlap: Overlap, schema: Json) -> None:
+    def start_one(self, turn: str, overlap: Overlap, schema: Json, eager: bool, form: int) -> None:
         """A client starts a turn, or again one whose orchestration is gone."""
-        if turn in self.live and self.live[turn].outcome is None:
+        if turn in self.live and not self.live[turn].is_over:
             return
-        earlier = self.live.get(turn)
         self.sent = [sent for sent in self.sent if sent[2]["correlationId"] != turn]
         self.events = [event for event in self.events if event[0] != turn]
-        request = RunRequest(
+        self.mail = [mail for mail in self.mail if mail[0] != turn]
+        earlier = self.requests.get(turn)
+        request = self.requests[turn] = RunRequest(
             correlation_id=turn,
             messages=(ChatMessage("user", f"{turn}?"),),
-            response_schema=earlier.request.response_schema if earlier else schema,
+            response_schema=earlier.response_schema if earlier else schema,
+            deadline=A_DAY,
         )
-        execution = self.live[turn] = Execution(self, request)
-        self.serve(execution, overlap)
+        execution = self.live[turn] = Execution(self, turn)
+        execution.run(TurnSteps(execution, THREAD, request, eager=eager, form=form).step_by_step())
+        for called in self.waited_for("operation"):
+            if called.owner is execution:
+                self.serve(called, overlap)
+        for mail in [each for each in self.mail if each[0] == turn]:
+            self.arrive(mail, overlap)
 
-    def waiting(self, kind: type[Any] | tuple[type[Any], ...]) -> list[Execution]:
-        return [each for each in self.live.values() if isinstance(each.awaits, kind)]
+    def waited_for(self, kind: str, name: str | None = None) -> list[Open]:
+        """What turns wait for, in the order in which they began."""
+        lives = [execution for execution in self.live.values() if not execution.is_over]
+        return [each for live in lives for each in live.open if each.kind == kind and name in (None, each.name)]
 
-    def serve(self, execution: Execution, overlap: Overlap = "queue") -> None:
-        """Let a turn have the one thing that it waits for, where nobody has to say what that is."""
-        match execution.awaits:
-            case Tell(operation, raw):
-                execution.go(self.tell(operation, raw, overlap))
-            case Probe(turn):
-                other = self.live.get(turn)
-                alive = other is not None and other.outcome is None
-                response = other.outcome[1] if other and other.outcome and other.outcome[0] == "ended" else None
-                if response is not None and _failed(response):
-                    response = None
-                execution.go({"alive": alive, "response": response})
-            case Wait():
-                execution.go(None)
-            case _:
-                pass
+    def arrive(self, mail: tuple[str, str, Json], overlap: Overlap | None = None) -> None:
+        """A message that nobody waits for arrives."""
+        self.mail.remove(mail)
+        self.operate(mail[1], mail[2], overlap or self.overlap)
+
+    def serve(self, called: Open, overlap: Overlap | None = None) -> None:
+        """An operation arrives that a turn waits for: behind what the turn had sent before."""
+        for mail in [each for each in self.mail if each[0] == called.owner.turn]:
+            self.arrive(mail, overlap)
+        called.complete(self.operate(called.name, called.input, overlap or self.overlap).dump())
+
+    def fire(self, timer: Open) -> None:
+        """The time of a timer has come."""
+        self.now = max(self.now, timer.at or self.now)
+        timer.complete(None)
+
+    def is_deadline(self, timer: Open) -> bool:
+        """Whether it is that of a whole turn."""
+        return timer.at is not None and (timer.at - self.now).total_seconds() > A_DAY / 2
+
+    def look(self, called: Open) -> None:
+        """A worker looks what became of another turn, or which tools workers have."""
+        asked = Probe.load(called.input)
+        if asked.names is not None:
+            hosts = {each.name: not self.is_gone for each in asked.names}
+            called.complete(Probed(alive=True, hosts=hosts).dump())
+            return
+        other = self.live.get(asked.turn)
+        response = None if other is None or other.error is not None else other.outcome
+        if response is not None and _failed(response):
+            response = None
+        called.complete(Probed(alive=other is not None and not other.is_over, response=response).dump())
 
     @rule(data=st.data(), times=st.integers(1, 30))
     def go_on(self, data: st.DataObject, times: int) -> None:
         """Everybody does what is to be done, in any order: events arrive, workers work, models answer."""
         for _ in range(times):
-            self.hand_out_activities()
+            self.hand_out_work()
             if not (ready := self.ready()):
                 return
             data.draw(st.sampled_from(ready))(data)
@@ -220,26 +337,32 @@ class Turns(RuleBasedStateMachine):
     def ready(self) -> list[Callable[[st.DataObject], None]]:
         """What could happen next without anybody's ill will."""
         asks = self.state.books.asks
+        timers = [timer for timer in self.waited_for("timer") if not self.is_deadline(timer)]
         return [
             *(functools.partial(self.deliver, event) for event in self.events),
-            *(functools.partial(self.work, activity) for activity in self.activities),
-            *(functools.partial(self.serve_call, key, execution) for execution, key, _ in self.pending_calls(Tell)),
-            *(functools.partial(self.go_on_with, execution) for execution in self.waiting((Tell, Probe, Wait))),
-            *(functools.partial(self.reply, execution) for execution in self.waiting(Reply)),
-            *(functools.partial(self.deadline, k, e) for e, k, each in self.pending_calls(Decided) if each.may_expire),
-            *(functools.partial(self.decide, key) for key, ask in sorted(asks.items()) if "decision" not in ask),
+            *(functools.partial(self.do, work) for work in self.work),
+            *(functools.partial(self.receive, mail) for mail in self.mail),
+            *(functools.partial(self.serve_one, called) for called in self.waited_for("operation")),
+            *(functools.partial(self.reply, step) for step in self.waited_for("activity", MODEL)),
+            *(functools.partial(self.look_once, step) for step in self.waited_for("activity", PROBE)),
+            *(functools.partial(self.fire_one, timer) for timer in timers),
+            *(functools.partial(self.decide, key) for key, ask in sorted(asks.items()) if ask.decision is None),
         ]
 
-    def go_on_with(self, execution: Execution, data: st.DataObject) -> None:
-        self.serve(execution, self.overlap)
+    def serve_one(self, called: Open, data: st.DataObject) -> None:
+        self.serve(called)
         again: bool = data.draw(RARELY)
         if again and self.sent:
             self.repeat(self.sent[-1])
 
-    def serve_call(self, key: str, execution: Execution, _: st.DataObject) -> None:
-        awaited = execution.calls[key][1]
-        assert isinstance(awaited, Tell)
-        execution.go_call(key, self.tell(awaited.operation, awaited.raw))
+    def receive(self, mail: tuple[str, str, Json], _: st.DataObject) -> None:
+        self.arrive(mail)
+
+    def look_once(self, called: Open, _: st.DataObject) -> None:
+        self.look(called)
+
+    def fire_one(self, timer: Open, _: st.DataObject) -> None:
+        self.fire(timer)
 
     def deliver(self, event: tuple[str, str, Json], _: st.DataObject) -> None:
         """An event arrives, not always in its order."""
@@ -247,131 +370,119 @@ class Turns(RuleBasedStateMachine):
         self.hear(*event)
 
     def hear(self, turn: str, name: str, given: Json) -> None:
-        execution = self.live.get(turn)
-        if execution is None or execution.outcome is not None:
-            return
-        if name == "cancel":
-            by = str((given or {}).get("by") or "")
-            execution.stop = TurnCancelled("Joker", turn, "", by)
-            execution.interrupt()
-        elif name == "granted":
-            if isinstance(execution.awaits, Wait):
-                execution.go(given)
-            else:
-                execution.grants.append(given)
-        else:
-            key = name.removeprefix("decision.")
-            execution.decisions.setdefault(key, given)
-            self.decide_waiting(execution)
-
-    def decide_waiting(self, execution: Execution) -> None:
-        for key, (_, awaited) in list(execution.calls.items()):
-            if isinstance(awaited, Decided) and awaited.key in execution.decisions:
-                execution.go_call(key, execution.decisions[awaited.key])
+        if turn in self.live:
+            self.live[turn].hear(name, given)
 
     # --- Models ---
 
-    def check_conversation(self, execution: Execution) -> None:
-        if self.state.active != execution.turn:
+    def check_conversation(self, turn: str) -> None:
+        if self.state.active != turn:
             return  # it was taken over, or the thread reset; the step fails and the turn finds out
-        transcript = _codec.load_transcript(_thread.dump(self.state))
-        assert not unanswered(_turn.conversation(transcript, execution.turn))
+        transcript = load_transcript(_state.dump(self.state))
+        assert not unanswered(conversation(transcript, turn))
 
-    def reply(self, execution: Execution, data: st.DataObject) -> None:
+    def reply(self, called: Open, data: st.DataObject) -> None:
         """A model answers, fails, or asks for tools, and gives its calls ids that come again."""
-        self.check_conversation(execution)
         kind: Any = data.draw(st.sampled_from(["answer", "invalid", "timeout", "bad_request", *["tools"] * 6]))
         if kind in ("timeout", "bad_request"):
-            execution.go({"error": _codec.dump_error(ModelError(kind, "no"))})
+            self.answer(called, ModelAnswer(error=ModelError(kind, "no")))
             return
         tools = data.draw(st.lists(TOOLS, min_size=1, max_size=3)) if kind == "tools" else []
         calls = tuple(FunctionCallContent(call_id, name, {"n": n}) for n, (name, call_id) in enumerate(tools))
-        answer: dict[str, Json] = {"message": _codec.dump_message(ChatMessage("assistant", calls or "Ha."))}
-        if calls:
-            answer["calls"] = [PLANS[name] for name, _ in tools]
-        elif kind == "invalid" and execution.request.response_schema is not None:
-            answer["invalid"] = "it is no JSON"
-        execution.go({**answer, "usage": _codec.dump_usage(UsageStats(1, 1, 2))})
+        result = ModelResult(
+            message=ChatMessage("assistant", calls or "Ha."),
+            calls=tuple(PLANS[name] for name, _ in tools),
+            usage=UsageStats(1, 1, 2),
+        )
+        if kind == "invalid" and self.requests[called.owner.turn].response_schema is not None:
+            result = attrs.evolve(result, invalid="it is no JSON")
+        self.answer(called, ModelAnswer(result=result))
+
+    def answer(self, called: Open, answer: ModelAnswer) -> None:
+        """A model step ends. One that was asked together with `begin` looks first whether that was granted."""
+        step = ModelStep.load(called.input)
+        self.check_conversation(step.turn)
+        if not step.begins:
+            assert self.state.active != step.turn or self.state.length >= step.length
+            called.complete(answer.dump())
+        elif is_granted(self.state, step.turn):
+            begun = Begun(length=self.state.length, settings=Settings(limits=LIMITS))
+            called.complete(attrs.evolve(answer, begun=begun).dump())
+        else:
+            called.complete(ModelAnswer().dump())
 
     # --- Tools ---
 
-    def pending_calls(self, kind: type[Any]) -> list[tuple[Execution, str, Any]]:
-        return [
-            (execution, key, awaited)
-            for execution in self.live.values()
-            for key, (_, awaited) in sorted(execution.calls.items())
-            if isinstance(awaited, kind)
-        ]
-
     @invariant()
-    def hand_out_activities(self) -> None:
-        known = {id(activity) for activity in self.activities}
-        self.activities += [each for _, _, each in self.pending_calls(Activity) if id(each) not in known]
-        for execution in self.live.values():
-            self.decide_waiting(execution)
+    def hand_out_work(self) -> None:
+        known = {id(work.waited_for) for work in self.work}
+        steps = [each for each in self.waited_for("activity") if each.name not in (MODEL, PROBE)]
+        self.work += [Work(ToolStep.load(step.input), step) for step in steps if id(step) not in known]
 
-    def work(self, activity: Activity, data: st.DataObject) -> None:
+    def do(self, work: Work, data: st.DataObject) -> None:
         """A worker goes one step on with a tool call, or dies: then another begins it again."""
         if data.draw(st.integers(0, 3)) == 3:
-            activity.phase, activity.token = "start", ""
+            work.phase, work.token = "start", ""
         else:
-            self.work_on(activity, knows=data.draw(st.booleans()))
+            self.go_on_with(work, knows=data.draw(st.booleans()))
 
-    def work_on(self, activity: Activity, knows: bool) -> None:
-        key, name = activity.key, activity.name
-        match activity.phase:
+    def go_on_with(self, work: Work, knows: bool) -> None:
+        step, key, name = work.step, work.step.key, work.step.name
+        match work.phase:
             case "start":
-                if self.state.active != activity.turn or self.state.length < activity.length:
-                    self.finish(activity, {"error": "stale"})
-                elif not _thread.may_act(self.state, activity.turn):
-                    self.finish(activity, {"error": "cancelled", "stopped": True})
-                elif PLANS[name].get("approval") and not self.allowed(activity):
-                    self.finish(activity, {"error": "it needs approval"})
-                elif PLANS[name].get("once"):
-                    activity.phase = "attempt"
+                if self.state.active != step.turn or self.state.length < step.length:
+                    self.finish(work, Failed("stale"))
+                elif not _calls.may_act(self.state, step.turn):
+                    self.finish(work, Failed("cancelled", stopped=True))
+                elif _calls.is_given_up(self.state, key, step.attempt):
+                    self.finish(work, Failed("given up", stopped=True))
+                elif PLANS[name].approval and not self.allowed(step):
+                    self.finish(work, Failed("it needs approval"))
+                elif PLANS[name].once:
+                    work.phase = "attempt"
                 else:
-                    assert activity.turn not in self.cancelled, "no tool acts after the turn was cancelled"
-                    self.finish(activity, {"result": "done"})
+                    assert step.turn not in self.cancelled, "no tool acts after the turn was cancelled"
+                    self.finish(work, Returned("done"))
             case "attempt":
                 self.tokens += 1
-                token = f"t{self.tokens}"
-                told = {"correlationId": activity.turn, "key": key, "number": activity.number, "token": token}
-                answer = self.tell("attempt", told)["attempt"]
-                if answer == "go":
-                    activity.phase = "act"
-                elif answer == "stop":
-                    self.finish(activity, {"error": "cancelled", "stopped": True})
+                attempt = Attempt(turn=step.turn, key=key, number=step.attempt, token=f"t{self.tokens}")
+                outcome = self.tell(attempt)
+                assert isinstance(outcome, Attempted)
+                if outcome.answer == "go":
+                    work.phase = "act"
+                elif outcome.answer == "stop":
+                    self.finish(work, Failed("cancelled", stopped=True))
+                elif not knows:
+                    self.finish(work, Unknown())
                 else:
-                    done = {"result": "done"} if self.effects[key] else {"notDone": True}
-                    self.finish(activity, done if knows else {"unknown": True})
+                    self.finish(work, Returned("done") if self.effects[key] else NotMade())
             case "act":
                 self.effects[key] += 1
                 assert self.effects[key] <= 1 + self.again[key], "it acts once, unless a person wants it again"
-                activity.phase = "acted"
+                work.phase = "acted"
             case _:
-                self.finish(activity, {"result": "done"})
+                self.finish(work, Returned("done"))
 
-    def allowed(self, activity: Activity) -> bool:
-        digest = call_digest(activity.name, activity.arguments)
-        allowed = _thread.is_approved(self.state, activity.key, digest)
-        assert not allowed or (activity.key, digest) in self.approved, "somebody approved this very call"
+    def allowed(self, step: ToolStep) -> bool:
+        digest = call_digest(step.name, step.arguments)
+        allowed = _calls.is_approved(self.state, step.key, digest)
+        assert not allowed or (step.key, digest) in self.approved, "somebody approved this very call"
         return allowed
 
-    def finish(self, activity: Activity, outcome: Json) -> None:
-        self.activities.remove(activity)
-        execution = activity.execution
-        if execution.outcome is None and execution.calls.get(activity.key, (None, None))[1] is activity:
-            execution.go_call(activity.key, outcome)
-
-    def deadline(self, key: str, execution: Execution, _: st.DataObject) -> None:
-        execution.go_call(key, "deadline")
+    def finish(self, work: Work, outcome: ToolOutcome) -> None:
+        self.work.remove(work)
+        if work.waited_for in work.waited_for.owner.open:
+            work.waited_for.complete(dump_tool_outcome(outcome))
 
     # --- People ---
 
-    @rule(turn=st.sampled_from([*TURNS, "unheard of"]), what=st.sampled_from(["cancel", "time", "die", "reset"]))
+    @rule(
+        turn=st.sampled_from([*TURNS, "unheard of"]), what=st.sampled_from(["cancel", "time", "die", "reset", "roll"])
+    )
     def harm(self, turn: str, what: str) -> None:
         """Somebody or something comes in between."""
-        {"cancel": self.cancel, "time": self.time_is_over, "die": self.die, "reset": self.reset}[what](turn)
+        harms = {"cancel": self.cancel, "time": self.time_is_over, "die": self.die, "reset": self.reset}
+        {**harms, "roll": self.roll}[what](turn)
 
     @precondition(lambda self: self.state.books.asks)
     @rule(data=st.data())
@@ -382,47 +493,50 @@ class Turns(RuleBasedStateMachine):
         """Somebody decides about a call, perhaps about one that they saw differently."""
         action = data.draw(st.sampled_from(["approve", "approve", "edit", "deny", "retry", "retry", "result", "fail"]))
         stale = data.draw(RARELY)
-        ask: Json = self.state.books.asks[key]
-        decision: dict[str, Json] = {"action": action, "by": "Ann", "at": "2025-01-02T12:00:00+00:00"}
+        asked = self.state.books.asks[key]
+        raw: dict[str, Json] = {"action": action, "by": "Ann", "at": AT_NOON}
         if action == "edit":
-            decision = {"action": "approve", "by": "Ann", "at": "2025-01-02T12:00:00+00:00", "arguments": {"n": 7}}
-        digest = "another" if stale else ask["digest"]
-        told = {"correlationId": self.state.active or "?", "key": key, "digest": digest, "decision": decision}
-        given = self.tell("decide", told)
-        assert "error" in given or not stale
-        if "decided" in given and given["decided"]["action"] == "retry" and "decision" not in ask:
+            raw = {"action": "approve", "by": "Ann", "at": AT_NOON, "arguments": {"n": 7}}
+        outcome = self.say(asked, DecisionRecord(raw), "another" if stale else asked.digest)
+        assert isinstance(outcome, Refused) or not stale
+        if isinstance(outcome, Decided) and outcome.decision.action == "retry" and asked.decision is None:
             self.again[key.split(".outcome")[0]] += 1
 
+    def say(self, asked: QuestionRecord, decision: DecisionRecord, digest: str) -> Outcome:
+        """A person decides about a question of the turn that runs."""
+        return self.tell(Decide(turn=self.state.active or "?", key=asked.key, digest=digest, decision=decision))
+
     def cancel(self, turn: str) -> None:
-        given = self.tell(
-            "cancel",
-            {"correlationId": turn, "mark": {"by": "Ann", "at": "2025-01-02T12:00:00+00:00", "reason": "enough"}},
-        )
-        if "ended" in given:
-            assert turn not in self.answers or given["ended"] == self.answers[turn]
+        outcome = self.tell(Cancel(turn=turn, mark=CancelMark.of(by="Ann", reason="enough")))
+        if isinstance(outcome, Ended):
+            assert turn not in self.answers or outcome.response == self.answers[turn]
         else:
-            assert given["turn"] in {turn, self.state.active}
-            assert not _thread.may_act(self.state, given["turn"])
+            assert isinstance(outcome, Cancelled)
+            assert outcome.turn in {turn, self.state.active}
+            assert not _calls.may_act(self.state, outcome.turn)
 
     def time_is_over(self, turn: str) -> None:
-        execution = self.live.get(turn)
-        if execution is not None and execution.outcome is None:
-            execution.stop = TurnDeadlineExceeded("Joker", turn, 60.0)
-            execution.interrupt()
+        deadline = [each for each in self.waited_for("timer") if each.owner.turn == turn and self.is_deadline(each)]
+        if deadline:
+            deadline[0].complete(None)  # without the clock, by which all the others would be over as well
 
     def die(self, turn: str) -> None:
         """Somebody terminates the turn's orchestration; its tool calls go on."""
         execution = self.live.get(turn)
-        if execution is not None and execution.outcome is None:
-            execution.outcome, execution.awaits, execution.calls = ("dead", None), None, {}
+        if execution is not None and not execution.is_over:
+            execution.end()
+
+    def roll(self, _: str) -> None:
+        """A deploy: workers have lost the tools, or have them again."""
+        self.is_gone = not self.is_gone
 
     def reset(self, _: str) -> None:
-        self.tell("reset", {"correlationId": "?"})
-        self.begun = {request.correlation_id for request in self.state.waiting}
+        self.operate("reset", {"correlationId": "?"})
+        self.begun = {place.correlation_id for place in self.state.waiting}
         self.answers, self.sent, self.approved, self.goes = {}, [], set(), {}
         self.cancelled &= set(self.state.cancelled)
         self.effects, self.again = Counter(), Counter()
-        self.activities = [each for each in self.activities if each.phase == "start"]
+        self.work = [each for each in self.work if each.phase == "start"]
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
@@ -437,7 +551,7 @@ class Turns(RuleBasedStateMachine):
             if turn not in self.begun:
                 return  # it was refused at first
         before = self.state
-        self.tell(operation, raw, overlap, again=True)
+        self.operate(operation, raw, overlap, again=True)
         if _lacks(before, raw["correlationId"]) and not _lacks(self.state, raw["correlationId"]):
             assert self.state.length == before.length, "it brings the request that was missing, in its place"
         elif operation != "cancel" and before.active is not None:
@@ -474,7 +588,7 @@ class Turns(RuleBasedStateMachine):
     @invariant()
     def every_call_has_its_result(self) -> None:
         for raw in self.responses():
-            response = _codec.load_entry(raw)
+            response = load_entry(raw)
             assert isinstance(response, Response)
             assert not unanswered(response.messages)
             joined = Counter(m.extra["correlationId"] for m in response.messages if "correlationId" in m.extra)
@@ -484,22 +598,33 @@ class Turns(RuleBasedStateMachine):
     def the_cancelled_are_not_answered(self) -> None:
         for raw in self.responses():
             if raw["correlationId"] in self.cancelled:
-                assert _codec.load_cancellation(raw) is not None
+                assert load_cancellation(raw) is not None
         if self.state.active in self.cancelled:
-            assert not _thread.may_act(self.state, self.state.active or "")
+            assert not _calls.may_act(self.state, self.state.active or "")
 
     @invariant()
     def nothing_is_kept_of_what_has_ended(self) -> None:
-        ours = set(_thread.dump(self.state)["data"].get("dafx", {}))
+        ours = set(_state.dump(self.state)["data"].get("dafx", {}))
         if self.state.active is None:
             assert ours <= {"line", "cancelled"}
             assert "line" not in ours or self.state.waiting
         assert not set(self.state.cancelled) & set(self.answers), "marks are for turns that have not ended"
 
+    @invariant()
+    def what_is_told_as_not_made_has_not_acted(self) -> None:
+        for raw in self.responses():
+            response = load_entry(raw)
+            assert isinstance(response, Response)
+            for content in (each for message in response.messages for each in message.contents):
+                if isinstance(content, FunctionResultContent) and "was not made" in str(content.result):
+                    key = content.extra["dafx"].get("key")
+                    assert not self.effects[key] or self.again[key], "acted, or told as not made, and never both"
+
     def teardown(self) -> None:
         """Whatever happened: when people decide, and workers work, each turn that has begun ends."""
-        for _ in range(400):
-            self.hand_out_activities()
+        self.is_gone = False
+        for _ in range(600):
+            self.hand_out_work()
             if not self.go_on_by_itself():
                 break
         else:
@@ -509,45 +634,51 @@ class Turns(RuleBasedStateMachine):
         self.every_call_has_its_result()
         assert (self.state.active, self.state.waiting, self.state.steered) == (None, (), ())
         assert self.begun <= set(self.answers)
+        for execution in self.live.values():
+            assert execution.is_over
+            assert execution.error is None or isinstance(execution.error, DafxError), execution.error
 
     def go_on_by_itself(self) -> bool:
         """Whether something was left to do."""
+        activities = self.waited_for("activity")
         if self.events:
             self.hear(*self.events.pop(0))
-        elif self.activities:
-            self.work_on(self.activities[0], knows=True)
-        elif told := self.pending_calls(Tell):
-            execution, key, awaited = told[0]
-            execution.go_call(key, self.tell(awaited.operation, awaited.raw))
-        elif ready := self.waiting((Tell, Probe)):
-            self.serve(ready[0])
-        elif thinking := self.waiting(Reply):
-            self.check_conversation(thinking[0])
-            thinking[0].go({"message": _codec.dump_message(ChatMessage("assistant", "Ha."))})
-        elif asked := [ask for ask in self.state.books.asks.values() if self.is_waited_for(ask)]:
-            ask: Json = asked[0]
-            action = "deny" if ask["kind"] == "approval" else "fail"
-            decision = ask.get("decision") or {"action": action, "by": "Ann", "at": "2025-01-02T12:00:00+00:00"}
-            told_ = {"correlationId": self.state.active, "key": ask["key"], "digest": ask["digest"]}
-            assert "decided" in self.tell("decide", {**told_, "decision": decision})
-        elif queued := self.waiting(Wait):
-            self.serve(queued[0])
-            self.live = {**{t: e for t, e in self.live.items() if e is not queued[0]}, queued[0].turn: queued[0]}
+        elif self.mail:
+            self.arrive(self.mail[0])
+        elif self.work:
+            self.go_on_with(self.work[0], knows=True)
+        elif called := self.waited_for("operation"):
+            self.serve(called[0])
+        elif looks := [each for each in activities if each.name == PROBE]:
+            self.look(looks[0])
+        elif thinking := [each for each in activities if each.name == MODEL]:
+            self.answer(thinking[0], ModelAnswer(result=ModelResult(message=ChatMessage("assistant", "Ha."))))
+        elif asked := [each for each in self.state.books.asks.values() if self.is_waited_for(each)]:
+            action = "deny" if asked[0].kind == "approval" else "fail"
+            decision = asked[0].decision or DecisionRecord({"action": action, "by": "Ann", "at": AT_NOON})
+            assert isinstance(self.say(asked[0], decision, asked[0].digest), Decided)
+        elif timers := [each for each in self.waited_for("timer") if not self.is_deadline(each)]:
+            self.fire(min(timers, key=lambda timer: timer.at or self.now))
+        elif again := [turn for turn, live in self.live.items() if self.starts_again(live)]:
+            self.start_one(again[0], self.overlap, None, eager=False, form=FORM)
         elif self.state.active is not None or self.state.waiting:
             active = self.live.get(self.state.active or "")
-            assert active is None or active.outcome is not None, "else it would have gone on"
-            last = RunRequest(correlation_id=f"last{len(self.live)}", messages=(ChatMessage("user", "."),))
-            self.live[last.correlation_id] = Execution(self, last)
+            assert active is None or active.is_over, "else it would have gone on"
+            self.start_one(f"last{len(self.live)}", "queue", None, eager=False, form=FORM)
         else:
             return False
         return True
 
-    def is_waited_for(self, ask: Json) -> bool:
-        return any(awaited.key == ask["key"] for _, _, awaited in self.pending_calls(Decided))
+    def starts_again(self, execution: Execution) -> bool:
+        """Whether a turn waited in line so long that its history is cut."""
+        return execution.has_returned and execution.outcome is None
+
+    def is_waited_for(self, asked: QuestionRecord) -> bool:
+        return any(each.name == f"decision.{asked.key}" for each in self.waited_for("event"))
 
 
 def _turns_of(raw: Json) -> list[str]:
-    return [raw["correlationId"], *(raw.get("dafx") or {}).get(_thread.JOINED, ())]
+    return [raw["correlationId"], *(raw.get("dafx") or {}).get(JOINED, ())]
 
 
 def _lacks(state: ThreadState, turn: str) -> bool:
@@ -557,7 +688,7 @@ def _lacks(state: ThreadState, turn: str) -> bool:
 
 
 def _failed(raw: Json) -> bool:
-    return cast("Response", _codec.load_entry(raw)).error is not None
+    return cast("Response", load_entry(raw)).error is not None
 
 
 TestTurns = Turns.TestCase

@@ -10,7 +10,8 @@ from pathlib import Path
 import jsonschema  # type: ignore[import-untyped]  # it has no types
 import pytest
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.document import load_transcript
+from dafx_actors._json.messages import dump_entry
 from dafx_actors.transcript import Request, Response
 from tests.benchmarks import scenarios, seed
 from tests.benchmarks.figures import (
@@ -105,9 +106,9 @@ def test_seeded_threads_are_transcripts() -> None:
     """What both systems are given is what the published schema says, and nothing of it is unknown here."""
     document = seed.document(3)
     jsonschema.validate(document, json.loads((ROOT / "tests/data/durable-agent-entity-state.json").read_text()))
-    entries = _codec.load_transcript(document).entries
+    entries = load_transcript(document).entries
     assert [type(entry) for entry in entries] == [Request, Response] * 3
-    assert [_codec.dump_entry(entry) for entry in entries] == document["data"]["conversationHistory"]
+    assert [dump_entry(entry) for entry in entries] == document["data"]["conversationHistory"]
 
 
 @pytest.mark.parametrize("peer", [False, True])

@@ -16,10 +16,28 @@ from durabletask.task import RetryPolicy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors._json import messages as _codec
 from dafx_actors._json import peer as _peer_forms
 from dafx_actors._json import shapes as _json
-from dafx_actors._rules import thread as _thread
+from dafx_actors._json.books import DecisionRecord, QuestionRecord
+from dafx_actors._json.crossing import crosses, dump_error, error_content, load_error
+from dafx_actors._json.document import load_transcript
+from dafx_actors._json.messages import dump_entry, dump_message, load_entry, load_message, load_messages, load_usage
+from dafx_actors._json.requests import (
+    dump_decision,
+    dump_request,
+    dump_response,
+    dump_retry,
+    finish_reason_in,
+    load_cancellation,
+    load_decision,
+    load_limits,
+    load_request,
+    load_response,
+    load_retry,
+    raise_error_in,
+    request_digest,
+)
+from dafx_actors._rules import state as _state
 from dafx_actors.decisions import Decision
 from dafx_actors.errors import (
     CorrelationConflict,
@@ -98,15 +116,15 @@ CONTENTS: list[dict[str, Any]] = [
 def test_each_content_of_the_schema_comes_back_as_it_was(raw: dict[str, Any]) -> None:
     stored = {"role": "assistant", "contents": [raw]}
     valid(stored, "chatMessage")
-    message = _codec.load_message(stored)
+    message = load_message(stored)
     assert not isinstance(message.contents[0], OpaqueContent)
-    assert _codec.dump_message(message) == stored
+    assert dump_message(message) == stored
 
 
 @pytest.mark.parametrize("raw", CONTENTS, ids=json.dumps)
 def test_fields_that_a_content_does_not_know_survive(raw: dict[str, Any]) -> None:
     stored = {"role": "user", "contents": [{**raw, "annotations": [{"a": None}], "nothing": None}]}
-    assert _codec.dump_message(_codec.load_message(stored)) == stored
+    assert dump_message(load_message(stored)) == stored
 
 
 def test_the_samples_name_every_content_of_the_schema() -> None:
@@ -130,13 +148,13 @@ def test_the_samples_name_every_content_of_the_schema() -> None:
 )
 def test_a_content_of_an_unknown_or_broken_kind_is_kept_whole(raw: dict[str, Any]) -> None:
     stored = {"role": "user", "contents": [{"$type": "text", "text": "x"}, raw]}
-    message = _codec.load_message(stored)
+    message = load_message(stored)
     assert message.contents == (TextContent("x"), OpaqueContent(raw))
-    assert _codec.dump_message(message) == stored
+    assert dump_message(message) == stored
 
 
 def test_a_null_field_counts_as_absent() -> None:
-    message = _codec.load_message({"role": "user", "authorName": None, "createdAt": None, "contents": None})
+    message = load_message({"role": "user", "authorName": None, "createdAt": None, "contents": None})
     assert message == ChatMessage("user")
 
 
@@ -165,28 +183,28 @@ ENTRIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("raw", ENTRIES, ids=json.dumps)
 def test_an_entry_comes_back_as_it_was(raw: dict[str, Any]) -> None:
-    entry = _codec.load_entry(raw)
+    entry = load_entry(raw)
     assert isinstance(entry, Request | Response)
     # A message without contents gains the empty list that stands for them; nothing else changes.
     expected = json.loads(json.dumps(raw))
     for message in expected["messages"]:
         message.setdefault("contents", [])
-    dumped = _codec.dump_entry(entry)
+    dumped = dump_entry(entry)
     for message in dumped["messages"]:
         message.setdefault("contents", [])
     assert dumped == expected
 
 
 def test_an_entry_without_a_correlation_id_stays_valid() -> None:
-    entry = _codec.load_entry({"$type": "response"})
+    entry = load_entry({"$type": "response"})
     assert entry == Response(correlation_id=None, messages=())
-    dumped = _codec.dump_entry(entry)
+    dumped = dump_entry(entry)
     assert "correlationId" not in dumped
     valid(dumped, "agentResponse")
 
 
 def test_an_entry_whose_messages_are_null_has_none() -> None:
-    entry = _codec.load_entry({"$type": "response", "correlationId": "c", "messages": None})
+    entry = load_entry({"$type": "response", "correlationId": "c", "messages": None})
     assert entry == Response(correlation_id="c", messages=())
 
 
@@ -210,9 +228,9 @@ BROKEN_ENTRIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("raw", BROKEN_ENTRIES, ids=json.dumps)
 def test_an_entry_of_an_unknown_or_broken_kind_is_kept_whole(raw: dict[str, Any]) -> None:
-    entry = _codec.load_entry(raw)
+    entry = load_entry(raw)
     assert entry == OpaqueEntry(raw)
-    assert _codec.dump_entry(entry) == raw
+    assert dump_entry(entry) == raw
 
 
 # --- Times --------------------------------------------------------------------------------------------------------
@@ -275,16 +293,16 @@ def document(version: str = "1.1.0", *entries: Any, **data: Any) -> dict[str, An
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.1.0", "1.2.0", "1.99.7", "0.9.0"])
 def test_every_version_up_to_the_same_major_is_read(version: str) -> None:
-    transcript = _codec.load_transcript(document(version, *ENTRIES))
+    transcript = load_transcript(document(version, *ENTRIES))
     assert (len(transcript.entries), transcript.schema_version) == (3, version)
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "10.0.0", f"{'9' * 5000}.0.0"])
 def test_a_newer_major_version_is_refused(version: str) -> None:
     with pytest.raises(UnsupportedTranscript, match="Upgrade dafx_actors"):
-        _codec.load_transcript(document(version))
+        load_transcript(document(version))
     with pytest.raises(UnsupportedTranscript, match="Nothing was changed"):
-        _thread.load(document(version))
+        _state.load(document(version))
 
 
 BROKEN: list[Any] = [
@@ -321,7 +339,7 @@ BROKEN: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("load", [_codec.load_transcript, _thread.load], ids=["transcript", "thread"])
+@pytest.mark.parametrize("load", [load_transcript, _state.load], ids=["transcript", "thread"])
 @pytest.mark.parametrize("broken", BROKEN, ids=json.dumps)
 def test_what_is_no_thread_is_refused_and_not_taken_for_an_empty_one(load: Callable[[Any], Any], broken: Any) -> None:
     with pytest.raises(UnsupportedTranscript):
@@ -329,13 +347,13 @@ def test_what_is_no_thread_is_refused_and_not_taken_for_an_empty_one(load: Calla
 
 
 def test_no_document_is_an_empty_thread() -> None:
-    assert _codec.load_transcript(None).entries == ()
-    assert _thread.load(None).length == 0
+    assert load_transcript(None).entries == ()
+    assert _state.load(None).length == 0
 
 
 def test_iterating_gives_the_messages_and_the_draft() -> None:
     draft = [{"role": "assistant", "contents": [{"$type": "text", "text": "so far"}]}]
-    transcript = _codec.load_transcript(document("1.1.0", *ENTRIES, {"$type": "other"}, dafx={"draft": draft}))
+    transcript = load_transcript(document("1.1.0", *ENTRIES, {"$type": "other"}, dafx={"draft": draft}))
     assert [message.text for message in transcript] == ["x", "", "so far"]
 
 
@@ -395,10 +413,10 @@ entries = st.one_of(
 
 @given(entries)
 def test_every_entry_that_we_write_is_valid_and_is_read_back_equal(entry: Request | Response) -> None:
-    raw = json.loads(json.dumps(_codec.dump_entry(entry)))
+    raw = json.loads(json.dumps(dump_entry(entry)))
     valid(document("1.1.0", raw))
     valid(raw, "agentRequest" if isinstance(entry, Request) else "agentResponse")
-    assert _codec.load_entry(raw) == entry
+    assert load_entry(raw) == entry
 
 
 # --- Requests -----------------------------------------------------------------------------------------------------
@@ -419,7 +437,7 @@ def test_the_peers_request_is_read() -> None:
         "orchestrationId": "o1",
         "options": {"temperature": 0.5},
     }
-    assert _codec.load_request(raw) == RunRequest(
+    assert load_request(raw) == RunRequest(
         correlation_id="c1",
         messages=(ChatMessage("user", "Tell me a joke"),),
         options={"temperature": 0.5},
@@ -429,13 +447,13 @@ def test_the_peers_request_is_read() -> None:
 
 
 def test_the_peers_request_may_come_as_text_and_shout_its_role() -> None:
-    request = _codec.load_request(json.dumps({"message": "x", "role": " SYSTEM ", "correlationId": "c"}))
+    request = load_request(json.dumps({"message": "x", "role": " SYSTEM ", "correlationId": "c"}))
     assert request.messages == (ChatMessage("system", "x"),)
 
 
 def test_a_class_that_a_request_names_is_not_imported() -> None:
     named = {"__response_schema_type__": "pydantic_model", "module": "os", "qualname": "system"}
-    request = _codec.load_request({"message": "x", "correlationId": "c", "response_format": named})
+    request = load_request({"message": "x", "correlationId": "c", "response_format": named})
     assert request.response_schema is None
 
 
@@ -454,14 +472,14 @@ def test_a_class_that_a_request_names_is_not_imported() -> None:
     )
 )
 def test_every_request_survives(request: RunRequest) -> None:
-    read = _codec.load_request(json.loads(json.dumps(_codec.dump_request(request))))
+    read = load_request(json.loads(json.dumps(dump_request(request))))
     assert read == request
-    asked = (_codec.digest(each.messages, each.response_schema) for each in (request, read))
+    asked = (request_digest(each.messages, each.response_schema) for each in (request, read))
     assert len(set(asked)) == 1
 
 
 def test_a_request_shows_its_text_to_the_peer() -> None:
-    raw = _codec.dump_request(RunRequest(correlation_id="c", messages=(ChatMessage("user", "Hello"),)))
+    raw = dump_request(RunRequest(correlation_id="c", messages=(ChatMessage("user", "Hello"),)))
     assert (raw["message"], raw["role"], raw["request_response_format"]) == ("Hello", "user", "text")
 
 
@@ -483,21 +501,21 @@ PICTURE = UriContent("https://example.com/a.png", "image/png")
 )
 def test_a_request_holds_its_text_once(asked: tuple[ChatMessage, ...]) -> None:
     request = RunRequest(correlation_id="c", messages=asked)
-    raw = json.loads(json.dumps(_codec.dump_request(request)))
+    raw = json.loads(json.dumps(dump_request(request)))
     assert json.dumps(raw).count("x" * 1_000) == 700
-    assert _codec.load_request(raw) == request
+    assert load_request(raw) == request
 
 
 def test_a_request_of_the_form_that_held_its_text_twice_is_read() -> None:
-    messages = [_codec.dump_message(ChatMessage("user", "Hello"))]
+    messages = [dump_message(ChatMessage("user", "Hello"))]
     raw = {"message": "Hello", "role": "user", "correlationId": "c", "messages": messages, "enable_tool_calls": True}
-    assert _codec.load_request(raw).messages == (ChatMessage("user", "Hello"),)
+    assert load_request(raw).messages == (ChatMessage("user", "Hello"),)
 
 
 @pytest.mark.parametrize(("said", "offered"), [({}, True), ({"enable_tool_calls": False}, False)])
 def test_a_request_is_offered_the_tools_unless_it_says_otherwise(said: dict[str, Any], offered: bool) -> None:
     """Other clients leave the field out."""
-    assert _codec.load_request({"message": "x", "correlationId": "c", **said}).enable_tool_calls is offered
+    assert load_request({"message": "x", "correlationId": "c", **said}).enable_tool_calls is offered
 
 
 def test_a_question_about_a_cut_off_call_has_the_key_that_the_tool_was_given() -> None:
@@ -513,9 +531,9 @@ def test_a_question_about_a_cut_off_call_has_the_key_that_the_tool_was_given() -
         "askedAt": "2025-01-02T12:00:00+00:00",
     }
     thread = AgentThread("Joker", "t1")
-    assert _codec.load_pending(thread, "c1", asked).idempotency_key == "c1.1.0"
+    assert QuestionRecord(asked).pending(thread, "c1").idempotency_key == "c1.1.0"
     approval = {**{name: each for name, each in asked.items() if name != "callKey"}, "kind": "approval"}
-    assert _codec.load_pending(thread, "c1", approval).idempotency_key == "c1.1.0.outcome1"
+    assert QuestionRecord(approval).pending(thread, "c1").idempotency_key == "c1.1.0.outcome1"
 
 
 @pytest.mark.parametrize(
@@ -550,12 +568,12 @@ def test_a_question_about_a_cut_off_call_has_the_key_that_the_tool_was_given() -
 )
 def test_what_is_no_request_is_a_value_error(bad: Any) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        _codec.load_request(bad)
+        load_request(bad)
 
 
 def test_limits_that_are_not_named_are_as_ever_and_null_is_none() -> None:
-    assert _codec.load_limits({"tokens": 5}) == Limits(tokens=5)
-    assert _codec.load_limits({"steps": None, "dollars": 3}) == Limits(steps=None)
+    assert load_limits({"tokens": 5}) == Limits(tokens=5)
+    assert load_limits({"steps": None, "dollars": 3}) == Limits(steps=None)
 
 
 @pytest.mark.parametrize(
@@ -572,8 +590,8 @@ def test_limits_that_are_not_named_are_as_ever_and_null_is_none() -> None:
     ],
 )
 def test_a_retry_policy_survives(policy: RetryPolicy) -> None:
-    raw = json.loads(json.dumps(_codec.dump_retry(policy)))
-    assert _codec.dump_retry(_codec.load_retry(raw)) == raw
+    raw = json.loads(json.dumps(dump_retry(policy)))
+    assert dump_retry(load_retry(raw)) == raw
     assert (raw["first"], raw["attempts"]) == (
         policy.first_retry_interval.total_seconds(),
         policy.max_number_of_attempts,
@@ -583,7 +601,7 @@ def test_a_retry_policy_survives(policy: RetryPolicy) -> None:
 def test_a_digest_tells_requests_apart() -> None:
     hello, bye = ChatMessage("user", "Hello"), ChatMessage("user", "Bye")
     digests = {
-        _codec.digest(messages, schema)
+        request_digest(messages, schema)
         for messages in ([hello], [bye], [hello, bye], [bye, hello])
         for schema in (None, {"type": "object"})
     }
@@ -591,8 +609,8 @@ def test_a_digest_tells_requests_apart() -> None:
 
 
 def test_a_digest_does_not_look_at_the_clock_or_at_the_order_of_keys() -> None:
-    later = _codec.digest([ChatMessage("user", "x", created_at=NOON)], {"b": 1, "a": 2})
-    assert later == _codec.digest([ChatMessage("user", "x")], {"a": 2, "b": 1})
+    later = request_digest([ChatMessage("user", "x", created_at=NOON)], {"b": 1, "a": 2})
+    assert later == request_digest([ChatMessage("user", "x")], {"a": 2, "b": 1})
 
 
 # --- Decisions ----------------------------------------------------------------------------------------------------
@@ -601,10 +619,10 @@ def test_a_digest_does_not_look_at_the_clock_or_at_the_order_of_keys() -> None:
 def test_what_a_turn_asks_is_read() -> None:
     raw = {"key": "c1.1.0", "kind": "approval", "callId": "x", "tool": "pay", "arguments": {"n": 1}, "digest": "d"}
     asked = {**raw, "askedAt": "2025-01-02T12:00:00Z", "decision": None}
-    pending = _codec.load_pending(THREAD, "c1", asked)
+    pending = QuestionRecord(asked).pending(THREAD, "c1")
     assert (pending.thread, pending.correlation_id, pending.asked_at, pending.deadline) == (THREAD, "c1", NOON, None)
     assert (pending.key, pending.kind, pending.call_id, pending.tool) == ("c1.1.0", "approval", "x", "pay")
-    later = _codec.load_pending(THREAD, "c1", {**asked, "deadline": "2025-01-02T12:00:05Z"})
+    later = QuestionRecord({**asked, "deadline": "2025-01-02T12:00:05Z"}).pending(THREAD, "c1")
     assert later.deadline == NOON + timedelta(seconds=5)
 
 
@@ -621,32 +639,32 @@ def test_what_a_turn_asks_is_read() -> None:
     ids=lambda decision: decision.action,
 )
 def test_a_decision_survives(decision: Decision) -> None:
-    assert _codec.load_decision(json.loads(json.dumps(_codec.dump_decision(decision)))) == decision
+    assert load_decision(DecisionRecord.load(json.loads(json.dumps(dump_decision(decision))))) == decision
 
 
 def test_only_a_result_travels_with_a_result() -> None:
-    assert "result" not in _codec.dump_decision(Decision(action="approve", at=NOON))
-    assert _codec.dump_decision(Decision(action="result", at=NOON))["result"] is None
+    assert "result" not in dump_decision(Decision(action="approve", at=NOON))
+    assert dump_decision(Decision(action="result", at=NOON))["result"] is None
 
 
 def test_a_cancellation_is_found_in_a_response() -> None:
     def ended(error: DafxError) -> Any:
-        message = ChatMessage("assistant", (_codec.error_content(error),))
-        return _codec.dump_response(Response(correlation_id="c", messages=(message,)))
+        message = ChatMessage("assistant", (error_content(error),))
+        return dump_response(Response(correlation_id="c", messages=(message,)))
 
-    found = _codec.load_cancellation(ended(TurnCancelled("Joker", "c", "enough", "Ann")))
+    found = load_cancellation(ended(TurnCancelled("Joker", "c", "enough", "Ann")))
     assert found is not None
     assert (found.reason, found.by) == ("enough", "Ann")
-    assert _codec.load_cancellation(ended(ModelError("timeout", "x"))) is None
-    assert _codec.load_cancellation(ENTRIES[2]) is None
-    assert _codec.load_cancellation(ENTRIES[0]) is None
+    assert load_cancellation(ended(ModelError("timeout", "x"))) is None
+    assert load_cancellation(ENTRIES[2]) is None
+    assert load_cancellation(ENTRIES[0]) is None
 
 
 # --- Responses and errors -----------------------------------------------------------------------------------------
 
 
 def test_a_response_is_read_as_an_answer() -> None:
-    answer = _codec.load_response(
+    answer = load_response(
         {
             "$type": "response",
             "correlationId": "c",
@@ -662,9 +680,9 @@ def test_a_response_is_read_as_an_answer() -> None:
 
 def test_a_response_that_holds_our_error_raises_it() -> None:
     error = ModelError("rate_limit", "slow down", status=429, retry_after=2.5)
-    stored = Response(correlation_id="c", messages=(ChatMessage("assistant", (_codec.error_content(error),)),))
+    stored = Response(correlation_id="c", messages=(ChatMessage("assistant", (error_content(error),)),))
     with pytest.raises(ModelError) as caught:
-        _codec.load_response(_codec.dump_response(stored), THREAD)
+        load_response(dump_response(stored), THREAD)
     assert (caught.value.kind, caught.value.status, caught.value.retry_after) == ("rate_limit", 429, 2.5)
 
 
@@ -672,29 +690,29 @@ def test_a_response_that_holds_somebody_elses_error_raises_turn_failed() -> None
     content = {"$type": "error", "message": "boom", "errorCode": "ValueError", "details": "at line 3"}
     raw = {"$type": "response", "correlationId": "c", "messages": [{"role": "assistant", "contents": [content]}]}
     with pytest.raises(TurnFailed) as caught:
-        _codec.load_response(raw, THREAD)
+        load_response(raw, THREAD)
     assert (caught.value.error_type, caught.value.detail) == ("ValueError", "boom")
 
 
 def test_an_error_stays_readable_for_whoever_does_not_know_us() -> None:
     error = ThreadBusy("Joker", "t1", "c0")
-    assert _codec.error_content(error).message == str(error)
+    assert error_content(error).message == str(error)
 
 
 def test_only_errors_that_can_be_rebuilt_cross() -> None:
-    assert _codec.crosses(CorrelationConflict("c", "agent"))
-    assert not _codec.crosses(ValueError("x"))
-    assert not _codec.crosses(TurnError("bare"))
-    assert not _codec.crosses(DafxError("bare"))
+    assert crosses(CorrelationConflict("c", "agent"))
+    assert not crosses(ValueError("x"))
+    assert not crosses(TurnError("bare"))
+    assert not crosses(DafxError("bare"))
 
 
 def test_an_error_that_could_not_be_shown_is_not_rebuilt() -> None:
-    raw = _codec.dump_error(ModelError("timeout", "x"))
-    assert _codec.load_error({**raw, "type": "TurnTimeout", "fields": {"seconds": "many"}}) is None
+    raw = dump_error(ModelError("timeout", "x"))
+    assert load_error({**raw, "type": "TurnTimeout", "fields": {"seconds": "many"}}) is None
     fields = {"agent": "A", "thread_id": "t", "correlation_id": "c", "seconds": "many"}
-    assert _codec.load_error({"type": "TurnTimeout", "fields": fields}) is None
-    assert _codec.load_error({"type": "TurnTimeout", "fields": {**fields, "seconds": 10**400}}) is None
-    assert _codec.load_error("[" * 100_000) is None
+    assert load_error({"type": "TurnTimeout", "fields": fields}) is None
+    assert load_error({"type": "TurnTimeout", "fields": {**fields, "seconds": 10**400}}) is None
+    assert load_error("[" * 100_000) is None
 
 
 # --- Anything at all ----------------------------------------------------------------------------------------------
@@ -725,20 +743,20 @@ nearly: st.SearchStrategy[Any] = st.fixed_dictionaries(
 @given(anything | nearly)
 def test_any_document_is_read_or_refused(raw: Any) -> None:
     with contextlib.suppress(UnsupportedTranscript):
-        state, transcript = _thread.load(raw), _codec.load_transcript(raw)
+        state, transcript = _state.load(raw), load_transcript(raw)
         assert len(transcript.entries) == len(state.history)
-        assert json.dumps([_codec.dump_entry(entry) for entry in transcript.entries])
+        assert json.dumps([dump_entry(entry) for entry in transcript.entries])
         assert list(state.history) == ([] if raw is None else raw["data"]["conversationHistory"])
-        assert _thread.load(json.loads(json.dumps(_thread.dump(state)))).active == state.active
+        assert _state.load(json.loads(json.dumps(_state.dump(state)))).active == state.active
 
 
 @given(anything)
 def test_any_message_request_or_usage_is_read_or_a_value_error(raw: Any) -> None:
     loaders: list[Callable[[Any], Any]] = [
-        _codec.load_message,
-        _codec.load_messages,
-        _codec.load_request,
-        _codec.load_usage,
+        load_message,
+        load_messages,
+        load_request,
+        load_usage,
         _json.load_time,
     ]
     for load in loaders:
@@ -749,12 +767,12 @@ def test_any_message_request_or_usage_is_read_or_a_value_error(raw: Any) -> None
 @given(anything)
 def test_any_response_is_read_or_a_value_error_or_a_turn_error(raw: Any) -> None:
     with contextlib.suppress(ValueError, DafxError):
-        _codec.load_response(raw, THREAD)
+        load_response(raw, THREAD)
 
 
 @given(anything | st.fixed_dictionaries({"type": words, "fields": anything}))
 def test_any_error_is_rebuilt_or_none(raw: Any) -> None:
-    error = _codec.load_error(raw)
+    error = load_error(raw)
     assert error is None or str(error)
 
 
@@ -792,32 +810,32 @@ def responses() -> Iterator[Response]:
 
 @pytest.mark.parametrize("response", list(responses()), ids=repr)
 def test_what_is_empty_is_read_by_all_that_read_it(response: Response) -> None:
-    stored = json.loads(json.dumps(_codec.dump_response(response)))
-    assert _codec.load_entry(stored) == response
+    stored = json.loads(json.dumps(dump_response(response)))
+    assert load_entry(stored) == response
     without = {**stored, "messages": [{k: v for k, v in each.items() if v != []} for each in stored["messages"]]}
-    assert _codec.load_entry(without) == response  # as earlier versions left it out
+    assert load_entry(without) == response  # as earlier versions left it out
     travelled = _peer_forms.load_agent_response(_peer_forms.dump_agent_response(without), "c1")
     assert len(travelled["messages"]) == len(response.messages)
     if response.error is None:
         for raw in (stored, without):
-            _codec.raise_error_in(raw, THREAD)
-            assert _codec.load_response(raw, THREAD).messages == response.messages
+            raise_error_in(raw, THREAD)
+            assert load_response(raw, THREAD).messages == response.messages
     document = {"schemaVersion": "1.1.0", "data": {"conversationHistory": [without]}}
-    assert _thread.dump(_thread.load(document))["data"]["conversationHistory"] == [without]
-    assert _codec.load_transcript(document).entries == (response,)
+    assert _state.dump(_state.load(document))["data"]["conversationHistory"] == [without]
+    assert load_transcript(document).entries == (response,)
 
 
 @pytest.mark.parametrize("finish_reason", [None, "stop", "a word that nobody knows"])
 def test_a_finish_reason_is_read_again(finish_reason: str | None) -> None:
     extra = {"dafx": {"finishReason": finish_reason}} if finish_reason else {"dafx": {"steps": 2}}
-    stored = _codec.dump_response(Response(correlation_id="c1", messages=(), extra=extra))
-    assert _codec.load_response(stored, THREAD).finish_reason == finish_reason
-    assert _codec.finish_reason_in(stored) == finish_reason
+    stored = dump_response(Response(correlation_id="c1", messages=(), extra=extra))
+    assert load_response(stored, THREAD).finish_reason == finish_reason
+    assert finish_reason_in(stored) == finish_reason
 
 
 @pytest.mark.parametrize("broken", [None, [], "text", {"dafx": None}, {"dafx": []}, {"dafx": {"finishReason": 5}}])
 def test_where_nobody_says_so_there_is_no_finish_reason(broken: Any) -> None:
-    assert _codec.finish_reason_in(broken) is None
+    assert finish_reason_in(broken) is None
 
 
 @pytest.mark.parametrize(
@@ -833,7 +851,7 @@ def test_where_nobody_says_so_there_is_no_finish_reason(broken: Any) -> None:
     ids=repr,
 )
 def test_a_request_with_what_is_empty_comes_back_as_it_was(asked: RunRequest) -> None:
-    assert _codec.load_request(json.loads(json.dumps(_codec.dump_request(asked)))) == asked
+    assert load_request(json.loads(json.dumps(dump_request(asked)))) == asked
 
 
 EMPTY_JSON: list[Any] = [None, "", [], {}, 0, False]
@@ -849,11 +867,9 @@ EMPTY_JSON: list[Any] = [None, "", [], {}, 0, False]
     ids=repr,
 )
 def test_a_decision_with_what_is_empty_comes_back_as_it_was(made: Decision) -> None:
-    assert _codec.load_decision(json.loads(json.dumps(_codec.dump_decision(made)))) == made
+    assert load_decision(DecisionRecord.load(json.loads(json.dumps(dump_decision(made))))) == made
 
 
 def test_a_request_without_the_field_offers_the_tools() -> None:
-    assert _codec.load_request({"correlationId": "c1", "message": "Hi"}).enable_tool_calls
-    assert not _codec.load_request(
-        {"correlationId": "c1", "message": "Hi", "enable_tool_calls": False}
-    ).enable_tool_calls
+    assert load_request({"correlationId": "c1", "message": "Hi"}).enable_tool_calls
+    assert not load_request({"correlationId": "c1", "message": "Hi", "enable_tool_calls": False}).enable_tool_calls

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from dafx_actors import errors
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.crossing import crosses, dump_error, load_error
 from dafx_actors.errors import (
     AgentNotHosted,
     ApprovalExpired,
@@ -114,7 +114,7 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (ModelError("rate_limit", "slow down", 429, 2.5, 3, {"code": "x"}), "HTTP 429; tried 3 times"),
     (ModelError("timeout", "nothing came"), "tried once"),
 ]
-CROSSING = [error for error, _ in SAMPLES if _codec.crosses(error)]
+CROSSING = [error for error, _ in SAMPLES if crosses(error)]
 
 
 def name(value: object) -> str:
@@ -150,7 +150,7 @@ def test_an_error_survives_pickle(error: DafxError) -> None:
 
 @pytest.mark.parametrize("error", CROSSING, ids=name)
 def test_an_error_crosses_json_and_is_the_same_there(error: DafxError) -> None:
-    again = _codec.load_error(json.dumps(_codec.dump_error(error)))
+    again = load_error(json.dumps(dump_error(error)))
     assert again is not None
     assert (type(again), fields(again), str(again)) == (type(error), fields(error), str(error))
 
@@ -164,8 +164,8 @@ def test_what_can_become_of_a_turn_crosses() -> None:
 
 @pytest.mark.parametrize("error", CROSSING, ids=name)
 def test_fields_of_a_newer_version_are_left_out(error: DafxError) -> None:
-    raw = _codec.dump_error(error)
-    again = _codec.load_error({**raw, "since": 2, "fields": {**raw["fields"], "of_version_2": [1]}})
+    raw = dump_error(error)
+    again = load_error({**raw, "since": 2, "fields": {**raw["fields"], "of_version_2": [1]}})
     assert type(again) is type(error)
 
 
@@ -186,7 +186,7 @@ def test_fields_of_a_newer_version_are_left_out(error: DafxError) -> None:
     ids=repr,
 )
 def test_what_is_no_error_of_ours_gives_none(raw: object) -> None:
-    assert _codec.load_error(raw) is None
+    assert load_error(raw) is None
 
 
 def test_builtin_kinds_are_kept_for_those_who_catch_them() -> None:

@@ -6,9 +6,11 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from dafx_actors._rules import given_up as _given_up
+from dafx_actors._json.operations import Attempted, GivenUp, Refused
+from dafx_actors._rules import calls as _calls
+from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
-from dafx_actors._rules.state import Attempted, GivenUp, Refused, ThreadState
+from dafx_actors._rules.state import ThreadState
 from dafx_actors._turns.hosting import LONGEST_PAUSE, Missing, pause
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
@@ -25,37 +27,37 @@ def active() -> ThreadState:
 
 
 def test_what_is_given_up_is_not_attempted_any_more_and_a_later_attempt_is() -> None:
-    state, outcome = _given_up.give_up(active(), THREAD, "c1", KEY, 1)
+    state, outcome = _calls.give_up(active(), THREAD, "c1", KEY, 1)
     assert outcome == GivenUp(begun=False)
-    assert _given_up.is_given_up(state, KEY, 1)
-    assert not _given_up.is_given_up(state, KEY, 2)
-    assert not _given_up.is_given_up(state, "c1.1.1", 1)
-    assert _thread.attempt(state, "c1", KEY, 1, "A", NOW) == (state, Attempted("stop"))
-    assert _thread.attempt(state, "c1", KEY, 2, "A", NOW)[1] == Attempted("go")
+    assert _calls.is_given_up(state, KEY, 1)
+    assert not _calls.is_given_up(state, KEY, 2)
+    assert not _calls.is_given_up(state, "c1.1.1", 1)
+    assert _calls.attempt(state, "c1", KEY, 1, "A", NOW) == (state, Attempted("stop"))
+    assert _calls.attempt(state, "c1", KEY, 2, "A", NOW)[1] == Attempted("go")
 
 
 def test_it_is_told_whether_a_step_had_begun() -> None:
-    state, _ = _thread.attempt(active(), "c1", KEY, 1, "A", NOW)
-    assert _given_up.give_up(state, THREAD, "c1", KEY, 1)[1] == GivenUp(begun=True)
-    assert _given_up.give_up(state, THREAD, "c1", KEY, 2)[1] == GivenUp(begun=False)
+    state, _ = _calls.attempt(active(), "c1", KEY, 1, "A", NOW)
+    assert _calls.give_up(state, THREAD, "c1", KEY, 1)[1] == GivenUp(begun=True)
+    assert _calls.give_up(state, THREAD, "c1", KEY, 2)[1] == GivenUp(begun=False)
 
 
 def test_it_may_be_given_up_twice_late_or_by_a_turn_that_is_over() -> None:
-    state, _ = _given_up.give_up(active(), THREAD, "c1", KEY, 2)
-    assert _given_up.give_up(state, THREAD, "c1", KEY, 2) == (state, GivenUp(begun=False))
-    assert _given_up.give_up(state, THREAD, "c1", KEY, 1)[0] == state
-    refused, outcome = _given_up.give_up(state, THREAD, "c2", KEY, 1)
+    state, _ = _calls.give_up(active(), THREAD, "c1", KEY, 2)
+    assert _calls.give_up(state, THREAD, "c1", KEY, 2) == (state, GivenUp(begun=False))
+    assert _calls.give_up(state, THREAD, "c1", KEY, 1)[0] == state
+    refused, outcome = _calls.give_up(state, THREAD, "c2", KEY, 1)
     assert refused == state
     assert isinstance(outcome, Refused)
 
 
 def test_it_is_stored_and_gone_with_the_turn() -> None:
-    state, _ = _given_up.give_up(active(), THREAD, "c1", KEY, 1)
-    stored = _thread.dump(state)
+    state, _ = _calls.give_up(active(), THREAD, "c1", KEY, 1)
+    stored = _state.dump(state)
     assert stored["data"]["dafx"]["givenUp"] == {KEY: 1}
-    assert _given_up.is_given_up(_thread.load(stored), KEY, 1)
+    assert _calls.is_given_up(_state.load(stored), KEY, 1)
     ended, _ = _thread.commit(state, THREAD, "c1", (ChatMessage("assistant", "Gone."),), None, NOW)
-    assert "dafx" not in _thread.dump(ended)["data"]
+    assert "dafx" not in _state.dump(ended)["data"]
 
 
 def seen(*looks: tuple[float, bool | None]) -> Missing:

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors import AgentThread, ids
+from dafx_actors._json import operations as _ops
+from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
 from dafx_actors.errors import InvalidThreadId
 from dafx_actors.exchange import RunRequest
@@ -139,11 +141,11 @@ def test_what_nobody_can_see_is_refused_in_new_ids_only(character: str) -> None:
     thread = AgentThread("Joker", f"a{character}b")
     request = RunRequest(correlation_id="c1", messages=(ChatMessage("user", "Hello"),))
     now = datetime(2026, 1, 1, tzinfo=timezone.utc)
-    state, refused = _thread.begin(_thread.ThreadState(), thread, request, now)
-    assert state == _thread.ThreadState()
-    assert isinstance(refused, _thread.Refused)
+    state, refused = _thread.begin(_state.ThreadState(), thread, request, now)
+    assert state == _state.ThreadState()
+    assert isinstance(refused, _ops.Refused)
     assert isinstance(refused.error, InvalidThreadId)
-    begun, _ = _thread.begin(_thread.ThreadState(), AgentThread("Joker", "fine"), request, now)
+    begun, _ = _thread.begin(_state.ThreadState(), AgentThread("Joker", "fine"), request, now)
     later = RunRequest(correlation_id="c2", messages=(ChatMessage("user", "Hello"),))
-    assert not isinstance(_thread.begin(begun, thread, later, now)[1], _thread.Refused)
+    assert not isinstance(_thread.begin(begun, thread, later, now)[1], _ops.Refused)
     assert new_id_mistake("Zoë-7") is None

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from dafx_actors import AgentThread, ChatMessage, ToolContext, tool
-from dafx_actors._json.answers import answer_mismatch
-from dafx_actors._json.messages import check_decision, dump_response
+from dafx_actors._json.answers import answer, answer_mismatch
+from dafx_actors._json.books import DecisionRecord
+from dafx_actors._json.requests import dump_response
 from dafx_actors._json.shapes import check_json, dump_time, load_json, reason_of, shown
+from dafx_actors._json.steps import Returned, TurnInput
 from dafx_actors.errors import InvalidAnswer, ValueMismatch
 from dafx_actors.exchange import RunRequest
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
 from dafx_actors.models._reading import reply
-from dafx_actors.orchestration._agents import answer, turn_input
 from dafx_actors.tools import Approval, tools_of
 from dafx_actors.tools._toolbox import Toolbox
 from dafx_actors.transcript import FunctionCallContent, Json, Response
@@ -109,11 +110,12 @@ async def test_what_a_source_of_tools_gives_is_json_or_an_error(value: Any) -> N
         async def aclose(self) -> None: ...
 
     box = Toolbox([Source()])
-    assert await box.call("read", {"a": 1}, a_context()) == {"result": {"good": "/w==", "times": {"1": 2}}}
+    assert await box.call("read", {"a": 1}, a_context()) == Returned({"good": "/w==", "times": {"1": 2}})
     outcome = await box.call("read", {}, a_context())
-    assert outcome["unkept"], "the source has acted; only what it gave cannot be kept"
-    assert "cannot be stored" in outcome["result"]
-    assert len(outcome["result"]) < 1000
+    assert isinstance(outcome, Returned)
+    assert outcome.unkept, "the source has acted; only what it gave cannot be kept"
+    assert "cannot be stored" in outcome.value
+    assert len(outcome.value) < 1000
 
 
 @pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
@@ -127,9 +129,9 @@ async def test_a_model_is_told_what_is_wrong_with_its_arguments(text: str) -> No
     box = Toolbox(tools_of(Host()))
     call = FunctionCallContent("c1", "act", extra={UNPARSED_ARGUMENTS: text})
     plan = await box.plan(call, await box.definitions())
-    assert "the arguments are no JSON object" in plan["refusal"]
-    assert len(plan["refusal"]) < 400
-    assert (await box.plan(FunctionCallContent("c1", "act", {"a": 1}), await box.definitions()))["form"] == 2
+    assert "the arguments are no JSON object" in (plan.refusal or "")
+    assert len(plan.refusal or "") < 400
+    assert (await box.plan(FunctionCallContent("c1", "act", {"a": 1}), await box.definitions())).form == 2
 
 
 CALLED = ChatMessage("assistant", (FunctionCallContent("c1", "f", {"a": float("inf")}),))
@@ -144,16 +146,16 @@ def test_what_a_caller_sends_is_json_or_refused_there(wrong: dict[str, Any]) -> 
     sent: dict[str, Any] = {"correlation_id": "c1", "messages": (ChatMessage("user", "Hi"),), **wrong}
     request = RunRequest(**sent)
     with pytest.raises(ValueMismatch, match="cannot be sent"):
-        turn_input(THREAD, request)
+        TurnInput(thread_id=THREAD.thread_id, request=request).dump()
 
 
 @pytest.mark.parametrize("field", ["arguments", "result"])
 def test_a_decision_holds_json(field: str) -> None:
     made = {"action": "approve", "at": dump_time(NOON), field: {"a": 1}}
-    assert check_decision(made) is made
-    assert check_decision({**made, field: None})
+    assert DecisionRecord.load(made).raw is made
+    assert DecisionRecord.load({**made, field: None})
     with pytest.raises(ValueError, match="JSON has no nan"):
-        check_decision({**made, field: {"a": float("nan")}})
+        DecisionRecord.load({**made, field: {"a": float("nan")}})
 
 
 def test_values_and_errors_are_shown_in_few_words() -> None:

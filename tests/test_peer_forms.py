@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from dafx_actors._json import messages as _codec
 from dafx_actors._json import peer as _peer_forms
+from dafx_actors._json.document import response_in
+from dafx_actors._json.messages import load_usage
+from dafx_actors._json.requests import dump_request, load_request, load_response
 from dafx_actors.client import _peer
 from dafx_actors.errors import TurnFailed, UnsupportedByPeer
 from dafx_actors.exchange import Limits, RunRequest
@@ -29,7 +31,7 @@ def request(*messages: ChatMessage, **more: Any) -> RunRequest:
 def test_a_request_of_the_peer_is_told_from_ours() -> None:
     assert _peer_forms.sent_by_peer(ITS_REQUEST)
     assert _peer_forms.sent_by_peer(json.dumps(ITS_REQUEST))
-    assert not _peer_forms.sent_by_peer(_codec.dump_request(request()))
+    assert not _peer_forms.sent_by_peer(dump_request(request()))
     assert not any(_peer_forms.sent_by_peer(raw) for raw in ("{", "[]", 5, None))
 
 
@@ -58,7 +60,7 @@ def test_a_request_becomes_one_text() -> None:
         "enable_tool_calls": True,
     }
     assert _peer_forms.sent_by_peer(sent)
-    assert _codec.load_request(sent).messages == (ChatMessage("user", "One\nTwo"),)
+    assert load_request(sent).messages == (ChatMessage("user", "One\nTwo"),)
 
 
 def test_what_the_peer_has_no_field_for_travels_as_options() -> None:
@@ -101,7 +103,7 @@ def test_a_stored_content_comes_back_from_the_form_that_travels(raw: dict[str, A
     elif raw.get("details") and not isinstance(raw["details"], str):
         assert json.loads(back["messages"][0]["contents"][0]["details"]) == raw["details"]
     elif raw["$type"] == "usage":
-        assert _codec.load_usage(back["messages"][0]["contents"][0]["usage"]) is not None
+        assert load_usage(back["messages"][0]["contents"][0]["usage"]) is not None
     else:
         assert back == stored
 
@@ -122,7 +124,7 @@ def test_an_error_in_its_answer_is_typed() -> None:
     message = {"type": "message", "role": "assistant", "contents": [content]}
     stored = _peer_forms.load_agent_response({"type": "agent_response", "messages": [message]}, "c1")
     with pytest.raises(TurnFailed, match="failed with RuntimeError: down"):
-        _codec.load_response(stored, AgentThread("Joker", "t1"))
+        load_response(stored, AgentThread("Joker", "t1"))
 
 
 @pytest.mark.parametrize("raw", [None, [], {}, {"$type": "response"}, {"error": {"type": "x"}}])
@@ -154,6 +156,6 @@ def test_pauses_grow_with_what_was_waited_up_to_a_bound() -> None:
 def test_the_response_of_a_turn_is_found_in_its_thread() -> None:
     history = [{"$type": "request", "correlationId": "c1"}, {"$type": "response", "correlationId": "c1"}]
     document = {"schemaVersion": "1.1.0", "data": {"conversationHistory": history}}
-    assert _peer.response_in(document, "c1") == history[1]
-    assert _peer.response_in(document, "c2") is None
-    assert _peer.response_in(None, "c1") is None
+    assert response_in(document, "c1") == history[1]
+    assert response_in(document, "c2") is None
+    assert response_in(None, "c1") is None

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, durable_agent
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.document import load_entries
 from dafx_actors._turns.recent import RecentDocuments, RecentEntries
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
@@ -116,7 +116,7 @@ def test_entries_that_were_read_before_are_not_read_again() -> None:
     first = recent.load("t1", stored("a", "b"))
     again = recent.load("t1", stored("a", "b", "c"))
     assert [entry is known for entry, known in zip(again, first, strict=False)] == [True, True]
-    assert again == _codec.load_entries(stored("a", "b", "c"))
+    assert again == load_entries(stored("a", "b", "c"))
 
 
 @pytest.mark.parametrize("now", [("x", "b", "c"), ("a", "x", "c"), ("a",), (), ("a", "b")])
@@ -124,8 +124,8 @@ def test_entries_of_a_thread_that_was_changed_are_read_as_they_are_now(now: tupl
     """It was reset, or somebody wrote it anew."""
     recent = RecentEntries(at_least=0)
     recent.load("t1", stored("a", "b"))
-    assert recent.load("t1", stored(*now)) == _codec.load_entries(stored(*now))
-    assert recent.load("t2", stored(*now)) == _codec.load_entries(stored(*now))
+    assert recent.load("t1", stored(*now)) == load_entries(stored(*now))
+    assert recent.load("t2", stored(*now)) == load_entries(stored(*now))
 
 
 def test_entries_of_threads_that_were_not_read_for_longest_go_first() -> None:
@@ -135,5 +135,5 @@ def test_entries_of_threads_that_were_not_read_for_longest_go_first() -> None:
     assert recent.load("t1", stored("a", "b"))[0] is first[0]
     recent.load("t3", stored("e", "f"))
     assert recent.load("t1", stored("a", "b"))[0] is first[0]
-    assert recent.load("t4", stored("g", "h", "i", "j", "k")) == _codec.load_entries(stored("g", "h", "i", "j", "k"))
+    assert recent.load("t4", stored("g", "h", "i", "j", "k")) == load_entries(stored("g", "h", "i", "j", "k"))
     assert recent.load("t1", stored("a", "b"))[0] is not first[0]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.crossing import error_content
+from dafx_actors._rules.conversation import conversation
 from dafx_actors._rules.open_calls import closed
-from dafx_actors._rules.turn import conversation
 from dafx_actors.errors import DafxError, ModelError, TurnCancelled, TurnFailed, TurnTerminated
 from dafx_actors.transcript import (
     ChatMessage,
@@ -47,7 +47,7 @@ def answered(turn: str) -> Response:
 
 
 def failed(turn: str, error: DafxError, *messages: ChatMessage) -> Response:
-    told = (*closed(messages), ChatMessage("assistant", (_codec.error_content(error),)))
+    told = (*closed(messages), ChatMessage("assistant", (error_content(error),)))
     return Response(correlation_id=turn, messages=told)
 
 

@@ -14,9 +14,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json import operations as _ops
+from dafx_actors._json.document import load_transcript
+from dafx_actors._json.operations import Ended, Granted, Queued, Refused
+from dafx_actors._json.requests import load_response
+from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
-from dafx_actors._rules.thread import Ended, Granted, Queued, Refused, ThreadState
+from dafx_actors._rules.state import ThreadState
 from dafx_actors.errors import CorrelationConflict, ModelError, TurnSuperseded, TurnTerminated
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
@@ -81,7 +85,7 @@ def test_a_turn_that_has_ended_is_answered_again() -> None:
     same, outcome = _thread.begin(state, THREAD, ask("c1"), LATER)
     assert same is state
     assert isinstance(outcome, Ended)
-    assert _codec.load_response(outcome.response, THREAD).text == "Ha."
+    assert load_response(outcome.response, THREAD).text == "Ha."
     assert outcome.next_id is None
 
 
@@ -116,10 +120,10 @@ def test_a_request_is_dated_by_its_sender_else_by_its_arrival() -> None:
 def test_what_is_recorded_stands_in_the_draft_and_then_in_the_response() -> None:
     state, outcome = _thread.record(begun("c1"), THREAD, "c1", say("Hm. "), 1)
     assert outcome == Granted(2)
-    assert _codec.load_transcript(_thread.dump(state)).draft == say("Hm. ")
+    assert load_transcript(_state.dump(state)).draft == say("Hm. ")
     state, ended = _thread.commit(state, THREAD, "c1", say("Ha."), UsageStats(1, 2, 3), NOW)
     assert isinstance(ended, Ended)
-    assert _codec.load_response(ended.response, THREAD).messages == say("Hm. ") + say("Ha.")
+    assert load_response(ended.response, THREAD).messages == say("Hm. ") + say("Ha.")
     assert state.draft == ()
 
 
@@ -176,7 +180,7 @@ def test_committing_again_gives_the_first_answer_and_changes_nothing() -> None:
     same, outcome = _thread.commit(state, THREAD, "c1", say("second"), None, LATER)
     assert same is state
     assert isinstance(outcome, Ended)
-    assert _codec.load_response(outcome.response, THREAD).text == "first"
+    assert load_response(outcome.response, THREAD).text == "first"
     assert outcome.next_id is None
 
 
@@ -191,7 +195,7 @@ def test_an_aborted_turn_keeps_its_draft_and_says_why() -> None:
     assert isinstance(outcome, Ended)
     assert outcome.response["messages"][0]["contents"][0]["text"] == "so far"
     with pytest.raises(ModelError, match="slow down"):
-        _codec.load_response(outcome.response, THREAD)
+        load_response(outcome.response, THREAD)
 
 
 def test_a_waiting_turn_that_is_aborted_leaves_the_line_and_a_trace() -> None:
@@ -237,7 +241,7 @@ def test_after_a_reset_those_that_waited_go_first() -> None:
 
 
 def test_an_idle_thread_stores_nothing_of_ours() -> None:
-    document = _thread.dump(committed(begun("c1"), "c1"))
+    document = _state.dump(committed(begun("c1"), "c1"))
     assert set(document) == {"schemaVersion", "data"}
     assert set(document["data"]) == {"conversationHistory"}
     assert next(iter(document)) == "schemaVersion"
@@ -253,18 +257,18 @@ def test_unknown_fields_and_the_version_that_was_found_survive() -> None:
             "dafx": {"active": None, "colour": "red"},
         },
     }
-    assert _thread.dump(_thread.load(stored)) == {
+    assert _state.dump(_state.load(stored)) == {
         **stored,
         "data": {**stored["data"], "dafx": {"colour": "red"}},
     }
 
 
 def test_nulls_among_our_own_fields_count_as_absent() -> None:
-    empty = _thread.dump(EMPTY)
+    empty = _state.dump(EMPTY)
     nothing: list[Any] = [None, {}, {"active": None, "draft": None, "waiting": None}]
     for ours in nothing:
         stored = {**empty, "data": {**empty["data"], "dafx": ours}}
-        assert _thread.dump(_thread.load(stored)) == empty
+        assert _state.dump(_state.load(stored)) == empty
 
 
 # --- any order of any messages ------------------------------------------------------------------------------------
@@ -305,7 +309,7 @@ class ThreadMachine(RuleBasedStateMachine):
     def stored_before(self, foreign: bool) -> None:
         if foreign:
             data = {"conversationHistory": [FOREIGN], "theirs": {"x": None}}
-            self.state = _thread.load({"schemaVersion": "1.1.0", "more": 1, "data": data})
+            self.state = _state.load({"schemaVersion": "1.1.0", "more": 1, "data": data})
         self.foreign = foreign
 
     def granted(self, turn: str, length: int) -> None:
@@ -387,7 +391,7 @@ class ThreadMachine(RuleBasedStateMachine):
             self.known.unsaid.add(turn)
         self.ended(before, turn, outcome, may_wait=True)
 
-    def ended(self, before: ThreadState, turn: str, outcome: _thread.Outcome, *, may_wait: bool) -> None:
+    def ended(self, before: ThreadState, turn: str, outcome: _ops.Outcome, *, may_wait: bool) -> None:
         known = self.known
         if turn in known.answers:
             assert outcome == Ended(known.answers[turn])
@@ -422,7 +426,7 @@ class ThreadMachine(RuleBasedStateMachine):
 
     @rule()
     def store_and_read(self) -> None:
-        read = _thread.load(json.loads(json.dumps(_thread.dump(self.state))))
+        read = _state.load(json.loads(json.dumps(_state.dump(self.state))))
         assert (read.active, read.draft, read.history, read.length) == (
             self.state.active,
             self.state.draft,
@@ -434,7 +438,7 @@ class ThreadMachine(RuleBasedStateMachine):
 
     @invariant()
     def documents_are_valid(self) -> None:
-        document = _thread.dump(self.state)
+        document = _state.dump(self.state)
         others = [raw for raw in document["data"]["conversationHistory"] if raw != FOREIGN]
         VALIDATOR.validate({**document, "data": {**document["data"], "conversationHistory": others}})
         assert (FOREIGN in self.state.history) == self.foreign

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+from dafx_actors._json.books import CancelMark, DecisionRecord, QuestionRecord
+from dafx_actors._json.operations import Attempted, Decided, Ended, Granted, Noted, Outcome, Refused
+from dafx_actors._rules import calls as _calls
+from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
 from dafx_actors._rules.open_calls import closed, open_calls
-from dafx_actors._rules.thread import Attempted, Decided, Ended, Granted, Noted, Outcome, Refused, ThreadState
+from dafx_actors._rules.state import ThreadState
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import DecisionRefused, TurnTerminated
 from dafx_actors.exchange import RunRequest
@@ -33,20 +37,20 @@ def results(*ids: str) -> ChatMessage:
     return ChatMessage("tool", tuple(FunctionResultContent(call_id, "paid") for call_id in ids))
 
 
-def question(kind: str = "approval", **more: Any) -> dict[str, Any]:
+def question(kind: str = "approval", **more: Any) -> QuestionRecord:
     told = {"key": KEY, "kind": kind, "callId": "x", "tool": "pay", "arguments": PAY, "digest": DIGEST}
-    return {**told, "askedAt": "2025-01-02T12:00:00+00:00", **more}
+    return QuestionRecord({**told, "askedAt": "2025-01-02T12:00:00+00:00", **more})
 
 
 def asked(kind: str = "approval") -> ThreadState:
     """A turn c1 whose call waits for a person."""
     request = RunRequest(correlation_id="c1", messages=(ChatMessage("user", "Pay."),))
     state, _ = _thread.begin(ThreadState(), THREAD, request, NOW)
-    return _thread.record(state, THREAD, "c1", (calls("x"),), 1, asks=[question(kind)])[0]
+    return _thread.record(state, THREAD, "c1", (calls("x"),), 1, questions=[question(kind)])[0]
 
 
 def decide(state: ThreadState, action: str, digest: str = DIGEST, **more: Any) -> tuple[ThreadState, Outcome]:
-    return _thread.decide(state, "c1", KEY, digest, {"action": action, **more})
+    return _calls.decide(state, "c1", KEY, digest, DecisionRecord({"action": action, **more}))
 
 
 def why(outcome: Outcome) -> str:
@@ -60,26 +64,26 @@ def why(outcome: Outcome) -> str:
 
 def test_nothing_is_approved_until_somebody_approves() -> None:
     state = asked()
-    assert not _thread.is_approved(state, KEY, DIGEST)
+    assert not _calls.is_approved(state, KEY, DIGEST)
     state, outcome = decide(state, "approve", by="Ann")
-    assert outcome == Decided({"action": "approve", "by": "Ann", "digest": DIGEST})
-    assert _thread.is_approved(state, KEY, DIGEST)
-    assert not _thread.is_approved(state, KEY, call_digest("pay", {**PAY, "amount": 6}))
-    assert not _thread.is_approved(state, "c1.1.1", DIGEST)
+    assert outcome == Decided(DecisionRecord({"action": "approve", "by": "Ann", "digest": DIGEST}))
+    assert _calls.is_approved(state, KEY, DIGEST)
+    assert not _calls.is_approved(state, KEY, call_digest("pay", {**PAY, "amount": 6}))
+    assert not _calls.is_approved(state, "c1.1.1", DIGEST)
 
 
 @pytest.mark.parametrize("action", ["deny", "expire"])
 def test_what_was_denied_or_too_late_is_not_approved(action: str) -> None:
     state, outcome = decide(asked(), action)
     assert isinstance(outcome, Decided)
-    assert not _thread.is_approved(state, KEY, DIGEST)
+    assert not _calls.is_approved(state, KEY, DIGEST)
 
 
 def test_edited_arguments_are_approved_and_no_others() -> None:
     edited = {**PAY, "amount": 1}
     state, _ = decide(asked(), "approve", arguments=edited)
-    assert _thread.is_approved(state, KEY, call_digest("pay", edited))
-    assert not _thread.is_approved(state, KEY, DIGEST)
+    assert _calls.is_approved(state, KEY, call_digest("pay", edited))
+    assert not _calls.is_approved(state, KEY, DIGEST)
 
 
 def test_a_decision_again_is_fine_and_another_is_too_late() -> None:
@@ -130,24 +134,24 @@ def test_a_decision_fits_what_was_asked(kind: str, action: str, fits: bool) -> N
 def test_only_a_turn_that_goes_on_waits_for_decisions() -> None:
     state = asked()
     ended, _ = _thread.abort(state, THREAD, "c1", TurnTerminated("Joker", "c1"), NOW)
-    cancelled, _ = _thread.cancel(state, THREAD, "c1", {}, NOW)
+    cancelled, _ = _thread.cancel(state, THREAD, "c1", CancelMark({}), NOW)
     for each in (ended, cancelled, _thread.reset(state)[0], ThreadState()):
         same, outcome = decide(each, "approve")
         assert same is each
         assert why(outcome) == "not_pending"
-    assert why(_thread.decide(state, "c1", "c1.9.9", DIGEST, {"action": "approve"})[1]) == "not_pending"
+    assert why(_calls.decide(state, "c1", "c1.9.9", DIGEST, DecisionRecord({"action": "approve"}))[1]) == "not_pending"
 
 
 def test_a_question_that_arrives_again_keeps_its_decision() -> None:
     state, _ = decide(asked("outcome"), "retry")
-    again, _ = _thread.record(state, THREAD, "c1", (), 2, asks=[question("outcome")])
+    again, _ = _thread.record(state, THREAD, "c1", (), 2, questions=[question("outcome")])
     assert again == state
 
 
 def test_a_question_of_a_turn_that_was_begun_anew_takes_the_place_of_the_old_one() -> None:
     state, _ = decide(asked(), "approve")
     later = question(askedAt="2025-01-02T13:00:00+00:00")
-    state, _ = _thread.record(state, THREAD, "c1", (calls("x"),), 2, asks=[later])
+    state, _ = _thread.record(state, THREAD, "c1", (calls("x"),), 2, questions=[later])
     assert state.books.asks[KEY] == later
 
 
@@ -161,47 +165,47 @@ def test_a_digest_depends_on_the_tool_and_its_arguments_and_not_on_their_order()
 
 
 def test_the_first_to_come_with_a_number_goes() -> None:
-    state, outcome = _thread.attempt(asked(), "c1", KEY, 1, "A", NOW)
+    state, outcome = _calls.attempt(asked(), "c1", KEY, 1, "A", NOW)
     assert outcome == Attempted("go")
     for number, token, answer in [(1, "A", "go"), (1, "B", "unknown"), (0, "A", "unknown")]:
-        assert _thread.attempt(state, "c1", KEY, number, token, LATER) == (state, Attempted(answer, NOW.isoformat()))  # type: ignore[arg-type]
-    assert _thread.attempt(state, "c1", "c1.1.1", 1, "B", NOW)[1] == Attempted("go")
+        assert _calls.attempt(state, "c1", KEY, number, token, LATER) == (state, Attempted(answer, NOW.isoformat()))  # type: ignore[arg-type]
+    assert _calls.attempt(state, "c1", "c1.1.1", 1, "B", NOW)[1] == Attempted("go")
 
 
 def test_a_later_number_goes_and_the_earlier_ones_do_not_any_more() -> None:
-    state, _ = _thread.attempt(asked(), "c1", KEY, 1, "A", NOW)
-    state, outcome = _thread.attempt(state, "c1", KEY, 2, "B", NOW)
+    state, _ = _calls.attempt(asked(), "c1", KEY, 1, "A", NOW)
+    state, outcome = _calls.attempt(state, "c1", KEY, 2, "B", NOW)
     assert outcome == Attempted("go")
-    assert _thread.attempt(state, "c1", KEY, 1, "A", NOW)[1] == Attempted("unknown", NOW.isoformat())
-    assert _thread.attempt(state, "c1", KEY, 1, "B", NOW)[1] == Attempted("unknown", NOW.isoformat())
+    assert _calls.attempt(state, "c1", KEY, 1, "A", NOW)[1] == Attempted("unknown", NOW.isoformat())
+    assert _calls.attempt(state, "c1", KEY, 1, "B", NOW)[1] == Attempted("unknown", NOW.isoformat())
 
 
 def test_no_attempt_is_made_when_the_turn_is_over() -> None:
     state = asked()
-    cancelled, _ = _thread.cancel(state, THREAD, "c1", {}, NOW)
+    cancelled, _ = _thread.cancel(state, THREAD, "c1", CancelMark({}), NOW)
     for each in (cancelled, _thread.reset(state)[0], ThreadState()):
-        assert _thread.attempt(each, "c1", KEY, 1, "A", NOW) == (each, Attempted("stop"))
-        assert not _thread.may_act(each, "c1")
-    assert _thread.may_act(state, "c1")
+        assert _calls.attempt(each, "c1", KEY, 1, "A", NOW) == (each, Attempted("stop"))
+        assert not _calls.may_act(each, "c1")
+    assert _calls.may_act(state, "c1")
 
 
 def test_the_latest_progress_of_each_call_is_kept_while_the_turn_runs() -> None:
     state = asked()
     for key, progress in [("k1", 1), ("k2", 5), ("k1", 2)]:
-        state, outcome = _thread.note(state, "c1", key, progress)
+        state, outcome = _calls.note(state, "c1", key, progress)
         assert outcome == Noted()
     assert state.books.progress == {"k1": 2, "k2": 5}
-    assert _thread.note(state, "c2", "k1", 9) == (state, Noted())
+    assert _calls.note(state, "c2", "k1", 9) == (state, Noted())
 
 
 def test_the_books_are_closed_with_the_turn() -> None:
     state, _ = decide(asked(), "approve", at=NOW.isoformat())
-    state, _ = _thread.attempt(state, "c1", KEY, 1, "A", NOW)
-    state, _ = _thread.note(state, "c1", KEY, 1)
-    assert _thread.load(json.loads(json.dumps(_thread.dump(state)))).books == state.books
+    state, _ = _calls.attempt(state, "c1", KEY, 1, "A", NOW)
+    state, _ = _calls.note(state, "c1", KEY, 1)
+    assert _state.load(json.loads(json.dumps(_state.dump(state)))).books == state.books
     state, _ = _thread.record(state, THREAD, "c1", (results("x"),), 2)
     state, _ = _thread.commit(state, THREAD, "c1", (ChatMessage("assistant", "Paid."),), None, NOW)
-    assert set(_thread.dump(state)["data"]) == {"conversationHistory"}
+    assert set(_state.dump(state)["data"]) == {"conversationHistory"}
 
 
 # --- each call has its result -------------------------------------------------------------------------------------

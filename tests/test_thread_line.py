@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json import books as _books
+from dafx_actors._json.crossing import dump_error
+from dafx_actors._json.document import load_transcript
+from dafx_actors._json.messages import dump_message
+from dafx_actors._json.operations import Ask, Ended, Granted, Outcome, Queued, Refused, Wanted, place_of
+from dafx_actors._json.requests import dump_request, load_request
+from dafx_actors._rules import joining as _joining
 from dafx_actors._rules import operations as _operations
+from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
-from dafx_actors._rules.thread import Ended, Granted, Outcome, Queued, Refused, ThreadState, Wanted
+from dafx_actors._rules.state import ThreadState
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import CorrelationConflict, ModelError, ThreadBusy, TurnCancelled, TurnTerminated
 from dafx_actors.exchange import Overlap, RunRequest
@@ -29,27 +36,31 @@ def request(turn: str, text: str | None = None) -> RunRequest:
 
 
 def stored(state: ThreadState) -> Any:
-    return json.loads(json.dumps(_thread.dump(state)))
+    return json.loads(json.dumps(_state.dump(state)))
 
 
 def size(state: ThreadState) -> int:
-    return len(json.dumps(_thread.dump(state)))
+    return len(json.dumps(_state.dump(state)))
 
 
 def begin(state: ThreadState, turn: str, overlap: Overlap = "queue") -> tuple[ThreadState, Outcome]:
     """As it is told, and with the thread stored and read after it."""
-    return told(state, "begin", _codec.dump_request(request(turn)), overlap)
+    return told(state, "begin", dump_request(request(turn)), overlap)
+
+
+def question(asked: RunRequest) -> dict[str, Any]:
+    return Ask(place_of(asked)).dump()
 
 
 def asks(state: ThreadState, turn: str, overlap: Overlap = "queue") -> tuple[ThreadState, Outcome]:
-    return told(state, "begin", _codec.dump_question(request(turn)), overlap)
+    return told(state, "begin", question(request(turn)), overlap)
 
 
 def told(state: ThreadState, operation: str, raw: Any, overlap: Overlap = "queue") -> tuple[ThreadState, Outcome]:
     definition = AgentDefinition(name="Joker", overlap=overlap)
-    message = _operations.Message(thread=THREAD, raw=json.loads(json.dumps(raw)), now=NOW, definition=definition)
+    message = _operations.Told(thread=THREAD, raw=json.loads(json.dumps(raw)), now=NOW, definition=definition)
     state, outcome = _operations.OPERATIONS[operation](state, message)
-    return _thread.load(stored(state)), outcome
+    return _state.load(stored(state)), outcome
 
 
 def begun(*turns: str, overlap: Overlap = "queue") -> ThreadState:
@@ -60,7 +71,7 @@ def begun(*turns: str, overlap: Overlap = "queue") -> ThreadState:
 
 
 def commit(state: ThreadState, turn: str) -> tuple[ThreadState, Outcome]:
-    message = _codec.dump_message(ChatMessage("assistant", f"{turn}!"))
+    message = dump_message(ChatMessage("assistant", f"{turn}!"))
     return told(state, "commit", {"correlationId": turn, "messages": [message]})
 
 
@@ -73,7 +84,7 @@ def story(state: ThreadState) -> list[str]:
 
 
 def asked_in(state: ThreadState, turn: str) -> tuple[ChatMessage, ...]:
-    entries = _codec.load_transcript(stored(state)).entries
+    entries = load_transcript(stored(state)).entries
     return next(e.messages for e in entries if isinstance(e, Request) and e.correlation_id == turn)
 
 
@@ -98,7 +109,7 @@ def test_twenty_requests_are_answered_one_after_the_other() -> None:
 
 
 def test_a_turn_asks_how_it_stands_without_its_text() -> None:
-    assert len(json.dumps(_codec.dump_question(request("c1")))) < 150
+    assert len(json.dumps(question(request("c1")))) < 150
     state = begun("c1", "c2", "c3")
     assert asks(state, "c1") == (state, Granted(1))
     assert asks(state, "c2") == (state, Queued("c1"))
@@ -112,7 +123,7 @@ def test_a_turn_asks_how_it_stands_without_its_text() -> None:
 
 def test_another_request_of_the_same_id_is_refused_by_its_digest() -> None:
     state = begun("c1", "c2")
-    for ask in (_codec.dump_question, _codec.dump_request):
+    for ask in (question, dump_request):
         same, outcome = told(state, "begin", ask(request("c2", "another")))
         assert same == state
         assert isinstance(outcome, Refused)
@@ -129,8 +140,8 @@ def test_nobody_overtakes_the_first_in_line() -> None:
 @pytest.mark.parametrize("overlap", ["queue", "steer"])
 def test_the_line_has_an_end(overlap: Overlap) -> None:
     state = begun("c")
-    places = tuple(_thread.Place(f"c{n}", "d") for n in range(_thread.MOST_WAITING))
-    full = _thread.ThreadState(history=state.history, active="c", waiting=places)
+    places = tuple(_books.Place(f"c{n}", "d") for n in range(_thread.MOST_WAITING))
+    full = _state.ThreadState(history=state.history, active="c", waiting=places)
     same, outcome = begin(full, "one more", overlap)
     assert line(same) == line(full)
     assert isinstance(outcome, Refused)
@@ -158,7 +169,7 @@ def cancelled(state: ThreadState, turn: str) -> tuple[ThreadState, Outcome]:
 
 
 def leaves(state: ThreadState, turn: str, **more: Any) -> tuple[ThreadState, Outcome]:
-    error = _codec.dump_error(TurnCancelled("Joker", turn, "enough", "Ann"))
+    error = dump_error(TurnCancelled("Joker", turn, "enough", "Ann"))
     return told(state, "abort", {"correlationId": turn, "error": error, **more})
 
 
@@ -167,7 +178,7 @@ def test_a_cancelled_turn_brings_its_request_for_the_transcript_when_it_hears_of
     assert isinstance(outcome, Ended)
     assert (line(state), asked_in(state, "c2")) == ([], ())
     length = state.length
-    state, again = leaves(state, "c2", request=_codec.dump_request(request("c2")))
+    state, again = leaves(state, "c2", request=dump_request(request("c2")))
     assert again == Ended(outcome.response)
     assert asked_in(state, "c2") == request("c2").messages
     assert (state.length, story(state)) == (length, ["c1?", "c2?", "c2!"])
@@ -188,7 +199,7 @@ def test_what_is_brought_late_does_not_change_what_the_active_turn_knows() -> No
     state, _ = commit(state, "c1")
     state, granted = begin(state, "c3")
     assert isinstance(granted, Granted)
-    state, _ = leaves(state, "c2", request=_codec.dump_request(request("c2")))
+    state, _ = leaves(state, "c2", request=dump_request(request("c2")))
     state, outcome = _thread.record(state, THREAD, "c3", (ChatMessage("assistant", "Hm."),), granted.length)
     assert outcome == Granted(granted.length + 1)
     assert [message.text for message in state.draft] == ["Hm."]
@@ -196,14 +207,14 @@ def test_what_is_brought_late_does_not_change_what_the_active_turn_knows() -> No
 
 def test_another_request_is_not_taken_for_it() -> None:
     state, _ = cancelled(begun("c1", "c2"), "c2")
-    other = _codec.dump_request(request("c2", "another"))
+    other = dump_request(request("c2", "another"))
     assert leaves(state, "c2", request=other)[0] == state
     state, _ = leaves(begun("c1", "c2"), "c2", request=other)
     assert asked_in(state, "c2") == ()
 
 
 def test_a_turn_that_leaves_by_itself_brings_its_request() -> None:
-    state, _ = leaves(begun("c1", "c2"), "c2", request=_codec.dump_request(request("c2")))
+    state, _ = leaves(begun("c1", "c2"), "c2", request=dump_request(request("c2")))
     assert asked_in(state, "c2") == request("c2").messages
 
 
@@ -237,7 +248,7 @@ def test_what_is_to_join_a_turn_has_a_bound_and_the_rest_waits_for_a_turn_of_its
     steered = [each.correlation_id for each in state.steered]
     assert steered == ["c1", "c2"]
     assert line(state) == turns[3:]
-    assert size(state) < size(begun("c0")) + _thread.MOST_STEERED + 17 * 120
+    assert size(state) < size(begun("c0")) + _joining.MOST_STEERED + 17 * 120
     state, _ = _thread.record(state, THREAD, "c0", (ChatMessage("assistant", "Hm."),), 1)
     assert state.books.joined == tuple(steered)
     state, _ = begin(state, "late", "steer")
@@ -249,10 +260,10 @@ def test_what_is_to_join_a_turn_has_a_bound_and_the_rest_waits_for_a_turn_of_its
 
 def test_a_line_of_whole_requests_is_read_and_goes_on() -> None:
     document = stored(begun("c1"))
-    old = {key: value for key, value in _codec.dump_request(request("c2")).items() if key != "messages"}
-    old["messages"] = [_codec.dump_message(message) for message in request("c2").messages]
+    old = {key: value for key, value in dump_request(request("c2")).items() if key != "messages"}
+    old["messages"] = [dump_message(message) for message in request("c2").messages]
     document["data"]["dafx"]["waiting"] = [old]
-    state = _thread.load(document)
+    state = _state.load(document)
     assert (line(state), asks(state, "c2")[1]) == (["c2"], Queued("c1"))
     state, _ = commit(state, "c1")
     assert begin(state, "c2")[1] == Granted(3)
@@ -264,13 +275,13 @@ def test_who_does_not_see_the_line_may_let_somebody_of_it_have_the_thread() -> N
     document = stored(begun("c1", "c2", "c3"))
     ours = document["data"]["dafx"]
     document["data"]["dafx"] = {**ours, "active": "c3"}
-    assert line(_thread.load(document)) == ["c2"]
-    document["data"]["dafx"] = {**ours, "steered": [_codec.dump_request(request("c3"))], "joined": ["c2"]}
-    assert line(_thread.load(document)) == []
+    assert line(_state.load(document)) == ["c2"]
+    document["data"]["dafx"] = {**ours, "steered": [dump_request(request("c3"))], "joined": ["c2"]}
+    assert line(_state.load(document)) == []
     ended, _ = _thread.abort(begun("c2"), THREAD, "c2", ModelError("error", "x"), NOW)
     document["data"]["conversationHistory"] = stored(ended)["data"]["conversationHistory"]
     document["data"]["dafx"] = {"line": ours["line"]}
-    state = _thread.load(document)
+    state = _state.load(document)
     assert asks(state, "c3") == (state, Wanted())
     state, outcome = begin(state, "c3")
     assert (outcome, line(state)) == (Granted(3), [])
@@ -279,4 +290,4 @@ def test_who_does_not_see_the_line_may_let_somebody_of_it_have_the_thread() -> N
 def test_an_earlier_version_refuses_a_question_as_a_request_without_a_message() -> None:
     """So nothing is recorded for it, and the turn asks with the whole request."""
     with pytest.raises(ValueError, match="needs a message"):
-        _codec.load_request(_codec.dump_question(request("c1")))
+        load_request(question(request("c1")))

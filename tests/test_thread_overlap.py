@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.books import CancelMark
+from dafx_actors._json.operations import Cancelled, Ended, Granted, Outcome, Queued, Refused
+from dafx_actors._json.requests import load_cancellation, load_response
+from dafx_actors._rules import calls as _calls
 from dafx_actors._rules import operations as _operations
+from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
-from dafx_actors._rules.thread import Cancelled, Ended, Granted, Outcome, Queued, Refused, ThreadState
+from dafx_actors._rules.state import ThreadState
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import (
     CorrelationConflict,
@@ -27,7 +31,7 @@ from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionRes
 
 THREAD = AgentThread("Joker", "t1")
 NOW = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
-MARK = {"by": "Ann", "reason": "enough"}
+MARK = CancelMark({"by": "Ann", "reason": "enough"})
 CALL = ChatMessage("assistant", (FunctionCallContent("x", "look"),))
 RESULT = ChatMessage("tool", (FunctionResultContent("x", "seen"),))
 
@@ -62,7 +66,7 @@ def commit(state: ThreadState, turn: str, **fields: Any) -> tuple[ThreadState, O
 
 def cancelled_by(outcome: Outcome) -> tuple[str, str] | None:
     assert isinstance(outcome, Ended)
-    error = _codec.load_cancellation(outcome.response)
+    error = load_cancellation(outcome.response)
     return None if error is None else (error.by, error.reason)
 
 
@@ -224,13 +228,13 @@ def test_a_joined_request_fails_with_its_turn() -> None:
     assert isinstance(outcome, Ended)
     assert outcome.joined == ("c2",)
     with pytest.raises(ModelError):
-        _codec.load_response(begin(state, "c2")[1].response, THREAD)  # type: ignore[union-attr]
+        load_response(begin(state, "c2")[1].response, THREAD)  # type: ignore[union-attr]
 
 
 def test_to_cancel_a_joined_request_is_to_cancel_its_turn() -> None:
     state, outcome = cancel(joined(), "c2")
     assert outcome == Cancelled("c1", MARK)
-    assert not _thread.may_act(state, "c1")
+    assert not _calls.may_act(state, "c1")
 
 
 def test_a_joined_request_cannot_leave() -> None:
@@ -283,13 +287,13 @@ def test_a_joined_requests_id_names_it_for_ever(ended: bool) -> None:
 def test_the_active_turn_is_marked_and_ends_itself() -> None:
     state, outcome = cancel(begun("c1"), "c1")
     assert outcome == Cancelled("c1", MARK)
-    assert (state.active, _thread.may_act(state, "c1")) == ("c1", False)
+    assert (state.active, _calls.may_act(state, "c1")) == ("c1", False)
     assert begin(state, "c1")[1] == Granted(1)
 
 
 def test_the_first_cancellation_counts() -> None:
     state, _ = cancel(begun("c1"), "c1")
-    again = _thread.cancel(state, THREAD, "c1", {"by": "Bob"}, NOW)
+    again = _thread.cancel(state, THREAD, "c1", CancelMark({"by": "Bob"}), NOW)
     assert again == (state, Cancelled("c1", MARK))
 
 
@@ -313,7 +317,7 @@ def test_a_turn_that_is_on_its_way_ends_when_it_begins() -> None:
     assert outcome == Cancelled("c1", MARK)
     state, outcome = begin(state, "c1")
     assert cancelled_by(outcome) == ("Ann", "enough")
-    assert "dafx" not in _thread.dump(state)["data"]
+    assert "dafx" not in _state.dump(state)["data"]
 
 
 def test_marks_for_turns_that_never_begin_are_bounded() -> None:
@@ -361,7 +365,7 @@ def test_those_that_were_to_join_wait_when_the_thread_is_reset() -> None:
 def test_a_turn_that_knows_more_than_the_thread_was_reset(operation: str) -> None:
     state = begun("c1")
     told = {"correlationId": "c1", "length": 3, "messages": [], "usage": None}
-    message = _operations.Message(thread=THREAD, raw=told, now=NOW, definition=AgentDefinition(name="Joker"))
+    message = _operations.Told(thread=THREAD, raw=told, now=NOW, definition=AgentDefinition(name="Joker"))
     same, outcome = _operations.OPERATIONS[operation](state, message)
     assert same is state
     assert isinstance(outcome, Refused)

@@ -10,21 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors import AgentThread, Limits
-from dafx_actors._json import messages as _codec
-from dafx_actors._rules.tree import (
-    Caller,
-    Spent,
-    dump_callers,
-    load_callers,
-    shares,
-    spent_beside,
-    spent_in,
-    waits_for,
-    within,
-)
+from dafx_actors._json.crossing import CrossingError, load_error
+from dafx_actors._json.messages import dump_usage
+from dafx_actors._json.requests import dump_limits, load_limits
+from dafx_actors._json.steps import Caller, Spent, dump_callers, load_callers
+from dafx_actors._rules.tree import shares, waits_for, within
 from dafx_actors._rules.turn import Progress, over_limit, with_spent
 from dafx_actors.errors import TurnCancelled
-from dafx_actors.orchestration._agents import CrossingError
 from dafx_actors.transcript import UsageStats
 
 A_MINUTE = timedelta(minutes=1)
@@ -59,7 +51,7 @@ def left(limits: Limits, *, steps: int = 3, count: int = 1, waited: timedelta = 
 def test_a_request_lowers_what_was_written_and_replaces_what_was_not(
     written: Limits, asked: Limits, held: dict[str, Any]
 ) -> None:
-    travelled = [_codec.load_limits(_codec.dump_limits(limits)) for limits in (written, asked)]
+    travelled = [load_limits(dump_limits(limits)) for limits in (written, asked)]
     for given_, request in ((written, asked), travelled):
         found = within(given_, request)
         assert {name: getattr(found, name) for name in held} == held
@@ -68,13 +60,13 @@ def test_a_request_lowers_what_was_written_and_replaces_what_was_not(
 
 def test_a_limit_that_older_clients_send_counts_as_written() -> None:
     """They send all of them, and not which of them somebody wrote."""
-    theirs = _codec.load_limits({"steps": 100, "tokens": 50, "seconds": None})
+    theirs = load_limits({"steps": 100, "tokens": 50, "seconds": None})
     assert within(Limits(steps=5), theirs) == Limits(steps=5, tokens=50)
 
 
 def test_what_nobody_wrote_does_not_travel() -> None:
-    assert _codec.dump_limits(Limits()) == {"tokens": None, "seconds": None}
-    assert _codec.dump_limits(Limits(steps=100, depth=8)) == {"steps": 100, "tokens": None, "seconds": None, "depth": 8}
+    assert dump_limits(Limits()) == {"tokens": None, "seconds": None}
+    assert dump_limits(Limits(steps=100, depth=8)) == {"steps": 100, "tokens": None, "seconds": None, "depth": 8}
 
 
 @pytest.mark.parametrize("depth", [-1, -8])
@@ -94,7 +86,7 @@ def test_one_agent_gets_all_that_is_left_but_the_step_after_it() -> None:
 def test_what_has_no_limit_is_not_limited_by_the_turn_above() -> None:
     [share] = left(Limits(steps=None, depth=None))
     assert isinstance(share, Limits)
-    assert _codec.dump_limits(share) == {"tokens": None, "seconds": None}
+    assert dump_limits(share) == {"tokens": None, "seconds": None}
 
 
 def test_those_at_the_same_time_share_it() -> None:
@@ -140,23 +132,23 @@ def test_a_turn_ends_at_its_limit_when_those_below_came_to_it(limits: Limits, li
 
 
 def test_a_response_says_what_its_turn_took() -> None:
-    usage = _codec.dump_usage(USED)
-    assert spent_in({"usage": usage, "dafx": {"steps": 4}}) == Spent(4, USED)
-    assert spent_in({}) == Spent(1, None)
+    usage = dump_usage(USED)
+    assert Spent.in_response({"usage": usage, "dafx": {"steps": 4}}) == Spent(4, USED)
+    assert Spent.in_response({}) == Spent(1, None)
 
 
 @pytest.mark.parametrize("spent", [Spent(), Spent(4, USED)])
 def test_an_error_has_beside_it_what_its_turn_took(spent: Spent) -> None:
     error = TurnCancelled("Worker", "t1", "enough", "ana")
     crossing = str(CrossingError(error, spent.dump()))
-    assert spent_beside(crossing) == spent
-    assert str(_codec.load_error(crossing)) == str(error)
-    assert spent_beside(str(CrossingError(error))) is None
+    assert Spent.beside_error(crossing) == spent
+    assert str(load_error(crossing)) == str(error)
+    assert Spent.beside_error(str(CrossingError(error))) is None
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"spent": 5}', '{"spent": {"steps": "x"}}'])
 def test_what_others_failed_with_says_nothing_of_it(text: str) -> None:
-    assert spent_beside(text) is None
+    assert Spent.beside_error(text) is None
 
 
 # --- Those above --------------------------------------------------------------------------------------------------

@@ -11,10 +11,14 @@ import attrs
 import pytest
 from durabletask.task import RetryPolicy
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.books import DecisionRecord
+from dafx_actors._json.messages import dump_message, dump_usage
+from dafx_actors._json.steps import Failed, ModelResult, Plan, Returned
+from dafx_actors._rules.conversation import conversation
+from dafx_actors._rules.retries import MODEL_RETRIES, pause_before, retry_note
 from dafx_actors._rules.turn import (
-    MODEL_RETRIES,
     Call,
+    CallOutcome,
     CallTools,
     Fail,
     Finish,
@@ -22,13 +26,10 @@ from dafx_actors._rules.turn import (
     Repair,
     Step,
     batches,
-    conversation,
     denied,
     next_step,
-    pause_before,
     result_of,
     results_message,
-    retry_note,
     told_to_caller,
 )
 from dafx_actors.errors import InvalidAnswer, ModelError, TurnLimitExceeded
@@ -113,8 +114,8 @@ ONE_USAGE = UsageStats(1, 1, 2)
 
 def reply(message: ChatMessage = ANSWER, **fields: Any) -> dict[str, Any]:
     plans = {"calls": [{"activity": "look"}] * sum(isinstance(c, FunctionCallContent) for c in message.contents)}
-    usage = {"usage": _codec.dump_usage(ONE_USAGE)}
-    return {"message": _codec.dump_message(message), "finishReason": "stop", **usage, **plans, **fields}
+    usage = {"usage": dump_usage(ONE_USAGE)}
+    return {"message": dump_message(message), "finishReason": "stop", **usage, **plans, **fields}
 
 
 def asks_for(*calls: FunctionCallContent) -> ChatMessage:
@@ -125,7 +126,7 @@ KEY_OF = functools.partial(call_key, AgentThread("Joker", "t1"), "c1")
 
 
 def after(result: Any, progress: Progress | None = None, **limits: Any) -> tuple[Progress, Step]:
-    return next_step(result, progress or Progress(), Limits(**limits), "c1", "Joker", KEY_OF)
+    return next_step(ModelResult.load(result), progress or Progress(), Limits(**limits), "c1", "Joker", KEY_OF)
 
 
 def test_a_text_is_the_answer() -> None:
@@ -259,7 +260,7 @@ def test_calls_are_made_as_the_worker_planned_them() -> None:
     progress, step = after(reply(message, calls=plans), Progress(replies=2, steps=5))
     assert isinstance(step, CallTools)
     assert step.message == message
-    assert [(call.key, call.content, call.alone, call.refusal) for call in step.calls] == [
+    assert [(call.key, call.content, call.plan.alone, call.plan.refusal) for call in step.calls] == [
         (KEY_OF(3, 0), LOOK, True, None),
         (KEY_OF(3, 1), message.contents[1], False, "no such tool"),
     ]
@@ -324,7 +325,7 @@ def test_an_answer_is_not_repaired_beyond_the_limit() -> None:
 
 
 def test_a_response_says_how_it_came_about_where_there_is_something_to_say() -> None:
-    note = retry_note(1, 2, _codec.dump_error(ModelError("timeout", "slow")))
+    note = retry_note(1, 2, ModelError("timeout", "slow"))
     assert Progress(steps=1).about == {}
     assert Progress(steps=3, retries=(note,)).about == {"steps": 3, "retries": [note]}
     assert (note["step"], note["attempt"], note["error"]) == (1, 2, "ModelError")
@@ -335,10 +336,10 @@ def test_a_response_says_how_it_came_about_where_there_is_something_to_say() -> 
     [("", []), ("..", [".."]), (".!.", [".", "!", "."]), ("!!", ["!", "!"]), ("..!..", ["..", "!", ".."])],
 )
 def test_calls_are_made_together_unless_one_wants_to_be_alone(alone: str, expected: list[str]) -> None:
-    calls = [Call(key=str(n), content=LOOK, plan={"alone": mark == "!"}) for n, mark in enumerate(alone)]
+    calls = [Call(key=str(n), content=LOOK, plan=Plan(alone=mark == "!")) for n, mark in enumerate(alone)]
     found = batches(calls)
     assert list(itertools.chain(*found)) == calls
-    assert ["".join("!" if call.alone else "." for call in batch) for batch in found] == expected
+    assert ["".join("!" if call.plan.alone else "." for call in batch) for batch in found] == expected
 
 
 # --- After a failure ----------------------------------------------------------------------------------------------
@@ -384,19 +385,21 @@ def test_a_pause_that_no_clock_can_hold_is_the_longest() -> None:
 
 # --- Tool calls ---------------------------------------------------------------------------------------------------
 
-CALL = Call(key="c1.1.0", content=LOOK, plan={})
+CALL = Call(key="c1.1.0", content=LOOK, plan=Plan())
 
 
 @pytest.mark.parametrize(
     ("outcome", "said", "noted"),
     [
-        ({"result": {"seen": [1]}}, {"seen": [1]}, {}),
-        ({"result": None}, None, {}),
-        ({"error": "it is dark"}, "Error: it is dark", {"failed": True}),
-        ({"result": 1, "decision": {"by": "Ann"}}, 1, {"decision": {"by": "Ann"}}),
+        (CallOutcome(Returned({"seen": [1]})), {"seen": [1]}, {}),
+        (CallOutcome(Returned(None)), None, {}),
+        (CallOutcome(Returned("too large", unkept=True)), "too large", {"unkept": True}),
+        (CallOutcome(Failed("it is dark")), "Error: it is dark", {"failed": True}),
+        (CallOutcome(Returned(1), decision=DecisionRecord({"by": "Ann"})), 1, {"decision": {"by": "Ann"}}),
+        (CallOutcome(Returned(1), resolved=(DecisionRecord({"by": "Ann"}),)), 1, {"resolved": [{"by": "Ann"}]}),
     ],
 )
-def test_a_model_is_told_of_its_calls(outcome: Any, said: Any, noted: dict[str, Any]) -> None:
+def test_a_model_is_told_of_its_calls(outcome: CallOutcome, said: Any, noted: dict[str, Any]) -> None:
     assert result_of(CALL, outcome) == FunctionResultContent("x", said, extra={"dafx": {"key": "c1.1.0", **noted}})
 
 
@@ -409,14 +412,15 @@ def test_a_model_is_told_of_its_calls(outcome: Any, said: Any, noted: dict[str, 
     ],
 )
 def test_a_call_that_was_not_allowed_says_why(decision: dict[str, Any], words: str) -> None:
-    outcome = denied(CALL, decision)
-    assert outcome["error"].endswith(words)
-    assert outcome["decision"] == decision
+    outcome = denied(DecisionRecord(decision))
+    assert isinstance(outcome.made, Failed)
+    assert outcome.made.text.endswith(words)
+    assert outcome.decision == DecisionRecord(decision)
 
 
 def test_results_stand_in_the_order_of_their_calls() -> None:
-    calls = [Call(key=str(n), content=LOOK, plan={}) for n in range(3)]
-    message = results_message(calls, {"2": {"result": "c"}, "0": {"result": "a"}})
+    calls = [Call(key=str(n), content=LOOK, plan=Plan()) for n in range(3)]
+    message = results_message(calls, {"2": CallOutcome(Returned("c")), "0": CallOutcome(Returned("a"))})
     assert message is not None
     assert message.role == "tool"
     assert [cast("FunctionResultContent", content).result for content in message.contents] == ["a", "c"]

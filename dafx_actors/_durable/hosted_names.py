@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 from durabletask.client import TaskHubGrpcClient
-
-from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
     from dafx_actors._durable.admin import Hosted
@@ -16,25 +14,26 @@ if TYPE_CHECKING:
 _SILENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
 
-def hosts(reader: TaskHubGrpcClient, own: Set[str], names: Iterable[Mapping[str, Json]]) -> dict[str, bool]:
+def hosts(reader: TaskHubGrpcClient, own: Set[str], names: Iterable[tuple[str, str]]) -> dict[str, bool]:
     """Which of these names some worker has; a name of which that cannot be told now is left out.
 
     Args:
         reader: A client of the worker that is asked.
         own: What it has itself.
-        names: Each with its `name` and its `kind`, `activity` or `orchestration`.
+        names: Each after its kind, `activity` or `orchestration`.
     """
-    found = {each["name"]: True for each in names if each["name"] in own}
-    others = [each for each in names if each["name"] not in own]
+    asked = list(names)
+    found = {name: True for _, name in asked if name in own}
+    others = [(kind, name) for kind, name in asked if name not in own]
     if not others:
         return found
     try:
         hosted = _told_by_scheduler(reader)
     except grpc.RpcError:
         return found
-    for each in others:
-        kind = None if hosted is None else hosted.activities if each["kind"] == "activity" else hosted.orchestrations
-        found[each["name"]] = kind is not None and kind.take(each["name"])
+    for kind, name in others:
+        those = None if hosted is None else hosted.activities if kind == "activity" else hosted.orchestrations
+        found[name] = those is not None and those.take(name)
     return found
 
 

@@ -33,7 +33,8 @@ from cattrs.gen import typeddicts
 from cattrs.preconf.json import make_converter as json_converter
 
 from dafx_actors._json.forms import dump_bytes, dump_clock, key_text, load_bytes, load_clock
-from dafx_actors._json.messages import dump_entry, dump_message, load_message, load_response
+from dafx_actors._json.messages import dump_entry, dump_message, load_message
+from dafx_actors._json.requests import load_response
 from dafx_actors._json.shapes import as_object, load_json, reason_of, shown
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
@@ -297,7 +298,9 @@ def _load_answer(annotation: Any, converter: Converter) -> Hook:
     typed = bool(wanted) and wanted[0] not in (Any, None, type(None))
 
     def structure(value: Json, _: Any) -> AgentRunResponse[Any]:
-        answer = load_response(value, AgentThread(value["thread"]["agent"], value["thread"]["threadId"]))
+        answer: AgentRunResponse[Any] = load_response(
+            value, AgentThread(value["thread"]["agent"], value["thread"]["threadId"])
+        )
         if not typed:
             return answer
         return attrs.evolve(answer, value=converter.structure(load_json(answer.text), wanted[0]))

@@ -1,4 +1,4 @@
-"""The JSON in an answer, and whether it fits the schema that was asked for. Pure."""
+"""An answer: the JSON in it, whether it fits the schema that was asked for, and its value. Pure."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import attrs
+
+from dafx_actors._json.requests import load_response
 from dafx_actors._json.schema_check import BrokenSchema, mistakes
-from dafx_actors._json.shapes import cut, load_json
+from dafx_actors._json.schema_limits import look
+from dafx_actors._json.shapes import as_object, cut, load_json
+from dafx_actors._json.values import load_value
+from dafx_actors.errors import InvalidAnswer, ValueMismatch
+from dafx_actors.exchange import AgentRunResponse
+from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
 
 
@@ -119,3 +127,39 @@ def _among_words(text: str) -> Iterator[Json]:
             at = start.end()
             continue
         yield from _read(text[start.start() : at])
+
+
+# --- The answer of a turn -----------------------------------------------------------------------------------------
+
+_KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": float, "boolean": bool}
+"""What an answer must be at least where a JSON schema was asked for; the model's provider holds it to the rest."""
+
+
+def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResponse[Any]:
+    """What a turn gave, with its value where one was asked for.
+
+    Raises:
+        InvalidAnswer: The text does not fit `response_format`.
+        TurnError: The turn had ended with this error.
+    """
+    response = load_response(raw, thread)
+    if response_format is None:
+        return response
+    annotation = response_format
+    if isinstance(response_format, Mapping):
+        annotation = _KINDS.get(str(as_object(response_format).get("type")), Any)
+    try:
+        values = list(values_in(response.text))
+    except ValueError as error:
+        raise InvalidAnswer(response.text, f"it is not JSON ({error})") from error
+    schema: Mapping[str, Json] = as_object(response_format) if isinstance(response_format, Mapping) else {}
+    if schema and len(values) > 1 and not look(schema).may_be_slow:
+        # The one that the worker took; a single one is taken as it is.
+        values = [value for value in values if answer_mismatch(json.dumps(value), schema) is None] or values
+    mismatches: list[ValueMismatch] = []
+    for value in values:
+        try:
+            return attrs.evolve(response, value=load_value(value, annotation))
+        except ValueMismatch as error:  # noqa: PERF203 - there are few
+            mismatches.append(error)
+    raise InvalidAnswer(response.text, str(mismatches[0])) from mismatches[0]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.requests import dump_request
 from dafx_actors._json.shapes import as_list, as_object, load_json
 from dafx_actors.errors import UnsupportedByPeer
 from dafx_actors.exchange import RunRequest
@@ -85,7 +85,7 @@ def dump_for_peer(agent: str, request: RunRequest) -> dict[str, Json]:
     one = attrs.evolve(
         request, messages=(ChatMessage(role, text),), options=options, response_schema=None, tool_choice=None
     )
-    return {key: value for key, value in _codec.dump_request(one).items() if key != "messages"}
+    return {key: value for key, value in dump_request(one).items() if key != "messages"}
 
 
 def _parsed(raw: Json) -> Json:

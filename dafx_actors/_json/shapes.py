@@ -220,3 +220,36 @@ def is_object(value: Json) -> TypeGuard[Mapping[str, Json]]:
 def is_list(value: Json) -> TypeGuard[list[Json]]:
     """Whether it is a list."""
     return isinstance(value, list)
+
+
+def text_or_none(document: Mapping[str, Json], field: str) -> str | None:
+    """A field that is a text, or is not there.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    value = document.get(field)
+    if not isinstance(value, str | None):
+        raise ValueError(f"`{field}` is a text, not {value!r}")  # noqa: TRY004 - bad data, not a bad program
+    return value
+
+
+def check_texts(document: Mapping[str, Json], *fields: str) -> None:
+    """See that these fields are texts.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for field in fields:
+        if not isinstance(value := document.get(field), str):
+            raise ValueError(f"`{field}` is a text, not {shown(value)}")  # noqa: TRY004 - bad data, not a bad program
+
+
+def or_default(value: Json, default: Json) -> Json:
+    """`default` for null and for nothing else: what is empty but of another kind is a mistake."""
+    return default if value is None else value
+
+
+def without_none(document: dict[str, Json]) -> dict[str, Json]:
+    """The document without the fields that are null."""
+    return {key: value for key, value in document.items() if value is not None}

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.crossing import load_error
 from dafx_actors._json.shapes import as_list, as_object
 from dafx_actors.errors import DafxError, ModelError, TurnCancelled
 from dafx_actors.transcript import (
@@ -87,7 +87,7 @@ def _calls(messages: Iterable[ChatMessage]) -> Iterable[FunctionCallContent]:
 
 def _error(response: Response) -> DafxError | None:
     content = response.error
-    return None if content is None else _codec.load_error({"type": content.error_code, "fields": content.details})
+    return None if content is None else load_error({"type": content.error_code, "fields": content.details})
 
 
 def _kind(error: DafxError | None) -> str | None:

@@ -1,27 +1,33 @@
-"""What a thread keeps, as it is stored, and what it can say to a message; the rules are in `_thread.py`."""
+"""What a thread keeps, and where to find it; the rules are in `thread.py`. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import TypeVar, cast
 
 import attrs
 
-from dafx_actors._json import messages as _codec
-from dafx_actors.errors import InvalidThreadId, TurnError
+from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord
+from dafx_actors._json.document import Unfinished, check_document, dump_document, load_unfinished
+from dafx_actors._json.operations import place_of
 from dafx_actors.exchange import RunRequest
 from dafx_actors.transcript import ChatMessage, Json
+
+Waits = TypeVar("Waits", bound=RunRequest | Place)
+
+JOINED = "joined"
+"""In `dafx` of a stored response: the requests that became part of its turn."""
 
 
 @attrs.frozen(kw_only=True)
 class Books:
     """What a thread keeps of its active turn besides the draft, by the keys of tool calls. Gone when the turn ends."""
 
-    asks: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
-    """What a person is to decide, each with its `decision` once it was made."""
-    attempts: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    asks: Mapping[str, QuestionRecord] = attrs.field(factory=dict[str, QuestionRecord])
+    """What a person is to decide, each with its decision once it was made."""
+    attempts: Mapping[str, AttemptRecord] = attrs.field(factory=dict[str, AttemptRecord])
     """Who made the latest attempt of a call that may act only once."""
-    children: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    children: Mapping[str, ChildRecord] = attrs.field(factory=dict[str, ChildRecord])
     """Turns of agents used as tools."""
     progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """What tools have reported last."""
@@ -29,15 +35,6 @@ class Books:
     """The attempts of calls that are not to be made any more; see `_given_up`."""
     joined: tuple[str, ...] = ()
     """Correlation ids of the requests that became part of the turn."""
-
-
-@attrs.frozen
-class Place:
-    """A request's place in the line. Its text stays with its turn, which brings it when the place is the first."""
-
-    correlation_id: str
-    digest: str
-    """Of what it asks; see `_codec.digest`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +52,7 @@ class ThreadState:
     """Requests that wait for the turns before them, oldest first; the first may have an idle one."""
     steered: tuple[RunRequest, ...] = ()
     """Requests that will become part of the active turn, oldest first."""
-    cancelled: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    cancelled: Mapping[str, CancelMark] = attrs.field(factory=dict[str, CancelMark])
     """Marks of the active turn and of turns that have not begun: who cancelled it, and why."""
     document: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """The stored document, for the fields that this version does not know."""
@@ -74,93 +71,6 @@ class ThreadState:
         return len(self.history) - behind + len(self.draft)
 
 
-@attrs.frozen
-class Granted:
-    """The turn is active, and goes on."""
-
-    length: int
-    """Of the thread, up to the turn's request and with its draft; see `ThreadState.length`."""
-    cancelled: tuple[str, ...] = ()
-    """As with `Queued`, where a turn asks again and is active by now."""
-
-
-@attrs.frozen
-class Queued:
-    """The turn waits."""
-
-    active: str
-    """For this one."""
-    cancelled: tuple[str, ...] = ()
-    """Turns that are cancelled, and may not know it: whoever cancelled them may have died before it told them."""
-
-
-@attrs.frozen
-class Wanted:
-    """The turn is to bring its request: it may have the thread, or the thread does not know it."""
-
-
-@attrs.frozen
-class Ended:
-    """The turn has ended."""
-
-    response: Json
-    """Its stored `Response`."""
-    next_id: str | None = None
-    """The turn that may have the thread now, and does not know it yet."""
-    joined: tuple[str, ...] = ()
-    """Turns that have ended with it, which do not know it yet."""
-
-
-@attrs.frozen
-class Cancelled:
-    """The turn is marked; from here on none of its tools begins to act."""
-
-    turn: str
-    """The one that is marked: that which the request became part of, where it did."""
-    mark: Json
-
-
-@attrs.frozen
-class Decided:
-    """The decision is on record."""
-
-    decision: Json
-    """The one that counts: of two at a time, the first."""
-
-
-@attrs.frozen
-class Attempted:
-    """Whether a call that may act only once may be made now."""
-
-    answer: Literal["go", "unknown", "stop"]
-    """`unknown`: somebody began to make it before, and nobody knows how that ended. `stop`: the turn is over."""
-    since: str | None = None
-    """With `unknown`: when that began."""
-
-
-@attrs.frozen
-class GivenUp:
-    """The call is given up; from here on no step makes it."""
-
-    begun: bool
-    """Whether a step had put on record that it makes it; only calls that may act once are recorded so."""
-
-
-@attrs.frozen
-class Noted:
-    """It was kept, or was of no interest any more."""
-
-
-@attrs.frozen
-class Refused:
-    """Nothing was changed."""
-
-    error: TurnError | InvalidThreadId
-
-
-Outcome: TypeAlias = Granted | Queued | Wanted | Ended | Cancelled | Decided | Attempted | GivenUp | Noted | Refused
-
-
 # --- As it is stored ----------------------------------------------------------------------------------------------
 
 
@@ -170,8 +80,8 @@ def load(document: Json) -> ThreadState:
     Raises:
         UnsupportedTranscript: A newer major version, or not a thread at all.
     """
-    data = _codec.check_document(document)
-    ours = _codec.load_unfinished(data)
+    data = check_document(document)
+    ours = load_unfinished(data)
     return ThreadState(
         history=tuple(data.get("conversationHistory", ())),
         active=ours.active,
@@ -191,18 +101,13 @@ def load(document: Json) -> ThreadState:
     )
 
 
-def place_of(request: RunRequest) -> Place:
-    """What is kept of a request that waits."""
-    return Place(request.correlation_id, _codec.digest(request.messages, request.response_schema))
-
-
-def _line(ours: _codec.Unfinished) -> tuple[Place, ...]:
+def _line(ours: Unfinished) -> tuple[Place, ...]:
     """Who waits, once each.
 
     Versions before this one kept whole requests, in another field: they do not see the line, and take whoever of it
     asks first. So one that is in the line may be active, or be among those that they let wait.
     """
-    places = (*map(place_of, ours.waiting), *(Place(raw["correlationId"], raw["digest"]) for raw in ours.line))
+    places = (*map(place_of, ours.waiting), *ours.line)
     elsewhere = {ours.active, *ours.joined, *(request.correlation_id for request in ours.steered)}
     found: dict[str, Place] = {}
     for place in places:
@@ -212,33 +117,64 @@ def _line(ours: _codec.Unfinished) -> tuple[Place, ...]:
 
 
 def dump(state: ThreadState) -> dict[str, Json]:
-    """A thread as it is stored; `data.dafx` is there only while a turn has not ended."""
-    data: Mapping[str, Json] = state.document.get("data", {})
-    known: dict[str, Json] = {
-        "active": state.active,
-        "draft": [_codec.dump_message(message) for message in state.draft],
-        "waiting": [],
-        "line": [{"correlationId": place.correlation_id, "digest": place.digest} for place in state.waiting],
-        "steered": [_codec.dump_request(request) for request in state.steered],
-        "cancelled": dict(state.cancelled),
-        "asks": dict(state.books.asks),
-        "attempts": dict(state.books.attempts),
-        "children": dict(state.books.children),
-        "progress": dict(state.books.progress),
-        "givenUp": dict(state.books.given_up),
-        "joined": list(state.books.joined),
-    }
-    stored: Mapping[str, Json] = data.get("dafx") or {}
-    ours: dict[str, Json] = {**stored, **known}
-    kept = {key: value for key, value in ours.items() if value or key not in known}
-    rest = {key: value for key, value in data.items() if key != "dafx"}
-    return {
-        "schemaVersion": _codec.SCHEMA_VERSION,
-        **state.document,
-        "data": {**rest, "conversationHistory": list(state.history), **({"dafx": kept} if kept else {})},
-    }
+    """A thread as it is stored."""
+    ours = Unfinished(
+        active=state.active,
+        draft=state.draft,
+        waiting=(),
+        line=state.waiting,
+        steered=state.steered,
+        joined=state.books.joined,
+        cancelled=state.cancelled,
+        asks=state.books.asks,
+        attempts=state.books.attempts,
+        children=state.books.children,
+        progress=state.books.progress,
+        given_up=state.books.given_up,
+    )
+    return dump_document(state.document, state.history, ours)
 
 
 def is_entry(raw: Json, kind: str, turn: str) -> bool:
     """Whether a stored entry is the request or the response of a turn."""
     return (raw.get("correlationId"), raw.get("$type")) == (turn, kind)
+
+
+# --- Looking through it -------------------------------------------------------------------------------------------
+
+
+def first_in(state: ThreadState) -> str | None:
+    """The turn that waits longest."""
+    return state.waiting[0].correlation_id if state.waiting else None
+
+
+def ended_in(state: ThreadState, turn: str) -> Json | None:
+    """The stored response of a turn, its own or that of the turn it became part of; sought from the end."""
+    for raw in reversed(state.history):
+        if raw.get("$type") == "response" and (raw.get("correlationId") == turn or turn in _joined_in(raw)):
+            return raw
+    return None
+
+
+def has_own_response(state: ThreadState, turn: str) -> bool:
+    """Whether a turn has ended with a response that is its own, and not that of a turn that it became part of."""
+    return any(is_entry(raw, "response", turn) for raw in state.history)
+
+
+def _joined_in(response: Json) -> list[Json]:
+    ours: Json = response.get("dafx")
+    joined: Json = cast("Json", ours).get(JOINED) if isinstance(ours, Mapping) else None
+    return cast("list[Json]", joined) if isinstance(joined, list) else []
+
+
+def find_entry(state: ThreadState, kind: str, turn: str) -> Json | None:
+    """The stored entry of a turn, sought from the end: it is nearly always the latest."""
+    for raw in reversed(state.history):
+        if is_entry(raw, kind, turn):
+            return raw
+    return None
+
+
+def among(requests: Iterable[Waits], turn: str) -> Waits | None:
+    """What waits of a turn, among what waits."""
+    return next((request for request in requests if request.correlation_id == turn), None)

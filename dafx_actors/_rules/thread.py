@@ -29,41 +29,24 @@ operation costs does not grow with what the messages hold, and what others wrote
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import TypeVar, cast
+from typing import cast
 
 import attrs
 
-from dafx_actors._json import messages as _codec
-from dafx_actors._json.shapes import dump_time
-from dafx_actors._rules.given_up import is_given_up
-from dafx_actors._rules.open_calls import closed, open_calls, results_in
-from dafx_actors._rules.state import (
-    Attempted,
-    Books,
-    Cancelled,
-    Decided,
-    Ended,
-    Granted,
-    Noted,
-    Outcome,
-    Place,
-    Queued,
-    Refused,
-    ThreadState,
-    Wanted,
-    dump,
-    is_entry,
-    load,
-    place_of,
-)
-from dafx_actors.decisions import ACTIONS, DecisionKind, call_digest
+from dafx_actors._json.books import CancelMark, ChildRecord, Place, QuestionRecord
+from dafx_actors._json.crossing import error_content
+from dafx_actors._json.messages import dump_entry, load_entry
+from dafx_actors._json.operations import Cancelled, Ended, Granted, Noted, Outcome, Queued, Refused, Wanted, place_of
+from dafx_actors._json.requests import load_response, request_digest
+from dafx_actors._rules.calls import is_asked
+from dafx_actors._rules.joining import about_itself, join, joined_request, may_join, unlabelled, without_joined
+from dafx_actors._rules.open_calls import closed, results_in
+from dafx_actors._rules.state import JOINED, Books, ThreadState, Waits, among, ended_in, find_entry, first_in
 from dafx_actors.errors import (
     CorrelationConflict,
     DafxError,
-    DecisionRefused,
     InvalidThreadId,
     ThreadBusy,
     TurnCancelled,
@@ -71,56 +54,10 @@ from dafx_actors.errors import (
 )
 from dafx_actors.exchange import Overlap, RunRequest
 from dafx_actors.ids import AgentThread, new_id_mistake
-from dafx_actors.transcript import (
-    ChatMessage,
-    Json,
-    Request,
-    Response,
-    UsageStats,
-)
-
-__all__ = [
-    "JOINED",
-    "Attempted",
-    "Books",
-    "Cancelled",
-    "Decided",
-    "Ended",
-    "Granted",
-    "Noted",
-    "Outcome",
-    "Place",
-    "Queued",
-    "Refused",
-    "ThreadState",
-    "Wanted",
-    "abort",
-    "ask",
-    "attempt",
-    "begin",
-    "cancel",
-    "commit",
-    "decide",
-    "dump",
-    "is_approved",
-    "is_granted",
-    "load",
-    "may_act",
-    "note",
-    "record",
-    "reset",
-]
-
-Waits = TypeVar("Waits", bound=RunRequest | Place)
+from dafx_actors.transcript import ChatMessage, Json, Request, Response, UsageStats
 
 MOST_WAITING = 500
 """Requests that wait in one thread at most. Each takes some hundred bytes of what every operation stores."""
-MOST_STEERED = 128 * 1024
-"""Bytes of requests that are to become part of one turn, or have; one that does not fit waits for a turn of its own."""
-JOINED = "joined"
-"""In `dafx` of a stored response: the requests that became part of its turn."""
-_OF_TURN = "correlationId"
-"""In a stored message: the request that it came with, where that became part of another turn."""
 _LATEST = 30
 """Entries of a thread that are looked through for turns that were cancelled in line."""
 _MOST_EARLY_MARKS = 100
@@ -139,7 +76,7 @@ def begin(
     turn = request.correlation_id
     if (refused := _conflict(state, place_of(request))) is not None:
         return state, refused
-    if (ended := _ended(state, turn)) is not None:
+    if (ended := ended_in(state, turn)) is not None:
         return _filled(state, request), Ended(ended)
     if turn in state.cancelled and state.active != turn:
         return _end_unbegun(_without_mark(state, turn), thread, request, state.cancelled[turn], now)
@@ -165,7 +102,7 @@ def ask(
     turn = place.correlation_id
     if (refused := _conflict(state, place)) is not None:
         return state, refused
-    if (ended := _ended(state, turn)) is not None:
+    if (ended := ended_in(state, turn)) is not None:
         return state, Ended(ended) if _withdrawn(state, turn) is None else Wanted()
     told = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
     if state.active == turn:
@@ -183,8 +120,8 @@ def record(
     messages: tuple[ChatMessage, ...],
     at: int,
     *,
-    asks: Iterable[Json] = (),
-    children: Iterable[Json] = (),
+    questions: Iterable[QuestionRecord] = (),
+    children: Iterable[ChildRecord] = (),
 ) -> tuple[ThreadState, Outcome]:
     """The active turn adds to its draft, and to what a person is to decide; with them what was steered joins.
 
@@ -196,10 +133,10 @@ def record(
     if state.length == at:
         books = attrs.evolve(
             state.books,
-            asks={**state.books.asks, **{ask["key"]: ask for ask in asks if not _is_asked(state, ask)}},
-            children={**state.books.children, **{child["key"]: child for child in children}},
+            asks={**state.books.asks, **{each.key: each for each in questions if not is_asked(state, each)}},
+            children={**state.books.children, **{child.key: child for child in children}},
         )
-        state = _join(attrs.evolve(state, draft=_with(state.draft, messages), books=books))
+        state = join(attrs.evolve(state, draft=_with(state.draft, messages), books=books))
     return state, Granted(state.length)
 
 
@@ -233,17 +170,17 @@ def commit(
         whole: Whether `messages` are all that the turn gave, as somebody else knows who found it completed.
         about: What the response says of how it came about, under `dafx`.
     """
-    if whole and state.active is None and (place := _among(state.waiting, turn)) is not None:
-        history = (*state.history, _codec.dump_entry(_kept_for(place, now)))
+    if whole and state.active is None and (place := among(state.waiting, turn)) is not None:
+        history = (*state.history, dump_entry(_kept_for(place, now)))
         state = attrs.evolve(state, active=turn, history=history, waiting=_without(state.waiting, turn))
     if state.active == turn and not whole and at is not None and at != state.length:
         return state, Granted(state.length) if at < state.length else Refused(TurnSuperseded(thread.thread_id, turn))
     if state.active == turn and whole:
-        state, messages, about = _without_joined(state), _unlabelled(messages), _of_itself(about)
+        state, messages, about = without_joined(state), unlabelled(messages), about_itself(about)
     if state.active == turn and turn in state.cancelled:
         return _end(state, thread, turn, (*messages, _cancelled_message(thread, state, turn)), usage, now, about)
     if state.active == turn and state.steered and not (last or whole):
-        joined = _join(attrs.evolve(state, draft=_with(state.draft, messages)))
+        joined = join(attrs.evolve(state, draft=_with(state.draft, messages)))
         return joined, Granted(joined.length)
     return _end(state, thread, turn, messages, usage, now, about)
 
@@ -266,7 +203,7 @@ def abort(
     `request`, if it brings that, with the error; also where it had to leave before it could. A turn that was cancelled
     ends as that, as whoever cancelled it said.
     """
-    if request is not None and (ended := _ended(state, turn)) is not None:
+    if request is not None and (ended := ended_in(state, turn)) is not None:
         return _filled(state, request), Ended(ended)
     if state.active != turn and (waits := _waiting_in(state, turn)) is not None:
         is_its_own = request is not None and isinstance(waits, Place) and place_of(request) == waits
@@ -280,87 +217,32 @@ def abort(
 
 
 def cancel(
-    state: ThreadState, thread: AgentThread, turn: str, mark: Mapping[str, Json], now: datetime
+    state: ThreadState, thread: AgentThread, turn: str, mark: CancelMark, now: datetime
 ) -> tuple[ThreadState, Outcome]:
-    """Somebody cancels a turn; `mark` holds `by` and `reason`.
+    """Somebody cancels a turn.
 
     The active turn is marked, and ends itself when it hears of it. One that waits ends here. One that the thread does
     not know is marked too: its `begin` is on the way. A request that became part of another turn cannot be told
     from it any more: that turn is cancelled.
     """
-    if (ended := _ended(state, turn)) is not None:
+    if (ended := ended_in(state, turn)) is not None:
         return state, Ended(ended)
     if turn in state.books.joined and state.active is not None:
         turn = state.active
     if (waits := _waiting_in(state, turn)) is not None:
-        return _leave_unbegun(state, waits, _error_message(_cancellation(thread, turn, mark)), now)
+        return _leave_unbegun(state, waits, _error_message(mark.error(thread.agent, turn)), now)
     if turn not in state.cancelled:
         state = _marked(state, turn, mark)
     return state, Cancelled(turn, state.cancelled[turn])
-
-
-def decide(
-    state: ThreadState, turn: str, key: str, digest: str, decision: Mapping[str, Json]
-) -> tuple[ThreadState, Outcome]:
-    """Somebody decides about a tool call of the active turn. The first decision counts; the same one again is fine.
-
-    `expire` is the deadline's: it loses to every decision that was made before.
-    """
-    ask: Json = state.books.asks.get(key) if state.active == turn else None
-    if ask is None or turn in state.cancelled:
-        return state, Refused(DecisionRefused(key, "not_pending"))
-    if ask["digest"] != digest:
-        return state, Refused(DecisionRefused(key, "changed"))
-    kind: DecisionKind = ask["kind"]
-    if decision["action"] not in (*ACTIONS[kind], *(["expire"] if kind == "approval" else [])):
-        return state, Refused(DecisionRefused(key, "unfit", f"{decision['action']!r} for {ask['kind']!r}"))
-    if (made := ask.get("decision")) is not None:
-        if _decides(made) == _decides(decision) or decision["action"] == "expire":
-            return state, Decided(made)
-        return state, Refused(DecisionRefused(key, "decided", f"{made['action']} by {made.get('by') or 'somebody'}"))
-    edited = decision.get("arguments") if decision["action"] == "approve" else None
-    kept = {**decision, "digest": digest if edited is None else call_digest(ask["tool"], edited)}
-    asks = {**state.books.asks, key: {**ask, "decision": kept}}
-    return attrs.evolve(state, books=attrs.evolve(state.books, asks=asks)), Decided(kept)
-
-
-def decision(state: ThreadState, turn: str, key: str) -> tuple[ThreadState, Outcome]:
-    """What is on record about a tool call of the active turn: nothing while it waits, or after a cancel."""
-    ask: Json = state.books.asks.get(key) if may_act(state, turn) else None
-    return state, Decided(ask["decision"]) if ask and "decision" in ask else Noted()
-
-
-def attempt(
-    state: ThreadState, turn: str, key: str, number: int, token: str, now: datetime
-) -> tuple[ThreadState, Outcome]:
-    """A step is about to make a call that may act only once: recorded before it acts, by `token`.
-
-    The first to come with a number goes; a later number means that somebody has found out, or decided, that the
-    attempts before it count as not made.
-    """
-    if state.active != turn or turn in state.cancelled or is_given_up(state, key, number):
-        return state, Attempted("stop")
-    made: Json = state.books.attempts.get(key)
-    if made is not None and made["number"] >= number:
-        same = (made["number"], made["token"]) == (number, token)
-        return state, Attempted("go" if same else "unknown", made.get("at"))
-    attempts = {**state.books.attempts, key: {"number": number, "token": token, "at": dump_time(now)}}
-    return attrs.evolve(state, books=attrs.evolve(state.books, attempts=attempts)), Attempted("go")
-
-
-def note(state: ThreadState, turn: str, key: str, progress: Json) -> tuple[ThreadState, Outcome]:
-    """A tool reports how far it is; the latest report of each call is kept."""
-    if state.active != turn:
-        return state, Noted()
-    known = {**state.books.progress, key: progress}
-    return attrs.evolve(state, books=attrs.evolve(state.books, progress=known)), Noted()
 
 
 def reset(state: ThreadState) -> tuple[ThreadState, Outcome]:
     """Forget the conversation. The active turn loses its thread, and is to hear of it; those that wait stay in line."""
     waiting = (*map(place_of, state.steered), *state.waiting)
     empty = attrs.evolve(state, history=(), active=None, draft=(), books=Books(), steered=(), waiting=waiting)
-    lost = None if state.active is None else Cancelled(state.active, {"reason": "the thread was reset", "by": ""})
+    lost = (
+        None if state.active is None else Cancelled(state.active, CancelMark.of(by="", reason="the thread was reset"))
+    )
     return empty, lost or Noted()
 
 
@@ -368,21 +250,9 @@ def is_granted(state: ThreadState, turn: str) -> bool | None:
     """Whether a turn is active, or its `begin` was refused, queued, or answered; None while that may be on its way."""
     if state.active is not None:
         return state.active == turn
-    if _among(state.waiting, turn) is not None:
+    if among(state.waiting, turn) is not None:
         return False
-    return None if _ended(state, turn) is None else False
-
-
-def may_act(state: ThreadState, turn: str) -> bool:
-    """Whether a tool of this turn may begin to act."""
-    return state.active == turn and turn not in state.cancelled
-
-
-def is_approved(state: ThreadState, key: str, digest: str) -> bool:
-    """Whether a person approved this call, by its key and a hash of the arguments that it would be made with."""
-    ask: Json = state.books.asks.get(key)
-    made: Json = ask.get("decision") if ask else None
-    return bool(made) and (made.get("action"), made.get("digest")) == ("approve", digest)
+    return None if ended_in(state, turn) is None else False
 
 
 # --- Inside -------------------------------------------------------------------------------------------------------
@@ -398,37 +268,19 @@ def _digest_of(state: ThreadState, turn: str) -> str | None:
     """Of what a turn that the thread knows asks."""
     if (kept := _withdrawn(state, turn)) is not None:
         return kept
-    stored = _find(state, "request", turn)
-    entry = None if stored is None else _codec.load_entry(stored)
+    stored = find_entry(state, "request", turn)
+    entry = None if stored is None else load_entry(stored)
     if isinstance(entry, Request):
-        return _codec.digest(entry.messages, entry.response_schema)
-    if (place := _among(state.waiting, turn)) is not None:
+        return request_digest(entry.messages, entry.response_schema)
+    if (place := among(state.waiting, turn)) is not None:
         return place.digest
-    request = _among(state.steered, turn) or _joined_request(state, turn)
+    request = among(state.steered, turn) or joined_request(state, turn)
     return None if request is None else place_of(request).digest
 
 
 def _is_known(state: ThreadState, turn: str) -> bool:
     """Whether a request waits, or has joined the active turn."""
     return turn in state.books.joined or _waiting_in(state, turn) is not None
-
-
-def _joined_request(state: ThreadState, turn: str) -> RunRequest | None:
-    """A request that became part of another turn, as it came."""
-    host, messages = state.active, state.draft
-    if turn not in state.books.joined:
-        if (response := _ended(state, turn)) is None:
-            return None
-        if not isinstance(entry := _codec.load_entry(response), Response):
-            return None  # it is broken, and kept as it is
-        host, messages = entry.correlation_id, entry.messages
-    own = _unlabelled(tuple(message for message in messages if message.extra.get(_OF_TURN) == turn))
-    return RunRequest(correlation_id=turn, messages=own, response_schema=_schema_of(state, host)) if own else None
-
-
-def _schema_of(state: ThreadState, turn: str | None) -> Mapping[str, Json] | None:
-    stored = None if turn is None else _find(state, "request", turn)
-    return None if stored is None else stored.get("responseSchema")
 
 
 def _ahead(state: ThreadState) -> str:
@@ -449,7 +301,7 @@ def _cancelled_by(state: ThreadState, thread: AgentThread, turn: str) -> tuple[s
     for raw in list(state.history)[-_LATEST:]:
         if raw.get("$type") == "response":
             try:
-                _codec.load_response(raw, thread)
+                load_response(raw, thread)
             except TurnCancelled as error:
                 if error.by == turn:
                     found.append(raw["correlationId"])
@@ -466,11 +318,11 @@ def _overlap(
     One that wants its answer in another form than the active turn gives it cannot become part of that, and queues.
     """
     active = state.active
-    if overlap == "steer" and active is not None and _may_join(state, active, request):
+    if overlap == "steer" and active is not None and may_join(state, active, request):
         return attrs.evolve(state, steered=(*state.steered, request)), _queued(state)
     told: tuple[str, ...] = ()
     if overlap == "cancel_previous":
-        mark: Json = {"by": request.correlation_id, "reason": "a newer request took its place"}
+        mark = CancelMark.of(by=request.correlation_id, reason="a newer request took its place")
         told = (*(each.correlation_id for each in state.steered), *(each.correlation_id for each in state.waiting))
         for each in (*([active] if active else []), *told):
             state, _ = cancel(state, thread, each, mark, now)
@@ -480,66 +332,11 @@ def _overlap(
     return attrs.evolve(state, waiting=(*state.waiting, place_of(request))), _queued(state, told)
 
 
-def _may_join(state: ThreadState, active: str, request: RunRequest) -> bool:
-    """Whether a request may become part of the active turn: it wants the same form of answer, and there is room.
-
-    What is to join is in the thread's state as a whole, and so is what has joined, until the turn ends.
-    """
-    if _schema_of(state, active) != request.response_schema:
-        return False
-    joined = [_codec.dump_message(message) for message in state.draft if _OF_TURN in message.extra]
-    sizes = (len(json.dumps(each)) for each in (*joined, *map(_codec.dump_request, (*state.steered, request))))
-    return sum(sizes) <= MOST_STEERED
-
-
-def _join(state: ThreadState) -> ThreadState:
-    """What was steered becomes part of the turn, unless a call is open: its result must come first.
-
-    Nothing joins a turn that was cancelled: it would end with it, and can be answered after it.
-    """
-    if not state.steered or state.active in state.cancelled or open_calls(state.draft):
-        return state
-    messages = tuple(
-        attrs.evolve(message, extra={**message.extra, _OF_TURN: request.correlation_id})
-        for request in state.steered
-        for message in request.messages
-    )
-    joined = (*state.books.joined, *(request.correlation_id for request in state.steered))
-    books = attrs.evolve(state.books, joined=joined)
-    return attrs.evolve(state, draft=state.draft + messages, steered=(), books=books)
-
-
-def _without_joined(state: ThreadState) -> ThreadState:
-    """The thread without what its turn gave so far; what had joined that is to join again."""
-    again = (_joined_request(state, turn) for turn in state.books.joined)
-    steered = (*(request for request in again if request is not None), *state.steered)
-    return attrs.evolve(state, draft=(), steered=steered, books=attrs.evolve(state.books, joined=()))
-
-
-def _unlabelled(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
-    """Messages that do not say which request they came with."""
-    return tuple(attrs.evolve(each, extra={k: v for k, v in each.extra.items() if k != _OF_TURN}) for each in messages)
-
-
-def _of_itself(about: Mapping[str, Json] | None) -> Mapping[str, Json]:
-    """What a turn that was found completed says of itself, and not of those that had joined it.
-
-    It completed before the thread was reset: they may be waiting anew, or be cancelled.
-    """
-    return {name: value for name, value in (about or {}).items() if name != JOINED}
-
-
 def _with(draft: tuple[ChatMessage, ...], messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
     """The draft and what follows it. A turn that was begun anew does not know which calls it had left open."""
     if not messages or results_in(messages[0]):
         return draft + messages
     return closed(draft) + messages
-
-
-def _is_asked(state: ThreadState, ask: Json) -> bool:
-    """Whether this very question was asked before: then it keeps the decision that was made about it."""
-    known: Mapping[str, Json] = state.books.asks.get(ask["key"]) or {}
-    return {name: value for name, value in known.items() if name != "decision"} == dict(ask)
 
 
 def _end(
@@ -551,7 +348,7 @@ def _end(
     now: datetime,
     about: Mapping[str, Json] | None,
 ) -> tuple[ThreadState, Outcome]:
-    if (ended := _ended(state, turn)) is not None:
+    if (ended := ended_in(state, turn)) is not None:
         return state, Ended(ended)
     if state.active != turn:
         return state, Refused(TurnSuperseded(thread.thread_id, turn))
@@ -574,9 +371,9 @@ def _end(
 
 
 def _end_unbegun(
-    state: ThreadState, thread: AgentThread, request: RunRequest, mark: Mapping[str, Json], now: datetime
+    state: ThreadState, thread: AgentThread, request: RunRequest, mark: CancelMark, now: datetime
 ) -> tuple[ThreadState, Outcome]:
-    error = _cancellation(thread, request.correlation_id, mark)
+    error = mark.error(thread.agent, request.correlation_id)
     return _leave_unbegun(state, request, _error_message(error), now)
 
 
@@ -595,7 +392,7 @@ def _leave_unbegun(
         state,
         waiting=_without(state.waiting, turn),
         steered=_without(state.steered, turn),
-        history=(*state.history, _codec.dump_entry(asked), response),
+        history=(*state.history, dump_entry(asked), response),
     )
     is_next = state.active is None and first_in(state) != before
     return state, Ended(response, first_in(state) if is_next else None)
@@ -609,7 +406,7 @@ def _kept_for(place: Place, now: datetime) -> Request:
 
 def _withdrawn(state: ThreadState, turn: str) -> str | None:
     """The digest of a request that the transcript has a place for, and that has not been brought."""
-    stored = _find(state, "request", turn)
+    stored = find_entry(state, "request", turn)
     ours: Json = None if stored is None or stored.get("messages") else stored.get("dafx")
     kept: Json = cast("Json", ours).get("digest") if isinstance(ours, Mapping) else None
     return kept if isinstance(kept, str) else None
@@ -623,9 +420,9 @@ def _filled(state: ThreadState, request: RunRequest) -> ThreadState:
     turn = request.correlation_id
     if _withdrawn(state, turn) != place_of(request).digest:
         return state
-    stored = _find(state, "request", turn)
+    stored = find_entry(state, "request", turn)
     history = tuple(
-        {**_codec.dump_entry(_entry(request, request.created_at)), **_created(raw)} if raw is stored else raw
+        {**dump_entry(_entry(request, request.created_at)), **_created(raw)} if raw is stored else raw
         for raw in state.history
     )
     return attrs.evolve(state, history=history)
@@ -635,35 +432,30 @@ def _created(raw: Json) -> dict[str, Json]:
     return {"createdAt": raw["createdAt"]} if raw.get("createdAt") else {}
 
 
-def first_in(state: ThreadState) -> str | None:
-    """The turn that waits longest."""
-    return state.waiting[0].correlation_id if state.waiting else None
-
-
 def _without(waiting: tuple[Waits, ...], turn: str) -> tuple[Waits, ...]:
     return tuple(each for each in waiting if each.correlation_id != turn)
 
 
 def _without_ended(state: ThreadState) -> ThreadState:
     """The thread, where whoever is first in line has not ended: a worker that does not see the line may have let it."""
-    while state.active is None and (first := first_in(state)) is not None and _ended(state, first) is not None:
+    while state.active is None and (first := first_in(state)) is not None and ended_in(state, first) is not None:
         state = attrs.evolve(state, waiting=state.waiting[1:])
     return state
 
 
 def _activate(state: ThreadState, request: RunRequest, now: datetime) -> ThreadState:
     history, turn = state.history, request.correlation_id
-    if _find(state, "request", turn) is None:
-        history = (*history, _codec.dump_entry(_entry(request, now)))
+    if find_entry(state, "request", turn) is None:
+        history = (*history, dump_entry(_entry(request, now)))
     waiting = _without(state.waiting, turn)
     return attrs.evolve(state, active=turn, history=history, draft=(), books=Books(), waiting=waiting)
 
 
-def _marked(state: ThreadState, turn: str, mark: Mapping[str, Json]) -> ThreadState:
+def _marked(state: ThreadState, turn: str, mark: CancelMark) -> ThreadState:
     early = [] if turn == state.active else [known for known in state.cancelled if known != state.active]
     forgotten = early[: max(0, len(early) - _MOST_EARLY_MARKS + 1)]
     kept = {known: value for known, value in state.cancelled.items() if known not in forgotten}
-    return attrs.evolve(state, cancelled={**kept, turn: dict(mark)})
+    return attrs.evolve(state, cancelled={**kept, turn: mark})
 
 
 def _without_mark(state: ThreadState, turn: str) -> ThreadState:
@@ -671,46 +463,12 @@ def _without_mark(state: ThreadState, turn: str) -> ThreadState:
 
 
 def _cancelled_message(thread: AgentThread, state: ThreadState, turn: str) -> ChatMessage:
-    return _error_message(_cancellation(thread, turn, state.cancelled[turn]))
-
-
-def _cancellation(thread: AgentThread, turn: str, mark: Mapping[str, Json]) -> TurnCancelled:
-    return TurnCancelled(thread.agent, turn, str(mark.get("reason") or ""), str(mark.get("by") or ""))
-
-
-def _decides(decision: Mapping[str, Json]) -> tuple[Json, ...]:
-    return decision["action"], decision.get("arguments"), decision.get("result")
-
-
-def _ended(state: ThreadState, turn: str) -> Json | None:
-    """The stored response of a turn, its own or that of the turn it became part of; sought from the end."""
-    for raw in reversed(state.history):
-        if raw.get("$type") == "response" and (raw.get("correlationId") == turn or turn in _joined_in(raw)):
-            return raw
-    return None
-
-
-def _joined_in(response: Json) -> list[Json]:
-    ours: Json = response.get("dafx")
-    joined: Json = cast("Json", ours).get(JOINED) if isinstance(ours, Mapping) else None
-    return cast("list[Json]", joined) if isinstance(joined, list) else []
-
-
-def _find(state: ThreadState, kind: str, turn: str) -> Json | None:
-    """The stored entry of a turn, sought from the end: it is nearly always the latest."""
-    for raw in reversed(state.history):
-        if is_entry(raw, kind, turn):
-            return raw
-    return None
+    return _error_message(state.cancelled[turn].error(thread.agent, turn))
 
 
 def _waiting_in(state: ThreadState, turn: str) -> RunRequest | Place | None:
     """What the thread has of a turn that waits."""
-    return _among(state.waiting, turn) or _among(state.steered, turn)
-
-
-def _among(requests: Iterable[Waits], turn: str) -> Waits | None:
-    return next((request for request in requests if request.correlation_id == turn), None)
+    return among(state.waiting, turn) or among(state.steered, turn)
 
 
 def _entry(request: RunRequest, now: datetime | None) -> Request:
@@ -732,8 +490,8 @@ def _response(
     about: Mapping[str, Json] | None = None,
 ) -> Json:
     extra = {"dafx": dict(about)} if about else {}
-    return _codec.dump_entry(Response(correlation_id=turn, messages=messages, created_at=now, usage=usage, extra=extra))
+    return dump_entry(Response(correlation_id=turn, messages=messages, created_at=now, usage=usage, extra=extra))
 
 
 def _error_message(error: DafxError) -> ChatMessage:
-    return ChatMessage("assistant", (_codec.error_content(error),))
+    return ChatMessage("assistant", (error_content(error),))

@@ -13,42 +13,12 @@ from datetime import timedelta
 
 import attrs
 
-from dafx_actors._json import messages as _codec
-from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_number, load_json, object_in
+from dafx_actors._json.steps import Caller
 from dafx_actors.exchange import Limits, Unwritten
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json, UsageStats
 
 # --- Those above --------------------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Caller:
-    """A turn that waits for the turn below it."""
-
-    thread: AgentThread
-    turn: str
-
-
-def dump_callers(callers: Iterable[Caller]) -> list[Json]:
-    """The turns above a turn, from the first, as its input and its steps carry them."""
-    return [
-        {"agent": each.thread.agent, "thread": each.thread.thread_id, "correlationId": each.turn} for each in callers
-    ]
-
-
-def load_callers(raw: Json) -> tuple[Caller, ...]:
-    """Read them; none, where nothing is said of them.
-
-    Raises:
-        ValueError: They are something else.
-    """
-    found: list[Caller] = []
-    for each in as_list([] if raw is None else raw):
-        caller = as_object(each)
-        agent, thread, turn = (as_text(caller.get(field)) for field in ("agent", "thread", "correlationId"))
-        found.append(Caller(AgentThread(agent, thread), turn))
-    return tuple(found)
 
 
 def waits_for(callers: Iterable[Caller], thread: AgentThread) -> bool:
@@ -121,36 +91,3 @@ def _share(left: Mapping[str, float], depth: int | None, number: int, count: int
         if share[name] <= 0:
             return f"the call was not made: nothing is left for it of the {name} that this turn may take"
     return Limits(**share)
-
-
-# --- What they took -----------------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Spent:
-    """What a turn took, with all below it."""
-
-    steps: int = 0
-    usage: UsageStats | None = None
-
-    def dump(self) -> dict[str, Json]:
-        """As it travels beside an error: a response says it itself."""
-        return {"steps": self.steps, **({"usage": _codec.dump_usage(self.usage)} if self.usage else {})}
-
-
-def spent_in(response: Json) -> Spent:
-    """What a turn took, by its stored response; one step at least, as nothing is said of one."""
-    document = as_object(response)
-    usage = document.get("usage")
-    steps = object_in(document.get("dafx")).get("steps")
-    return Spent(steps if isinstance(steps, int) else 1, _codec.load_usage(usage) if usage else None)
-
-
-def spent_beside(error: Json) -> Spent | None:
-    """What a turn took that failed, by what its orchestration ended with; None where that does not say."""
-    try:
-        spent = as_object(as_object(load_json(error) if isinstance(error, str) else error).get("spent"))
-        usage = spent.get("usage")
-        return Spent(as_whole_number(spent.get("steps")), _codec.load_usage(usage) if usage else None)
-    except ValueError:
-        return None

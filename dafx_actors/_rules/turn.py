@@ -14,44 +14,24 @@ a replay decides the same.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, TypeAlias
 
 import attrs
-from durabletask.task import RetryPolicy
 
-from dafx_actors._json import messages as _codec
-from dafx_actors._rules import retold as _retold
-from dafx_actors._rules.open_calls import closed
+from dafx_actors._json.books import DecisionRecord
+from dafx_actors._json.steps import Failed, ModelResult, Plan, Returned
 from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
 from dafx_actors.exchange import AgentRunResponse, Limits
 from dafx_actors.models import ending_of
-from dafx_actors.transcript import (
-    ChatMessage,
-    ErrorContent,
-    FunctionCallContent,
-    FunctionResultContent,
-    Json,
-    Request,
-    Response,
-    TextReasoningContent,
-    Transcript,
-    UsageContent,
-    UsageStats,
-)
+from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent, Json, UsageStats
 
-_NOT_FOR_MODELS = (ErrorContent, TextReasoningContent, UsageContent)
 REPAIRS = 1
 """How often a model is told that its answer does not fit."""
 CUTS = 1
 """How often a model is asked again where its answer was cut off before it could be used."""
 NOT_MADE = "the call was not made: the turn ended before it"
 """Of a call that has not begun, so that it cannot have acted."""
-_LONGEST_PAUSE = timedelta(days=36_500)
-_JITTER = 0.1
-"""Of a pause, so that many turns that were refused together do not come again together."""
 
 
 # --- How far a turn has come --------------------------------------------------------------------------------------
@@ -119,18 +99,8 @@ class Call:
     key: str
     """Names it; see `ids.call_key`."""
     content: FunctionCallContent
-    plan: Mapping[str, Json]
-    """What the worker said of it with the reply: `refusal`, `approval`, `activity`, `agent`; see `Toolbox.plan`."""
-
-    @property
-    def refusal(self) -> str | None:
-        """Why it is not made at all, in words for the model."""
-        return self.plan.get("refusal")
-
-    @property
-    def alone(self) -> bool:
-        """Whether no other call is made at the same time."""
-        return bool(self.plan.get("alone"))
+    plan: Plan
+    """What the worker said of it with the reply."""
 
 
 @attrs.frozen
@@ -165,29 +135,26 @@ KeyOf: TypeAlias = Callable[[int, int], str]
 
 
 def next_step(
-    result: Json, progress: Progress, limits: Limits, turn: str, agent: str, key_of: KeyOf
+    result: ModelResult, progress: Progress, limits: Limits, turn: str, agent: str, key_of: KeyOf
 ) -> tuple[Progress, Step]:
     """What follows from a model step that gave a reply; and the progress with it.
 
     Args:
-        result: Of the step: `message`, `finishReason`, `usage`; `ending`, what the finish reason means, and the `limit`
-            where it was cut (steps of earlier versions say neither); `calls`, the plan of each tool call, in their
-            order; `invalid`, why the answer does not fit, where it does not.
+        result: Of the step.
         progress: Before it.
         limits: Of the turn.
         turn: The correlation id.
         agent: The agent's name.
         key_of: Names the calls.
     """
-    message = _codec.load_message(result["message"])
-    usage = _codec.load_usage(result["usage"]) if result.get("usage") else None
+    message, usage, ending = result.message, result.usage, result.ending
     total = progress.usage if usage is None else usage if progress.usage is None else progress.usage + usage
     number = progress.replies + 1
     steps = progress.steps + 1
     progress = attrs.evolve(progress, replies=number, steps=steps, usage=total)
-    if (ending := result.get("ending")) is not None:
-        progress = attrs.evolve(progress, finish_reason=result["finishReason"])
-    if ending == "withheld" or result.get("finishReason") == "content_filter":
+    if ending is not None:
+        progress = attrs.evolve(progress, finish_reason=result.finish_reason)
+    if ending == "withheld" or result.finish_reason == "content_filter":
         categories: Json = message.extra.get("filtered")
         found: dict[str, Json] = {"categories": categories} if isinstance(categories, list) else {}
         why = f" ({', '.join(map(str, found['categories']))})" if found else ""
@@ -202,7 +169,7 @@ def next_step(
     progress = attrs.evolve(progress, cuts=0)
     calls = tuple(
         Call(key=key_of(number, index), content=content, plan=plan)
-        for index, (content, plan) in enumerate(zip(_calls_in(message), result.get("calls") or (), strict=True))
+        for index, (content, plan) in enumerate(zip(_calls_in(message), result.calls, strict=True))
     )
     if calls:
         # The call after the tools counts as well: their results are of no use without it.
@@ -210,8 +177,8 @@ def next_step(
         if limits.steps is not None and needed > limits.steps:
             return progress, Fail(TurnLimitExceeded(agent, turn, "steps", limits.steps, needed), (message,))
         return attrs.evolve(progress, steps=steps + len(calls)), CallTools(message, calls)
-    if (invalid := result.get("invalid")) is not None:
-        if result.get("finishReason") == "length":
+    if (invalid := result.invalid) is not None:
+        if result.finish_reason == "length":
             # To ask again would end at the same place.
             return progress, Fail(
                 InvalidAnswer(message.text, f"it was cut off at {_limit_in(result)} ({invalid})"), (message,)
@@ -226,14 +193,14 @@ def next_step(
 
 
 def _cut_off(
-    result: Json, message: ChatMessage, progress: Progress, limits: Limits, key_of: KeyOf
+    result: ModelResult, message: ChatMessage, progress: Progress, limits: Limits, key_of: KeyOf
 ) -> tuple[Progress, Step]:
     """What follows from a reply that ends before it can be used: its calls are not made, it is no answer.
 
     The model is asked once more, where that may give something else: a provider broke off, or calls can be shorter.
     """
-    reason, calls = result["finishReason"], _calls_in(message)
-    broken = result["ending"] == "broken"
+    reason, calls = result.finish_reason, _calls_in(message)
+    broken = result.ending == "broken"
     is_at_limit = limits.steps is not None and progress.steps >= limits.steps
     if progress.cuts >= CUTS or is_at_limit or not (broken or calls):
         if broken:
@@ -249,13 +216,13 @@ def _cut_off(
     if broken:
         return progress, Repair(())
     told = f"the call was not made: the answer was cut off at {_limit_in(result)}; make it shorter, or do it in parts"
-    cut = [Call(key=key_of(progress.replies, index), content=call, plan={}) for index, call in enumerate(calls)]
-    results = ChatMessage("tool", tuple(result_of(call, {"error": told}) for call in cut))
+    cut = [Call(key=key_of(progress.replies, index), content=call, plan=Plan()) for index, call in enumerate(calls)]
+    results = ChatMessage("tool", tuple(result_of(call, CallOutcome(Failed(told))) for call in cut))
     return progress, Repair((message, results))
 
 
-def _limit_in(result: Json) -> str:
-    return result.get("limit") or "the model's limit"
+def _limit_in(result: ModelResult) -> str:
+    return result.limit or "the model's limit"
 
 
 def told_to_caller(answer: AgentRunResponse[Any]) -> str:
@@ -273,91 +240,57 @@ def batches(calls: Sequence[Call]) -> list[list[Call]]:
     """The calls in their order, those together that are made at the same time."""
     found: list[list[Call]] = []
     for call in calls:
-        if found and not call.alone and not found[-1][0].alone:
+        if found and not call.plan.alone and not found[-1][0].plan.alone:
             found[-1].append(call)
         else:
             found.append([call])
     return found
 
 
-# --- After a failure ----------------------------------------------------------------------------------------------
-
-MODEL_RETRIES = RetryPolicy(
-    first_retry_interval=timedelta(seconds=1),
-    max_number_of_attempts=5,
-    backoff_coefficient=2.0,
-    max_retry_interval=timedelta(seconds=60),
-    retry_timeout=timedelta(minutes=10),
-)
-"""How failed model calls are made again, unless the agent says otherwise."""
-
-
-def pause_before(
-    attempt: int, policy: RetryPolicy, waited: timedelta, seed: str, *, at_least: float | None = None
-) -> timedelta | None:
-    """How long to wait before an attempt is made again; None where it is not.
-
-    Args:
-        attempt: The number of the attempt that failed, from 1.
-        policy: How often and when.
-        waited: Since the first attempt was made.
-        seed: Decides, the same at every replay, about the jitter.
-        at_least: Seconds that the other side asked to wait (Retry-After).
-    """
-    if attempt >= policy.max_number_of_attempts:
-        return None
-    longest = policy.max_retry_interval or _LONGEST_PAUSE
-    try:
-        pause = min(policy.first_retry_interval * (policy.backoff_coefficient or 1.0) ** (attempt - 1), longest)
-    except OverflowError:
-        pause = longest
-    share = int.from_bytes(hashlib.sha256(f"{seed}/{attempt}".encode()).digest()[:4], "big") / 2**32
-    pause *= 1 + _JITTER * share
-    if at_least is not None and at_least > 0:
-        pause = max(pause, timedelta(seconds=min(at_least, _LONGEST_PAUSE.total_seconds())))
-    if policy.retry_timeout is not None and waited + pause > policy.retry_timeout:
-        return None
-    return pause
-
-
-def retry_note(step: int, attempt: int, error: Json) -> Json:
-    """An attempt that is made again, for the turn's record."""
-    return {"step": step, "attempt": attempt, "error": error.get("type"), "message": error.get("message")}
-
-
 # --- Tool calls ---------------------------------------------------------------------------------------------------
 
 
-def results_message(calls: Iterable[Call], outcomes: Mapping[str, Json]) -> ChatMessage | None:
+@attrs.frozen(kw_only=True)
+class CallOutcome:
+    """What became of a call, for the model and for the record."""
+
+    made: Returned | Failed = attrs.field(kw_only=False)
+    decision: DecisionRecord | None = None
+    """What a person decided about it, or the deadline."""
+    resolved: tuple[DecisionRecord, ...] = ()
+    """What persons said became of attempts that were cut off."""
+    fatal: DafxError | None = None
+    """What it ends the turn with."""
+
+
+def results_message(calls: Iterable[Call], outcomes: Mapping[str, CallOutcome]) -> ChatMessage | None:
     """The results of the calls that have one, for the model and for the record; None where there are none."""
     results = tuple(result_of(call, outcomes[call.key]) for call in calls if call.key in outcomes)
     return ChatMessage("tool", results) if results else None
 
 
-def result_of(call: Call, outcome: Json) -> FunctionResultContent:
-    """What the model is told of a call: its result, or what went wrong, in words.
-
-    Args:
-        call: The call.
-        outcome: `{"result": ...}`, with `unkept` where that only says why there is none; or `{"error": text}`; with the
-            `decision` of a person where there was one, and with what persons `resolved` where the call was cut off.
-    """
+def result_of(call: Call, outcome: CallOutcome) -> FunctionResultContent:
+    """What the model is told of a call: its result, or what went wrong, in words."""
+    made = outcome.made
     ours: dict[str, Json] = {"key": call.key}
-    if "error" in outcome:
+    if isinstance(made, Failed):
         ours["failed"] = True
-    if outcome.get("unkept"):
+    elif made.unkept:
         ours["unkept"] = True
-    ours |= {name: outcome[name] for name in ("decision", "resolved") if outcome.get(name)}
-    said = f"Error: {outcome['error']}" if "error" in outcome else outcome.get("result")
+    if outcome.decision is not None:
+        ours["decision"] = outcome.decision.raw
+    if outcome.resolved:
+        ours["resolved"] = [each.raw for each in outcome.resolved]
+    said = f"Error: {made.text}" if isinstance(made, Failed) else made.value
     return FunctionResultContent(call.content.call_id, said, extra={"dafx": ours})
 
 
-def denied(call: Call, decision: Mapping[str, Json]) -> Json:
+def denied(decision: DecisionRecord) -> CallOutcome:
     """The outcome of a call that a person did not allow."""
-    if decision["action"] == "expire":
-        return {"error": "the call was not made: nobody approved it in time", "decision": decision}
-    because = f": {decision['reason']}" if decision.get("reason") else ""
-    return {"error": f"the call was not made: a person denied it{because}", "decision": decision}
+    if decision.action == "expire":
+        return CallOutcome(Failed("the call was not made: nobody approved it in time"), decision=decision)
+    because = f": {decision.reason}" if decision.reason else ""
+    return CallOutcome(Failed(f"the call was not made: a person denied it{because}"), decision=decision)
 
 
 def with_calls_not_made(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
@@ -369,45 +302,3 @@ def with_calls_not_made(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, .
         for call in _calls_in(message)
     )
     return (*messages, ChatMessage("tool", results)) if results else tuple(messages)
-
-
-# --- What a model sees --------------------------------------------------------------------------------------------
-
-
-def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
-    """The messages that a model sees in this turn, oldest first, turn by turn.
-
-    Turns that ended without an answer are retold as text, see `_retold.py`: what they did is not to be done again. Left
-    out of them is what made no call and was refused (too long, filtered, not an image): it would be refused again in
-    every later turn. So is what was never answered nor ended, and what models do not take: reasoning, usage and errors.
-    A call without a result gets one that says so: others may have left it in the history, and a turn that died in the
-    middle and was begun anew, in its draft.
-
-    A turn stands where it ended: requests that were withdrawn while another turn ran do not come between its request
-    and its answer.
-    """
-    responses = [entry for entry in transcript.entries if isinstance(entry, Response)]
-    brief = _retold.in_brief(responses)
-    asked: dict[str | None, Request] = {}
-    messages: list[ChatMessage] = []
-    ended = 0
-    for entry in transcript.entries:
-        if isinstance(entry, Request):
-            asked[entry.correlation_id] = entry
-        elif isinstance(entry, Response):
-            request = asked.pop(entry.correlation_id, None)
-            if entry.error is None:
-                messages += [*(request.messages if request else ()), *entry.messages]
-            elif _retold.is_retold(entry):
-                messages += _retold.retold(request, entry, brief=ended in brief)
-            ended += 1
-    messages += asked[turn].messages if turn in asked else ()
-    messages += transcript.draft
-    return closed(message for message in map(_for_models, messages) if message.contents)
-
-
-def _for_models(message: ChatMessage) -> ChatMessage:
-    # Most messages are as they should be, and a long thread has thousands.
-    if not any(isinstance(content, _NOT_FOR_MODELS) for content in message.contents):
-        return message
-    return attrs.evolve(message, contents=[c for c in message.contents if not isinstance(c, _NOT_FOR_MODELS)])

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import anyio
 
-from dafx_actors._rules import thread as _thread
-from dafx_actors._rules.tree import Caller
+from dafx_actors._json.books import CancelMark
+from dafx_actors._json.steps import Caller
+from dafx_actors._rules.state import load
+from dafx_actors._rules.thread import is_granted
 from dafx_actors._turns.host import Host
-from dafx_actors.errors import TurnCancelled
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
 
@@ -36,18 +37,19 @@ async def check(host: Host, callers: Sequence[Caller], agent: str, turn: str) ->
     for caller in reversed(callers):
         mark = await _end_of(host, caller)
         if mark is not None:
-            raise TurnCancelled(agent, turn, str(mark.get("reason") or ""), str(mark.get("by") or ""))
+            raise mark.error(agent, turn)
 
 
-async def _end_of(host: Host, caller: Caller) -> Json:
+async def _end_of(host: Host, caller: Caller) -> CancelMark | None:
     """Why a turn does not go on, and by whom; None where it does."""
-    ended = {"reason": f"turn {caller.turn} of agent {caller.thread.agent!r} does not wait for it any more"}
+    reason = f"turn {caller.turn} of agent {caller.thread.agent!r} does not wait for it any more"
+    ended = CancelMark.of(by="", reason=reason)
     for pause in _PAUSES:
         await anyio.sleep(pause)
-        state = _thread.load(await document_of(host, caller.thread))
+        state = load(await document_of(host, caller.thread))
         if (mark := state.cancelled.get(caller.turn)) is not None:
             return mark
-        if (granted := _thread.is_granted(state, caller.turn)) is not None:
+        if (granted := is_granted(state, caller.turn)) is not None:
             return None if granted else ended
     return ended  # its thread was reset
 

@@ -11,15 +11,18 @@ from collections.abc import Container, Sequence
 
 from durabletask import task
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.books import CancelMark, ChildRecord
+from dafx_actors._json.operations import Cancel
+from dafx_actors._json.requests import load_response
+from dafx_actors._json.steps import AgentPlan, Caller, Failed, Returned, Spent, TurnInput
 from dafx_actors._rules import tree as _tree
 from dafx_actors._rules import turn as _turn
 from dafx_actors._turns.hosting import Hosting, not_hosted
-from dafx_actors._turns.link import CANCEL, TurnBase
+from dafx_actors._turns.link import TurnBase
+from dafx_actors._turns.tell import CANCEL
 from dafx_actors.errors import DafxError
 from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, turn_name
-from dafx_actors.orchestration._agents import turn_input
 from dafx_actors.orchestration._coroutines import DurableTask
 from dafx_actors.transcript import ChatMessage, Json
 
@@ -34,14 +37,16 @@ class Agents:
         """Begin with none."""
         self._turn = turn
         self._hosting = hosting
-        self._children: dict[str, Json] = {}
+        self._children: dict[str, ChildRecord] = {}
         """The turns that are on record, by the keys of their calls."""
         self._shares: dict[str, Limits | str] = {}
         """What is left to those of one batch, or why they do not run."""
 
-    def plan(self, calls: Sequence[_turn.Call]) -> list[Json]:
+    def plan(self, calls: Sequence[_turn.Call]) -> list[ChildRecord]:
         """The turns that these calls will be, for the record."""
-        self._children = {call.key: self._child(call) for call in calls if self._is_to_run(call)}
+        self._children = {
+            call.key: self._child(call, plan) for call in calls if (plan := call.plan.agent) and self._is_to_run(call)
+        }
         return list(self._children.values())
 
     def done(self) -> None:
@@ -53,39 +58,39 @@ class Agents:
         if not self._turn.is_of_the_tree:
             return
         asked = [call for call in batch if self._is_to_run(call)]
-        waited = self._turn.context.current_utc_datetime - self._turn.begun
+        waited = self._turn.context.current_utc_datetime - self._turn.started_at
         progress = self._turn.progress
         shares = _tree.shares(self._turn.limits, progress.steps, progress.usage, waited, len(asked))
         self._shares = {call.key: share for call, share in zip(asked, shares, strict=True)}
 
-    async def ask(self, call: _turn.Call) -> Json:
+    async def ask(self, call: _turn.Call, plan: AgentPlan) -> Returned | Failed:
         """A turn of another agent, in a thread of its own: what that needs approved is approved there."""
         if not self._is_to_run(call):
-            return {"error": _tree.circle(call.plan["agent"]["name"])}
+            return Failed(_tree.circle(plan.name))
         share = self._shares.get(call.key)
         if isinstance(share, str):
-            return {"error": share}
+            return Failed(share)
         child = self._children[call.key]
-        where = AgentThread(child["agent"], child["thread"])
-        turn = self._start(call, where, share)
+        where = child.thread
+        turn = self._start(call, plan, where, share)
 
-        async def withdraw() -> Json:
-            self._cancel(child, f"no worker hosts agent {where.agent!r}")
-            return {"givenUp": True}
+        async def withdraw() -> CancelMark:
+            return self._cancel(child, f"no worker hosts agent {where.agent!r}")
 
+        gone = await self._hosting.unless_gone(
+            turn, "orchestration", turn_name(where.agent), shown=where.agent, give_up=withdraw
+        )
+        if gone is not None:
+            return not_hosted(where.agent)
         try:
-            done, raw = await self._hosting.outcome(
-                turn, "orchestration", turn_name(where.agent), shown=where.agent, give_up=withdraw
-            )
-            if not done:
-                return not_hosted(where.agent)
+            raw = await turn
             if share is not None:
-                self._count(_tree.spent_in(raw))
-            return _kept(_turn.told_to_caller(_codec.load_response(raw, where)), call.plan["agent"])
+                self._count(Spent.in_response(raw))
+            return _kept(_turn.told_to_caller(load_response(raw, where)), plan)
         except (DafxError, task.TaskFailedError) as error:
             if share is not None:
                 self._count(_spent_by_failed(turn.failure, share))
-            return {"error": str(error)}
+            return Failed(str(error))
 
     def cancel(self, error: DafxError, over: Container[str] = ()) -> None:
         """Cancel those that this turn waits for, all but those that are `over`, on record and at once."""
@@ -95,59 +100,57 @@ class Agents:
 
     # --- Inside ---------------------------------------------------------------------------------------------------
 
-    def _start(self, call: _turn.Call, where: AgentThread, limits: Limits | None) -> DurableTask[Json]:
+    def _start(self, call: _turn.Call, plan: AgentPlan, where: AgentThread, limits: Limits | None) -> DurableTask[Json]:
         request = RunRequest(
             correlation_id=call.key,
-            messages=(ChatMessage("user", call.plan["agent"]["request"]),),
+            messages=(ChatMessage("user", plan.request),),
             limits=limits,
             created_at=self._turn.context.current_utc_datetime,
             orchestration_id=self._turn.id,
         )
         callers = self._callers if self._turn.is_of_the_tree else ()
-        return self._turn.context.call_sub_orchestrator(
-            turn_name(where.agent), input=turn_input(where, request, callers), instance_id=call.key
-        )
+        sent = TurnInput(thread_id=where.thread_id, request=request, callers=callers).dump()
+        return self._turn.context.call_sub_orchestrator(turn_name(where.agent), input=sent, instance_id=call.key)
 
     @property
-    def _callers(self) -> tuple[_tree.Caller, ...]:
-        return (*self._turn.callers, _tree.Caller(self._turn.thread, self._turn.id))
+    def _callers(self) -> tuple[Caller, ...]:
+        return (*self._turn.callers, Caller(self._turn.thread, self._turn.id))
 
     def _is_to_run(self, call: _turn.Call) -> bool:
         """Whether it is a call of an agent, and not one that would wait for what waits for it."""
-        plan = call.plan.get("agent")
-        if not plan or plan["newThread"] or not self._turn.is_of_the_tree:
-            return bool(plan)
-        return not _tree.waits_for(self._callers, AgentThread(plan["name"], self._turn.thread.thread_id))
+        plan = call.plan.agent
+        if plan is None or plan.new_thread or not self._turn.is_of_the_tree:
+            return plan is not None
+        return not _tree.waits_for(self._callers, AgentThread(plan.name, self._turn.thread.thread_id))
 
-    def _child(self, call: _turn.Call) -> Json:
-        plan = call.plan["agent"]
-        thread = self._turn.context.new_uuid() if plan["newThread"] else self._turn.thread.thread_id
-        return {"key": call.key, "agent": plan["name"], "thread": thread, "correlationId": call.key}
+    def _child(self, call: _turn.Call, plan: AgentPlan) -> ChildRecord:
+        thread = self._turn.context.new_uuid() if plan.new_thread else self._turn.thread.thread_id
+        return ChildRecord.of(call.key, AgentThread(plan.name, thread))
 
-    def _count(self, spent: _tree.Spent) -> None:
+    def _count(self, spent: Spent) -> None:
         self._turn.progress = _turn.with_spent(self._turn.progress, spent.steps, spent.usage)
 
-    def _cancel(self, child: Json, reason: str) -> None:
-        mark = {"by": self._turn.id, "reason": reason}
-        where = AgentThread(child["agent"], child["thread"]).entity_id
-        told = {"correlationId": child["correlationId"], "mark": mark}
-        self._turn.context.signal_entity(where, "cancel", told)
-        self._turn.context.send_event(child["correlationId"], CANCEL, data=mark)
+    def _cancel(self, child: ChildRecord, reason: str) -> CancelMark:
+        mark = CancelMark.of(by=self._turn.id, reason=reason)
+        cancel = Cancel(turn=child.turn, mark=mark)
+        self._turn.context.signal_entity(child.thread.entity_id, cancel.operation, cancel.dump())
+        self._turn.context.send_event(child.turn, CANCEL, data=dict(mark.raw))
+        return mark
 
 
-def _kept(answer: str, plan: Json) -> Json:
+def _kept(answer: str, plan: AgentPlan) -> Returned | Failed:
     """The outcome of a call that was answered; plans of earlier versions have no bound."""
-    size, most = len(answer.encode(errors="replace")), plan.get("maxResultBytes")
+    size, most = len(answer.encode(errors="replace")), plan.max_result_bytes
     if most is None or size <= most:
-        return {"result": answer}
-    return {
-        "error": f"agent {plan['name']!r} has answered; the answer has {size:,} bytes, a result may have {most:,}, and "
+        return Returned(answer)
+    return Failed(
+        f"agent {plan.name!r} has answered; the answer has {size:,} bytes, a result may have {most:,}, and "
         "so it is not shown. What the agent did is done. Ask for a shorter answer."
-    }
+    )
 
 
-def _spent_by_failed(failure: task.FailureDetails | None, share: Limits) -> _tree.Spent:
+def _spent_by_failed(failure: task.FailureDetails | None, share: Limits) -> Spent:
     """What a turn took that failed. One that was ended from outside does not say so: all that it was given is gone."""
     if failure is None or failure.error_type == _NOT_STARTED:
-        return _tree.Spent()
-    return _tree.spent_beside(failure.message) or _tree.Spent(share.steps or 0)
+        return Spent()
+    return Spent.beside_error(failure.message) or Spent(share.steps or 0)

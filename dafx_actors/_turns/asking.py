@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 import anyio.to_thread
 import attrs
 
-from dafx_actors._json import messages as _codec
 from dafx_actors._json.answers import answer_mismatch
 from dafx_actors._json.checker import CHECKER, TookTooLong
+from dafx_actors._json.crossing import crosses
+from dafx_actors._json.messages import dump_message, load_message
+from dafx_actors._json.operations import Note
 from dafx_actors._json.schema_limits import LONG_ANSWER, look
 from dafx_actors._json.shapes import check_json, shown
+from dafx_actors._json.steps import Caller, ModelAnswer, ModelResult
 from dafx_actors._json.text import well_formed
 from dafx_actors._raised import contained, kind_of, text_of
-from dafx_actors._rules import turn as _turn
-from dafx_actors._rules.tree import Caller
+from dafx_actors._rules.conversation import conversation as seen_by_model
 from dafx_actors._secrets import without_in
 from dafx_actors._turns import above as _above
 from dafx_actors._turns.host import Host
@@ -36,10 +38,10 @@ _tools_logger = logging.getLogger("dafx_actors.tools")
 
 def _storable(reply: ModelReply) -> ModelReply:
     """A reply that can be stored: arguments that JSON cannot hold are not those of a call that can be made."""
-    message = _codec.dump_message(reply.message)
+    message = dump_message(reply.message)
     # Half an emoji, and a key that a server has repeated.
     if (whole := without_in(well_formed(message))) is not message:
-        reply = attrs.evolve(reply, message=_codec.load_message(whole))
+        reply = attrs.evolve(reply, message=load_message(whole))
     contents: list[Content] = []
     for content in reply.message.contents:
         if isinstance(content, FunctionCallContent):
@@ -90,20 +92,19 @@ class AgentSteps:
         *,
         first: bool,
         callers: Sequence[Caller] = (),
-    ) -> Json:
+    ) -> ModelAnswer:
         """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker.
 
         Neither is asked where one of the turns above (`callers`) does not want it any more.
         """
         try:
             asked = functools.partial(self._ask, thread, request, transcript, first=first, callers=callers)
-            return await contained(asked, lambda: self.host.is_stopping)
+            return ModelAnswer(result=await contained(asked, lambda: self.host.is_stopping))
         except Exception as error:
-            if _codec.crosses(error):
-                return {"error": _codec.dump_error(error)}
+            if crosses(error):
+                return ModelAnswer(error=error)
             _logger.exception("Turn %s of agent %s failed.", request.correlation_id, thread.agent)
-            failed = TurnFailed(thread.agent, request.correlation_id, kind_of(error), text_of(error))
-            return {"error": _codec.dump_error(failed)}
+            return ModelAnswer(error=TurnFailed(thread.agent, request.correlation_id, kind_of(error), text_of(error)))
 
     async def _ask(
         self,
@@ -113,7 +114,7 @@ class AgentSteps:
         *,
         first: bool,
         callers: Sequence[Caller],
-    ) -> Json:
+    ) -> ModelResult:
         wanted = functools.partial(_above.check, self.host, callers, thread.agent, request.correlation_id)
         await wanted()
         if request.response_schema is not None and (mistake := look(request.response_schema).mistake) is not None:
@@ -128,7 +129,7 @@ class AgentSteps:
             asked = attrs.evolve(asked, options=options_of(asked.options))
             return await self.host.model_of(self.agent).complete(asked)
 
-        conversation = _turn.conversation(transcript, request.correlation_id)
+        conversation = seen_by_model(transcript, request.correlation_id)
         turn = Turn(
             thread=thread,
             request=request,
@@ -148,34 +149,34 @@ class AgentSteps:
         ending = ending_of(reply.finish_reason)
         if ending != "whole":
             calls = []  # they may be half of what the model meant
-        return {
-            "message": _codec.dump_message(reply.message),
-            "usage": _codec.dump_usage(reply.usage) if reply.usage else None,
-            "finishReason": reply.finish_reason,
-            "ending": ending,
-            **({"limit": _limit_of(options_of(request.options), reply)} if ending == "cut" else {}),
-            **({"calls": [await self.toolbox.plan(call, tools) for call in calls]} if calls else {}),
-            **({"invalid": invalid} if invalid else {}),
-        }
+        return ModelResult(
+            message=reply.message,
+            usage=reply.usage,
+            finish_reason=reply.finish_reason,
+            ending=ending,
+            limit=_limit_of(options_of(request.options), reply) if ending == "cut" else None,
+            calls=tuple([await self.toolbox.plan(call, tools) for call in calls]),
+            invalid=invalid,
+        )
 
-    def tool_context(self, thread: AgentThread, raw: Json, read: Callable[[], Transcript]) -> ToolContext:
-        """What a tool is told of a call, which `raw` describes as the call's activity is told of it."""
-        turn, key = raw["correlationId"], raw["key"]
-
+    def tool_context(
+        self, thread: AgentThread, turn: str, key: str, call_id: str, attempt: int, read: Callable[[], Transcript]
+    ) -> ToolContext:
+        """What a tool is told of a call."""
         most = self.agent.definition.max_result_bytes
 
         def report(progress: Json) -> None:
             progress = without_in(progress)
             if (size := size_of(progress)) > most:
                 raise ValueMismatch(f"a progress has {size:,} bytes as JSON, and may have {most:,}, as a result")
-            self.host.report(thread, {"correlationId": turn, "key": key, "progress": progress})
+            self.host.report(thread, Note(turn=turn, key=key, progress=progress))
 
         return ToolContext(
             thread=thread,
             correlation_id=turn,
-            call_id=raw["callId"],
+            call_id=call_id,
             idempotency_key=key,
-            attempt=raw["attempt"],
+            attempt=attempt,
             logger=_tools_logger,
             transcript=read,
             report=report,

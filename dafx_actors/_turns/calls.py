@@ -9,16 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
+import attrs
 from durabletask import task
 
-from dafx_actors._json import messages as _codec
-from dafx_actors._json.shapes import dump_time, object_in
+from dafx_actors._json.books import DecisionRecord, QuestionRecord
+from dafx_actors._json.operations import Decide, Decided, GivenUp, GiveUp, ReadDecision
+from dafx_actors._json.steps import (
+    Failed,
+    NotMade,
+    Returned,
+    StillRunning,
+    ToolOutcome,
+    ToolStep,
+    Unknown,
+    load_tool_outcome,
+)
 from dafx_actors._rules import turn as _turn
-from dafx_actors._rules.operations import error_in
+from dafx_actors._rules.turn import CallOutcome
 from dafx_actors._turns.agents import Agents
 from dafx_actors._turns.hosting import Hosting, given_up
-from dafx_actors._turns.link import TurnBase, is_too_large
-from dafx_actors.decisions import call_digest
+from dafx_actors._turns.link import Broken, TurnBase
+from dafx_actors._turns.tell import decision_event
+from dafx_actors.decisions import DecisionKind, call_digest
 from dafx_actors.errors import ApprovalExpired, DafxError, OutcomeUnknown, ResultNotKept
 from dafx_actors.ids import tool_step_name
 from dafx_actors.orchestration._coroutines import DurableTask, when_all, when_any
@@ -27,22 +39,15 @@ from dafx_actors.transcript import ChatMessage, Json
 _CUT_OFF = "The turn ended before this call was answered. It may have acted, or not."
 
 
-def decision_event(key: str) -> str:
-    """The event that tells a turn what was decided about one of its calls."""
-    return f"decision.{key}"
-
-
-def _of_broken(call: _turn.Call, error: Json) -> Json:
+def _of_broken(call: _turn.Call, broken: Broken) -> ToolOutcome:
     """What becomes of a call whose step failed as a whole, and did not say what the tool did."""
-    if call.plan.get("once"):
-        return {"unknown": True}
-    if is_too_large(error):
-        return _unkept(call.content.name)
-    return {"error": error["message"]}
+    if call.plan.once:
+        return Unknown()
+    return _unkept(call.content.name) if broken.is_too_large else Failed(str(broken.error))
 
 
-def _unkept(name: str) -> Json:
-    return {"result": str(ResultNotKept("it is too large for the scheduler or the thread", name)), "unkept": True}
+def _unkept(name: str) -> Returned:
+    return Returned(str(ResultNotKept("it is too large for the scheduler or the thread", name)), unkept=True)
 
 
 class ToolCalls:
@@ -55,11 +60,13 @@ class ToolCalls:
         self._agents = Agents(turn, self._hosting)
         self._calls: tuple[_turn.Call, ...] = ()
         """On their way: recorded without their results."""
-        self._outcomes: dict[str, Json] = {}
+        self._outcomes: dict[str, CallOutcome] = {}
         self._begun: set[str] = set()
         """The keys of those that a step or another agent was given: they may have acted."""
-        self._decided: dict[str, dict[str, Json]] = {}
-        """What persons decided about them, for the record: the `decision` of an approval, and what was `resolved`."""
+        self._decisions: dict[str, DecisionRecord] = {}
+        """What persons, or deadlines, decided about them, for the record."""
+        self._resolved: dict[str, tuple[DecisionRecord, ...]] = {}
+        """What persons said became of attempts that were cut off, for the record."""
         self.fatal: DafxError | None = None
         """What one of them ended the turn with."""
         self._waits: list[DurableTask[None]] = []
@@ -70,10 +77,12 @@ class ToolCalls:
     async def make(self, step: _turn.CallTools) -> None:
         """Record the calls, make them, record their results; unless one of them ends the turn."""
         # What is decided by whom is on record before anything acts.
-        asks = [self._ask("approval", c, c.content.arguments) for c in step.calls if c.plan.get("approval")]
+        questions = [
+            self._question("approval", call, call.content.arguments) for call in step.calls if call.plan.approval
+        ]
         children = self._agents.plan(step.calls)
-        await self._turn.record((step.message,), asks=asks, children=children)
-        self._calls, self._outcomes, self._decided = step.calls, {}, {}
+        await self._turn.record((step.message,), questions=questions, children=children)
+        self._calls, self._outcomes, self._decisions, self._resolved = step.calls, {}, {}, {}
         self._turn.show("running")
         for batch in _turn.batches(step.calls):
             await self._turn.check_stops()
@@ -90,120 +99,138 @@ class ToolCalls:
 
         `kept`: False where they are more than the thread can hold, so that it only learns which calls were made.
         """
-        if not kept:
-            made = [call for call in self._calls if "result" in self._outcomes.get(call.key, {})]
-            self._outcomes |= {call.key: _unkept(call.content.name) for call in made}
-        open_ = [call.key for call in self._calls if call.key not in self._outcomes]
-        cut_off: dict[str, Json] = {key: {"result": _CUT_OFF} for key in open_ if key in self._decided}
-        # What no step was given cannot have acted, whatever becomes of the turn.
-        cut_off |= {key: {"error": _turn.NOT_MADE} for key in open_ if key not in self._begun}
-        outcomes = {key: {**outcome, **self._decided.get(key, {})} for key, outcome in self._outcomes.items()}
-        known = {key: {**outcome, **self._decided.get(key, {})} for key, outcome in cut_off.items()}
-        results = _turn.results_message(self._calls, {**outcomes, **known})
-        return [results] if results else []
+        results: dict[str, CallOutcome] = {}
+        for call in self._calls:
+            outcome = self._outcomes.get(call.key)
+            if outcome is None:
+                # What no step was given cannot have acted, whatever becomes of the turn.
+                if call.key not in self._begun:
+                    outcome = CallOutcome(Failed(_turn.NOT_MADE))
+                elif call.key in self._decisions or call.key in self._resolved:
+                    outcome = CallOutcome(Returned(_CUT_OFF))
+                else:
+                    continue
+            elif not kept and isinstance(outcome.made, Returned):
+                outcome = attrs.evolve(outcome, made=_unkept(call.content.name))
+            results[call.key] = self._with_decisions(call.key, outcome)
+        message = _turn.results_message(self._calls, results)
+        return [message] if message else []
+
+    def _with_decisions(self, key: str, outcome: CallOutcome) -> CallOutcome:
+        decision, resolved = self._decisions.get(key, outcome.decision), self._resolved.get(key, ())
+        return attrs.evolve(outcome, decision=decision, resolved=resolved)
 
     async def _make_one(self, call: _turn.Call) -> None:
         outcome = await self._outcome(call)
         self._outcomes[call.key] = outcome
-        if "fatal" in outcome and self.fatal is None:
+        if outcome.fatal is not None and self.fatal is None:
             # Those that run are left to finish; nobody is waited for any more.
-            self.fatal = error_in({"error": outcome["fatal"]}, self._turn.thread)
+            self.fatal = outcome.fatal
             self.cancel_children(self.fatal)
             for wait in self._waits:
                 wait.complete(None)
 
-    async def _outcome(self, call: _turn.Call) -> Json:
-        """What becomes of a call: `{"result": ...}`, or `{"error": text}`; `fatal`, where it ends the turn."""
-        if call.refusal is not None:
-            return {"error": call.refusal}
-        if not (approval := call.plan.get("approval")):
+    async def _outcome(self, call: _turn.Call) -> CallOutcome:
+        """What becomes of a call."""
+        if call.plan.refusal is not None:
+            return CallOutcome(Failed(call.plan.refusal))
+        if (approval := call.plan.approval) is None:
             return await self._perform(call, call.content.arguments)
         decision = await self._approval(call)
         if decision is None:
-            return {"error": "the call was not made: the turn ended before anybody approved it"}
-        self._decided[call.key] = {"decision": decision}
-        if decision["action"] == "expire" and approval["onTimeout"] == "fail":
-            expired = ApprovalExpired(call.content.name, call.key, approval["seconds"])
-            return {**_turn.denied(call, decision), "fatal": _codec.dump_error(expired)}
-        if decision["action"] != "approve":
-            return _turn.denied(call, decision)
-        edited = decision.get("arguments")
+            return CallOutcome(Failed("the call was not made: the turn ended before anybody approved it"))
+        self._decisions[call.key] = decision
+        if decision.action == "expire" and approval.on_timeout == "fail":
+            expired = ApprovalExpired(call.content.name, call.key, approval.seconds or 0.0)
+            return attrs.evolve(_turn.denied(decision), fatal=expired)
+        if decision.action != "approve":
+            return _turn.denied(decision)
+        edited = decision.arguments
         return await self._perform(call, call.content.arguments if edited is None else edited)
 
-    async def _perform(self, call: _turn.Call, arguments: Mapping[str, Json]) -> Json:
+    async def _perform(self, call: _turn.Call, arguments: Mapping[str, Json]) -> CallOutcome:
         self._begun.add(call.key)
-        if call.plan.get("agent"):
-            return await self._agents.ask(call)
-        policy = _codec.load_retry(call.plan["retry"]) if call.plan.get("retry") else None
-        begun, number, failures = self._turn.context.current_utc_datetime, 1, 1
+        if call.plan.agent is not None:
+            return CallOutcome(await self._agents.ask(call, call.plan.agent))
+        policy, began_at, number, failures = call.plan.retry, self._turn.context.current_utc_datetime, 1, 1
         while True:
-            asked = {
-                "thread": self._turn.thread.thread_id,
-                "correlationId": self._turn.id,
-                "length": self._turn.length,
-                "key": call.key,
-                "callId": call.content.call_id,
-                "name": call.content.name,
-                "arguments": dict(arguments),
-                "attempt": number,
-                **({"once": True} if call.plan.get("once") else {}),
-                **({"form": call.plan["form"]} if "form" in call.plan else {}),
-                **({"source": call.plan["activity"], "offer": call.plan["offer"]} if "offer" in call.plan else {}),
-                **self._turn.above,
-            }
-            outcome = await self._turn.as_value(self._step(call, number, asked))
-            if outcome.get("broken"):
-                outcome = _of_broken(call, outcome["error"])
-            if "unknown" in outcome:
-                outcome = await self._resolved(call, arguments, number)
-            if "wait" in outcome:
-                await self._turn.context.sleep(outcome["wait"])
-                continue
-            if "notDone" not in outcome:
-                pause = None
-                if outcome.get("failed") and policy is not None and self.fatal is None:
-                    pause = self._turn.pause(failures, policy, begun, call.key)
-                if pause is None:
-                    return outcome
-                failures += 1
-                await self._turn.context.sleep(pause)
+            outcome = await self._attempt(call, arguments, number)
+            if isinstance(outcome, Unknown):
+                resolved = await self._resolve(call, arguments, number)
+                if resolved is not None:
+                    return resolved
+                outcome = NotMade()
+            match outcome:
+                case StillRunning(seconds):
+                    await self._turn.context.create_timer(timedelta(seconds=seconds))
+                    continue
+                case Returned():
+                    return CallOutcome(outcome)
+                case Failed():
+                    pause = None
+                    if outcome.by_tool and policy is not None and self.fatal is None:
+                        pause = self._turn.pause(failures, policy, began_at, call.key)
+                    if pause is None:
+                        return CallOutcome(outcome)
+                    failures += 1
+                    await self._turn.context.create_timer(pause)
+                case _:
+                    pass  # it is certain that it has not acted: at once, then
             number += 1
 
-    async def _step(self, call: _turn.Call, number: int, asked: Json) -> Json:
-        """What a step gave; or that it was given up, because no worker has its tool any more."""
-        activity = tool_step_name(self._turn.thread.agent, call.plan["activity"])
-        step = self._turn.context.call_activity(activity, input=asked)
+    async def _attempt(self, call: _turn.Call, arguments: Mapping[str, Json], number: int) -> ToolOutcome:
+        """One attempt of a call."""
+        plan = call.plan
+        asked = ToolStep(
+            thread_id=self._turn.thread.thread_id,
+            turn=self._turn.id,
+            length=self._turn.length,
+            key=call.key,
+            call_id=call.content.call_id,
+            name=call.content.name,
+            arguments=arguments,
+            attempt=number,
+            once=plan.once,
+            form=plan.form,
+            source=plan.source,
+            offer=plan.offer,
+            callers=self._turn.callers,
+        )
+        outcome = await self._turn.as_value(self._step(call, number, asked), lambda outcome: outcome)
+        return _of_broken(call, outcome) if isinstance(outcome, Broken) else outcome
 
-        async def give_up() -> Json:
-            told = {"correlationId": self._turn.id, "key": call.key, "number": number}
+    async def _step(self, call: _turn.Call, number: int, asked: ToolStep) -> ToolOutcome | None:
+        """What a step gave; or that it was given up, because no worker has its tool any more."""
+        activity = tool_step_name(self._turn.thread.agent, call.plan.activity)
+        step = self._turn.context.call_activity(activity, input=asked.dump())
+
+        async def give_up() -> GivenUp | None:
             try:
-                outcome = object_in(await self._turn.call_thread("giveUp", told))
+                reply = await self._turn.tell_thread(GiveUp(turn=self._turn.id, key=call.key, number=number))
             except (DafxError, task.TaskFailedError):
                 return None  # a worker of an older version has the thread: another look comes
-            return outcome if outcome.get("givenUp") else None
+            return reply.outcome if isinstance(reply.outcome, GivenUp) else None
 
-        done, outcome = await self._hosting.outcome(
-            step, "activity", activity, shown=call.content.name, give_up=give_up
-        )
-        if done:
-            return outcome
-        return given_up(call.content.name, once=bool(call.plan.get("once")), begun=bool(outcome.get("begun")))
+        record = await self._hosting.unless_gone(step, "activity", activity, shown=call.content.name, give_up=give_up)
+        if record is not None:
+            return given_up(call.content.name, once=call.plan.once, begun=record.begun)
+        raw = await step
+        return None if raw is None else load_tool_outcome(raw)
 
-    async def _resolved(self, call: _turn.Call, arguments: Mapping[str, Json], number: int) -> Json:
-        """Ask a person what became of an attempt that was cut off; `notDone`, where it is to be made again."""
-        ask = self._ask("outcome", call, arguments, key=f"{call.key}.outcome{number}")
-        await self._turn.record((), asks=[ask])
-        decision = await self._decision(ask["key"])
+    async def _resolve(self, call: _turn.Call, arguments: Mapping[str, Json], number: int) -> CallOutcome | None:
+        """Ask a person what became of an attempt that was cut off; None where it is to be made again."""
+        question = self._question("outcome", call, arguments, key=f"{call.key}.outcome{number}")
+        await self._turn.record((), questions=[question])
+        decision = await self._decision(question.key)
         if decision is None:
-            return {"error": "nobody knows whether this call acted: the turn ended before anybody said so"}
-        known = self._decided.setdefault(call.key, {})
-        known["resolved"] = [*known.get("resolved", ()), decision]
-        if decision["action"] == "retry":
-            return {"notDone": True}
-        if decision["action"] == "result":
-            return {"result": decision.get("result")}
-        unknown = OutcomeUnknown(call.content.name, call.key, decision.get("reason") or "")
-        return {"error": "nobody knows whether this call acted", "fatal": _codec.dump_error(unknown)}
+            return CallOutcome(Failed("nobody knows whether this call acted: the turn ended before anybody said so"))
+        self._resolved[call.key] = (*self._resolved.get(call.key, ()), decision)
+        if decision.action == "retry":
+            return None
+        if decision.action == "result":
+            return CallOutcome(Returned(decision.result))
+        unknown = OutcomeUnknown(call.content.name, call.key, decision.reason)
+        return CallOutcome(Failed("nobody knows whether this call acted"), fatal=unknown)
 
     def cancel_children(self, error: DafxError) -> None:
         """Cancel the turns of agents that this one waits for, on record and at once."""
@@ -211,43 +238,40 @@ class ToolCalls:
 
     # --- People ---------------------------------------------------------------------------------------------------
 
-    def _ask(self, kind: str, call: _turn.Call, arguments: Mapping[str, Json], *, key: str | None = None) -> Json:
+    def _question(
+        self, kind: DecisionKind, call: _turn.Call, arguments: Mapping[str, Json], *, key: str | None = None
+    ) -> QuestionRecord:
         """What a person is to decide; an approval, before its deadline."""
         now = self._turn.context.current_utc_datetime
-        ask: dict[str, Json] = {
-            "key": key or call.key,
-            **({"callKey": call.key} if key else {}),
-            "kind": kind,
-            "callId": call.content.call_id,
-            "tool": call.content.name,
-            "arguments": dict(arguments),
-            "digest": call_digest(call.content.name, arguments),
-            "askedAt": dump_time(now),
-        }
-        seconds = object_in(call.plan.get("approval")).get("seconds") if kind == "approval" else None
-        if seconds is not None:
-            self._deadlines[call.key] = due = now + timedelta(seconds=seconds)
-            ask["deadline"] = dump_time(due)
-        return ask
+        approval = call.plan.approval if kind == "approval" else None
+        deadline = None
+        if approval is not None and approval.seconds is not None:
+            self._deadlines[call.key] = deadline = now + timedelta(seconds=approval.seconds)
+        return QuestionRecord.of(
+            key=key or call.key,
+            kind=kind,
+            call_key=call.key,
+            call_id=call.content.call_id,
+            tool=call.content.name,
+            arguments=arguments,
+            asked_at=now,
+            deadline=deadline,
+        )
 
-    async def _approval(self, call: _turn.Call) -> Json:
+    async def _approval(self, call: _turn.Call) -> DecisionRecord | None:
         """What a person decided about the call, or `expire`. Of both at a time the thread says which counts."""
         deadline = self._deadlines.get(call.key)
         timer = None if deadline is None else self._turn.context.create_timer(deadline)
         decision = await self._decision(call.key, timer)
         if decision is not None or deadline is None or self.fatal is not None:
             return decision
-        told = {
-            "correlationId": self._turn.id,
-            "key": call.key,
-            "digest": call_digest(call.content.name, call.content.arguments),
-            "decision": {"action": "expire", "by": "the deadline", "at": dump_time(deadline)},
-        }
-        outcome = object_in(await self._turn.call_thread("decide", told))
+        digest = call_digest(call.content.name, call.content.arguments)
+        expire = Decide(turn=self._turn.id, key=call.key, digest=digest, decision=DecisionRecord.expired(deadline))
+        outcome = (await self._turn.tell_thread(expire)).outcome
         # Refused: the turn was cancelled, and is about to hear of it.
-        return outcome.get("decided")
+        return outcome.decision if isinstance(outcome, Decided) else None
 
-    async def _decision(self, key: str, timer: DurableTask[None] | None = None) -> Json:
+    async def _decision(self, key: str, timer: DurableTask[None] | None = None) -> DecisionRecord | None:
         """What is decided, as the thread has it on record; None where the timer came first, or the turn ends.
 
         The event is only a knock at the door, and what comes with it is not looked at: anybody could raise it.
@@ -255,14 +279,14 @@ class ToolCalls:
         no_sense = DurableTask[None]()
         self._waits.append(no_sense)
         self._turn.show("waiting")
-        decision: Json = None
+        decision: DecisionRecord | None = None
         while self.fatal is None and decision is None:
             knock = self._turn.context.wait_for_external_event(decision_event(key))
             await when_any([knock, no_sense, *([timer] if timer else [])])
             if not knock.is_complete:
                 break
-            known = await self._turn.call_thread("decision", {"correlationId": self._turn.id, "key": key})
-            decision = object_in(known).get("decided")
+            outcome = (await self._turn.tell_thread(ReadDecision(turn=self._turn.id, key=key))).outcome
+            decision = outcome.decision if isinstance(outcome, Decided) else None
         self._waits.remove(no_sense)
         if not self._waits:
             self._turn.show("running")

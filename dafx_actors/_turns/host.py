@@ -7,10 +7,10 @@ from typing import Protocol, TypeVar
 
 from durabletask.client import TaskHubGrpcClient
 
+from dafx_actors._json.operations import Note
 from dafx_actors.agents import Agent
 from dafx_actors.ids import AgentThread
 from dafx_actors.models import Model
-from dafx_actors.transcript import Json
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Host(Protocol):
         """
         ...
 
-    def report(self, thread: AgentThread, note: Json) -> None:
+    def report(self, thread: AgentThread, note: Note) -> None:
         """Send a tool's progress to its thread, some time soon; the latest of each call."""
         ...
 

@@ -15,17 +15,19 @@ wakes: a turn pays with one timer.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Any, Generic, TypeVar
 
 import attrs
 
-from dafx_actors._json.shapes import object_in
-from dafx_actors._turns.link import TurnBase
+from dafx_actors._json.steps import Failed, HostedKind, HostedName, Probe, Probed, ToolOutcome, Unknown
+from dafx_actors._turns.link import Broken, TurnBase
 from dafx_actors.ids import probe_name
 from dafx_actors.orchestration._coroutines import DurableTask, when_any
 from dafx_actors.transcript import Json
+
+R = TypeVar("R")
 
 FIRST_LOOK = timedelta(seconds=5)
 NEXT_LOOK = timedelta(seconds=15)
@@ -35,8 +37,6 @@ PATIENCE = timedelta(seconds=60)
 """How long nobody may have a name until it is given up, while workers are there to say so."""
 _AWAY = 2 * NEXT_LOOK
 """After so long without an answer the workers were away, and the patience begins anew."""
-
-Kind: TypeAlias = Literal["activity", "orchestration"]
 
 
 # --- The rule -----------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def pause(missing: bool, waited: timedelta) -> timedelta:
     return NEXT_LOOK if missing else min(max(NEXT_LOOK, waited / 8), LONGEST_PAUSE)
 
 
-def given_up(tool: str, *, once: bool, begun: bool) -> Json:
+def given_up(tool: str, *, once: bool, begun: bool) -> ToolOutcome:
     """The outcome of a call that was given up because no worker has its tool any more.
 
     Args:
@@ -81,36 +81,36 @@ def given_up(tool: str, *, once: bool, begun: bool) -> Json:
     """
     gone = f"no worker has the tool {tool!r} any more"
     if not once:
-        return {"error": f"{gone}; the call was given up. Unless a worker had begun it before, it has not acted."}
-    return {"unknown": True} if begun else {"error": f"{gone}; the call was not made"}
+        return Failed(f"{gone}; the call was given up. Unless a worker had begun it before, it has not acted.")
+    return Unknown() if begun else Failed(f"{gone}; the call was not made")
 
 
-def not_hosted(agent: str) -> Json:
+def not_hosted(agent: str) -> Failed:
     """The outcome of a call of an agent that no worker hosts."""
     withdrawn = "its turn was withdrawn. Unless it had begun before, nothing was done."
-    return {"error": f"no worker hosts the agent {agent!r}; {withdrawn}"}
+    return Failed(f"no worker hosts the agent {agent!r}; {withdrawn}")
 
 
 # --- In the orchestration -----------------------------------------------------------------------------------------
 
 
 @attrs.define(kw_only=True, eq=False)
-class _Wait:
+class _Wait(Generic[R]):
     """A step, or a turn of another agent, that has not ended."""
 
-    kind: Kind
+    kind: HostedKind
     name: str
     """As workers know it."""
     shown: str
     """As people know it."""
-    begun: datetime
+    began_at: datetime
     next_look: datetime
-    give_up: Callable[[], Awaitable[Json]]
+    give_up: Callable[[], Awaitable[R | None]]
     over: DurableTask[None] = attrs.field(factory=DurableTask[None])
     """Completes when there is no sense any more in waiting."""
     missing: Missing = Missing()
-    given_up: Json = None
-    """What the record said, once it is there."""
+    record: R | None = None
+    """What says that it is given up, once that is on record."""
 
 
 class Hosting:
@@ -119,19 +119,21 @@ class Hosting:
     def __init__(self, turn: TurnBase) -> None:
         """Begin with nothing."""
         self._turn = turn
-        self._waits: list[_Wait] = []
+        self._waits: list[_Wait[Any]] = []
         self._watch: DurableTask[None] | None = None
 
-    async def outcome(
+    async def unless_gone(
         self,
         step: DurableTask[Json],
-        kind: Kind,
+        kind: HostedKind,
         name: str,
         *,
         shown: str,
-        give_up: Callable[[], Awaitable[Json]],
-    ) -> tuple[bool, Json]:
-        """Wait for a step: True and what it gave; or False and what `give_up` gave, where nobody has its name.
+        give_up: Callable[[], Awaitable[R | None]],
+    ) -> R | None:
+        """Wait until a step has completed: None; or, where nobody has its name, the record that it is given up.
+
+        Turns before form 1 do not look: whoever called awaits the step.
 
         Args:
             step: What is waited for.
@@ -139,14 +141,11 @@ class Hosting:
             name: By which they know it.
             shown: By which people know it.
             give_up: Puts on record that it is not to be done any more; None where that could not be done.
-
-        Raises:
-            Exception: What the step failed with.
         """
         if self._turn.form < 1:
-            return True, await step
+            return None
         now = self._turn.context.current_utc_datetime
-        wait = _Wait(kind=kind, name=name, shown=shown, begun=now, next_look=now + FIRST_LOOK, give_up=give_up)
+        wait = _Wait[R](kind=kind, name=name, shown=shown, began_at=now, next_look=now + FIRST_LOOK, give_up=give_up)
         self._waits.append(wait)
         if self._watch is None or self._watch.is_complete:
             self._watch = self._turn.context.create_task(self._look_after())
@@ -155,7 +154,7 @@ class Hosting:
         finally:
             self._waits.remove(wait)
             self._show()
-        return (True, await step) if step.is_complete else (False, wait.given_up)
+        return None if step.is_complete else wait.record
 
     async def _look_after(self) -> None:
         while self._waits:
@@ -171,25 +170,26 @@ class Hosting:
         now = self._turn.context.current_utc_datetime
         for wait in looked_at:
             wait.missing = wait.missing.looked(has.get(wait.name), now)
-            wait.next_look = now + pause(wait.missing.since is not None, now - wait.begun)
+            wait.next_look = now + pause(wait.missing.since is not None, now - wait.began_at)
         self._show()
         over = [wait for wait in looked_at if wait.missing.is_over and wait in self._waits]
         for wait in over:
-            wait.given_up = wait.given_up or await wait.give_up()
-        if any(wait.given_up for wait in over):
+            wait.record = wait.record or await wait.give_up()
+        if any(wait.record for wait in over):
             # A worker that came back in this very moment may have read the thread just before: then its step says what
             # became of the call.
             has = await self._ask(over)
             for wait in over:
-                if wait.given_up and has.get(wait.name) is False and not wait.over.is_complete:
+                if wait.record and has.get(wait.name) is False and not wait.over.is_complete:
                     wait.over.complete(None)
 
-    async def _ask(self, waits: list[_Wait]) -> dict[str, bool | None]:
+    async def _ask(self, waits: list[_Wait[Any]]) -> Mapping[str, bool]:
         """Which of the names some worker has; nothing, where a worker of an older version cannot tell."""
-        names = [{"kind": kind, "name": name} for kind, name in dict.fromkeys((w.kind, w.name) for w in waits)]
-        asked = {"correlationId": self._turn.id, "names": names}
-        probe = self._turn.context.call_activity(probe_name(self._turn.thread.agent), input=asked)
-        return dict(object_in((await self._turn.as_value(probe)).get("hosts")))
+        names = tuple(dict.fromkeys(HostedName(wait.kind, wait.name) for wait in waits))
+        asked = Probe(turn=self._turn.id, names=names)
+        probe = self._turn.context.call_activity(probe_name(self._turn.thread.agent), input=asked.dump())
+        probed = await self._turn.as_value(probe, Probed.load)
+        return {} if isinstance(probed, Broken) else probed.hosts or {}
 
     def _show(self) -> None:
         blocked = dict.fromkeys(wait.shown for wait in self._waits if wait.missing.since is not None)

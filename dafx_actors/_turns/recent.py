@@ -12,9 +12,14 @@ from contextlib import suppress
 import anyio
 import attrs
 
-from dafx_actors._json import messages as _codec
-from dafx_actors.ids import new_id
+from dafx_actors._json.document import load_entries
+from dafx_actors.ids import AgentThread, new_id
 from dafx_actors.transcript import Entry, Json
+
+
+def begin_token(thread: AgentThread, turn: str) -> str:
+    """Under which what a `begin` stored is kept: its turn's first step comes by itself, and knows no other token."""
+    return f"{thread.thread_id}/{turn}"
 
 
 @attrs.frozen
@@ -119,12 +124,12 @@ class RecentEntries:
     def load(self, thread_id: str, stored: Sequence[Json]) -> tuple[Entry, ...]:
         """Read the entries of a thread."""
         if len(stored) < self._at_least:
-            return _codec.load_entries(stored)
+            return load_entries(stored)
         with self._lock:
             before, known = self._kept.get(thread_id, ((), ()))
         pairs = enumerate(zip(before, stored, strict=False))
         same = next((n for n, (old, new) in pairs if old != new), min(len(before), len(stored)))
-        read = known[:same] + _codec.load_entries(stored[same:])
+        read = known[:same] + load_entries(stored[same:])
         with self._lock:
             if (old := self._kept.pop(thread_id, None)) is not None:
                 self._held -= len(old[1])

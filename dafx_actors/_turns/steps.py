@@ -1,4 +1,4 @@
-"""A turn as its orchestration takes it, step by step; what is decided between the steps is in `_turn.py`.
+"""A turn as its orchestration takes it, step by step; what is decided between the steps is in `_rules/turn.py`.
 
 ::
 
@@ -13,10 +13,7 @@ nothing, and the turn asks its thread again.
 
 What the steps gave stands in the orchestration's history, and what they were asked in it: so nothing here reads the
 agent's declaration, which may be another one when the history is replayed. `settings` come with the grant. The tool
-calls are in `_turn_calls.py`.
-
-Anybody who reaches the scheduler can raise an event for a turn, with any data. `granted` only makes the turn ask its
-thread again; `cancel` cancels it, whatever comes with it; what is no decision is left aside.
+calls are in `calls.py`.
 """
 
 from __future__ import annotations
@@ -29,22 +26,52 @@ from datetime import datetime, timedelta
 import attrs
 from durabletask import task
 
-from dafx_actors._json import messages as _codec
-from dafx_actors._json.shapes import object_in
+from dafx_actors._json.books import CancelMark
+from dafx_actors._json.operations import (
+    Abort,
+    Ask,
+    Begin,
+    Commit,
+    Ended,
+    Granted,
+    Queued,
+    Refused,
+    Reply,
+    Wanted,
+    place_of,
+)
+from dafx_actors._json.requests import dump_request
+from dafx_actors._json.steps import (
+    SHORT_QUESTIONS,
+    Caller,
+    ModelAnswer,
+    ModelStep,
+    Probe,
+    Probed,
+    Settings,
+    WholeTurnInput,
+)
 from dafx_actors._rules import turn as _turn
-from dafx_actors._rules.operations import error_in
-from dafx_actors._rules.tree import Caller, within
-from dafx_actors._turns.calls import ToolCalls, decision_event
-from dafx_actors._turns.link import CANCEL, Stopped, TurnBase, is_too_large
-from dafx_actors.errors import DafxError, McpUnreachable, MessageTooLarge, ModelError, ThreadBusy, TurnTerminated
-from dafx_actors.exchange import Limits, RunRequest
+from dafx_actors._rules.retries import MODEL_RETRIES, retry_note, seconds_at_most
+from dafx_actors._rules.tree import within
+from dafx_actors._turns.calls import ToolCalls
+from dafx_actors._turns.context import TurnContext
+from dafx_actors._turns.link import Broken, Stopped, TurnBase
+from dafx_actors._turns.tell import CANCEL, GRANTED
+from dafx_actors.errors import (
+    DafxError,
+    McpUnreachable,
+    MessageTooLarge,
+    ModelError,
+    ThreadBusy,
+    TurnFailed,
+    TurnTerminated,
+)
+from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, probe_name
-from dafx_actors.orchestration._agents import SHORT_QUESTIONS
-from dafx_actors.orchestration._context import OrchestrationContext
 from dafx_actors.orchestration._coroutines import when_any
 from dafx_actors.transcript import ChatMessage, Json
 
-_GRANTED = "granted"
 _FIRST_LOOK = timedelta(seconds=1)
 _LONGEST_PAUSE = timedelta(minutes=5)
 _LARGE = 32 * 1024
@@ -53,40 +80,16 @@ _LOOKS = 30
 """How often a turn that waits in line looks after the one before it, until it starts again with an empty history."""
 
 
-def seconds_at_most(limits: Limits, deadline: float | None) -> Limits:
-    """The limits of a turn that has a deadline besides."""
-    given = [seconds for seconds in (limits.seconds, deadline) if seconds is not None]
-    return attrs.evolve(limits, seconds=min(given, default=None))
-
-
-async def tell(context: OrchestrationContext, thread: AgentThread, operation: str, input: Json) -> Json:
-    """Tell a thread something on behalf of a client or a step, and wake the turns that are to know of it.
-
-    Only orchestrations can call an entity and hear what it says; and what one has begun, it ends, whoever dies.
-    """
-    outcome: Json = await context.call_entity(thread.entity_id, operation, input)
-    if outcome and "cancelled" in outcome:
-        context.send_event(outcome["turn"], CANCEL, data=outcome["cancelled"])
-    elif outcome and "ended" in outcome and operation == "cancel":
-        # It waited in line, and has left it; one that had ended before is not there to hear.
-        context.send_event(input["correlationId"], CANCEL, data=input["mark"])
-        if outcome.get("next"):
-            context.send_event(outcome["next"], _GRANTED)
-    elif outcome and "decided" in outcome:
-        context.send_event(input["correlationId"], decision_event(input["key"]), data=outcome["decided"])
-    return outcome
-
-
 class TurnSteps(TurnBase):
     """One turn inside its orchestration."""
 
     def __init__(
         self,
-        context: OrchestrationContext,
+        context: TurnContext,
         thread: AgentThread,
         request: RunRequest,
         *,
-        begun: datetime | None = None,
+        started_at: datetime | None = None,
         eager: bool = False,
         form: int = 0,
         callers: tuple[Caller, ...] = (),
@@ -97,16 +100,16 @@ class TurnSteps(TurnBase):
             context: Of its orchestration.
             thread: Its thread.
             request: What it is to answer.
-            begun: When it was started, if it waited so long that its history was cut.
+            started_at: When it was started, if it waited so long that its history was cut.
             eager: Whether to ask for the thread and the model at once. Turns of versions that could not are replayed.
-            form: In which it was begun; see `_agent_tasks.FORM`.
+            form: In which it was begun; see `steps.FORM`.
             callers: The turns that wait for it, from the first, where it is that of an agent used as a tool.
         """
         super().__init__(context, thread, request.correlation_id, form, callers)
         self._request = request
-        self.begun = begun or self.begun
+        self.started_at = started_at or self.started_at
         self._is_eager = eager
-        self._retry = _turn.MODEL_RETRIES
+        self._retry = MODEL_RETRIES
         self._seconds: float | None = None
         """After which the turn ends, as there is a timer for."""
         self._calls = ToolCalls(self)
@@ -114,26 +117,30 @@ class TurnSteps(TurnBase):
     async def in_one_operation(self) -> Json:
         """The whole turn inside the thread; it names an orchestration that waits, so that it is run there and then."""
         request = attrs.evolve(self._request, orchestration_id=self._request.orchestration_id or self.id)
-        sent = {**_codec.dump_request(request), **({"form": self.form} if self.is_of_the_tree else {}), **self.above}
-        return self.checked(await self.call_thread("run", sent))
+        sent = WholeTurnInput(self.form, self.callers).dump(request)
+        said = await self.context.call_entity(self.thread.entity_id, "run", sent)
+        self.checked(Reply.load(said, self.thread, self.id))
+        return said
 
     async def step_by_step(self) -> Json:
         """Each step recorded. None where it still waits in line after a long time, and should start again."""
         # One wait, made once: a new one each time round would lose the event to the old one.
         self.stops = [self.context.wait_for_external_event(CANCEL)]
         try:
-            begun, reply = await self._begin_with_model() if self._is_eager else (await self._begin(), None)
+            if self._is_eager:
+                outcome, answer = await self._begin_with_model()
+            else:
+                outcome, answer = await self._begin(), None
         except MessageTooLarge as error:
             # The thread has no room for the request. What is said of that is small, and the next in line is told.
-            begun, reply = await self._leave(error, brings=False), None
-        if "queued" in begun:
+            outcome, answer = await self._leave(error, brings=False), None
+        if isinstance(outcome, Ended):
+            return outcome.response
+        if isinstance(outcome, Queued):
             return None
-        if "ended" in begun:
-            return begun["ended"]
-        self.length, self.state = begun["granted"], begun.get("state")
         try:
-            while (ended := await self._round(reply)) is None:
-                reply = None
+            while (ended := await self._round(answer)) is None:
+                answer = None
         except Stopped as stopped:
             self._calls.cancel_children(stopped.error)
             return await self._abort(stopped.error, self._calls.unrecorded())
@@ -142,11 +149,12 @@ class TurnSteps(TurnBase):
             return await self._abort(error, self._calls.unrecorded(kept=False))
         return ended
 
-    async def _round(self, reply: Json = None) -> Json:
-        """A model call, unless its `reply` is there, and what follows; the response, where that ended the turn."""
-        result = await self._model_step(reply)
-        if "error" in result:
-            return await self._abort(error_in(result, self.thread))
+    async def _round(self, answer: ModelAnswer | Broken | None = None) -> Json:
+        """A model call, unless its answer is there, and what follows; the response, where that ended the turn."""
+        answer = await self._model_step(answer)
+        if (result := None if isinstance(answer, Broken) else answer.result) is None:
+            no_answer = TurnFailed(self.thread.agent, self.id, "an error", "the step gave no result")
+            return await self._abort(answer.error or no_answer)
         self.progress, step = _turn.next_step(
             result, self.progress, self.limits, self.id, self.thread.agent, self.key_of
         )
@@ -167,97 +175,104 @@ class TurnSteps(TurnBase):
 
     # --- The thread -----------------------------------------------------------------------------------------------
 
-    async def _begin_with_model(self) -> tuple[Json, Json]:
-        """Ask for the thread and the model in one episode: what `_begin` gives, and the model's result if it has one.
+    async def _begin_with_model(self) -> tuple[Granted | Queued | Ended, ModelAnswer | Broken | None]:
+        """Ask for the thread and the model in one episode: what `_begin` gives, and the model's answer if it has one.
 
-        What the thread answers is told by the model step, which has to know it anyway.
+        What the thread says is told by the model step, which has to know it anyway.
         """
         if self._request.limits is not None:
             self.limits = self._request.limits
         self._limit_time()
-        self.context.signal_entity(self.thread.entity_id, "begin", _codec.dump_request(self._request))
-        asked = {**self._asked(), "begins": True, **self._limited()}
+        begin = Begin(self._request)
+        self.context.signal_entity(self.thread.entity_id, begin.operation, begin.dump())
+        asked = attrs.evolve(self._asked(), begins=True, **self._limited())
         self.show("running")
         try:
-            step = self.context.call_activity(model_step_name(self.thread.agent), input=asked)
-            result = await self.as_value(self.unless_stopped(step))
+            answer = await self._ask_model(asked)
         except Stopped as stopped:
             return await self._leave(stopped.error), None
-        if "begun" not in result:
-            begun = await self._begin()
+        if isinstance(answer, Broken) or answer.begun is None:
+            outcome = await self._begin()
             # What cannot be sent would not be sent the next time either.
-            is_reply = "granted" in begun and result.get("broken") and is_too_large(result["error"])
-            return begun, result if is_reply else None
-        begun = result["begun"]
-        self._settle(begun)
-        return begun, result if len(result) > 1 else None
+            stays = isinstance(outcome, Granted) and isinstance(answer, Broken) and answer.is_too_large
+            return outcome, answer if stays else None
+        begun = answer.begun
+        self._take_over(begun.settings)
+        granted = Granted(begun.length)
+        self.settle(granted, begun.cache_token)
+        return granted, answer if answer.result or answer.error else None
 
-    async def _begin(self) -> Json:
+    async def _begin(self) -> Granted | Queued | Ended:
         """Ask for the thread, and wait in line where it works on another turn."""
-        begun: Json = await self._ask()
-        if "error" in begun and isinstance(busy := error_in(begun, self.thread), ThreadBusy):
+        reply = await self._ask()
+        if isinstance(reply.outcome, Refused) and isinstance(busy := reply.outcome.error, ThreadBusy):
             # Where requests that overlap are rejected, a dead turn would else hold the thread for ever.
             await self._look_after(busy.active)
-            begun = await self._ask()
-        self._settle(self.checked(begun))
-        self._tell_cancelled(begun)
-        if "queued" not in begun:
-            return begun
+            reply = await self._ask()
+        self.checked(reply)
+        self._take_over(reply.settings)
+        outcome = self._heard(reply)
+        if not isinstance(outcome, Queued):
+            return outcome
         self.show("queued")
-        granted = self.context.wait_for_external_event(_GRANTED)
+        granted = self.context.wait_for_external_event(GRANTED)
         pause = _FIRST_LOOK
         for _ in range(_LOOKS):
-            if "queued" not in begun:
+            if not isinstance(outcome, Queued):
                 break
-            await self._look_after(begun["queued"])
+            await self._look_after(outcome.active)
             if not granted.is_complete:
                 try:
-                    await self.unless_stopped(when_any([granted, self.context.sleep(pause)]))
+                    await self.unless_stopped(when_any([granted, self.context.create_timer(pause)]))
                 except Stopped as stopped:
                     return await self._leave(stopped.error)
             if granted.is_complete:
                 # Only a reason to ask: the thread says who is active, and anybody can raise an event.
-                granted = self.context.wait_for_external_event(_GRANTED)
-            begun = self.checked(await self._ask())
-            self._tell_cancelled(begun)
+                granted = self.context.wait_for_external_event(GRANTED)
+            outcome = self._heard(self.checked(await self._ask()))
             pause = min(pause * 2, _LONGEST_PAUSE)
-        return begun
+        return outcome
 
-    async def _ask(self) -> Json:
+    async def _ask(self) -> Reply:
         """Ask for the thread; with a large request only where the thread wants it, since a turn in line asks often.
 
         Each time is recorded. What is small is sent whole, as earlier versions do.
         """
-        whole = _codec.dump_request(self._request)
-        if self.form >= SHORT_QUESTIONS and len(json.dumps(whole)) > _LARGE:
-            begun: Json = None
+        if self.form >= SHORT_QUESTIONS and len(json.dumps(dump_request(self._request))) > _LARGE:
             with suppress(task.TaskFailedError):  # a worker of an earlier version knows whole requests only
-                begun = await self.call_thread("begin", _codec.dump_question(self._request))
-            if begun is not None and "wanted" not in begun:
-                return begun
-        return await self.call_thread("begin", whole)
+                reply = await self.tell_thread(Ask(place_of(self._request)))
+                if not isinstance(reply.outcome, Wanted):
+                    return reply
+        return await self.tell_thread(Begin(self._request))
 
-    def _tell_cancelled(self, begun: Json) -> None:
-        """Tell turns that this one took the place of, and may not know it."""
-        for cancelled in begun.get("cancelled") or ():
-            reason = {"by": self.id, "reason": "a newer request took its place"}
-            self.context.send_event(cancelled, CANCEL, data=reason)
+    def _heard(self, reply: Reply) -> Granted | Queued | Ended:
+        """What `begin` gave; turns whose place this one took, and which may not know it, are told."""
+        outcome = reply.outcome
+        if isinstance(outcome, Granted):
+            self.settle(outcome, reply.cache_token)
+        if isinstance(outcome, Granted | Queued):
+            mark = CancelMark.of(by=self.id, reason="a newer request took its place")
+            for cancelled in outcome.cancelled:
+                self.context.send_event(cancelled, CANCEL, data=dict(mark.raw))
+            return outcome
+        assert isinstance(outcome, Ended), "`begin` gives nothing else to a turn that brings its request"
+        return outcome
 
-    def _settle(self, begun: Json) -> None:
+    def _take_over(self, settings: Settings | None) -> None:
         """Take over what the worker that began the turn says of the agent."""
-        settings = object_in(begun.get("settings"))
-        if self.is_of_the_tree and settings.get("limits"):
-            self.limits = within(_codec.load_limits(settings["limits"]), self._request.limits)
+        limits = settings.limits if settings else None
+        if self.is_of_the_tree and limits is not None:
+            self.limits = within(limits, self._request.limits)
         elif self._request.limits is not None:
             self.limits = self._request.limits
-        elif settings.get("limits"):
-            self.limits = _codec.load_limits(settings["limits"])
-        if settings.get("retry"):
-            self._retry = _codec.load_retry(settings["retry"])
+        elif limits is not None:
+            self.limits = limits
+        if settings is not None and settings.retry is not None:
+            self._retry = settings.retry
         self._limit_time()
 
     def _limited(self) -> dict[str, Json]:
-        """What the first model step is told of time: it is not made where the agent's limit is still to be seen to."""
+        """How the first model step is told of time: it is not made where the agent's limit is still to be seen to."""
         if self.is_of_the_tree:
             return {} if self._seconds is None else {"seconds": self._seconds}
         return {"limited": True} if self._request.limits else {}
@@ -271,18 +286,18 @@ class TurnSteps(TurnBase):
         seconds = self.limits.seconds
         if seconds is not None and (self._seconds is None or seconds < self._seconds):
             self._seconds = seconds
-            self.stops.append(self.context.create_timer(self.begun + timedelta(seconds=seconds)))
+            self.stops.append(self.context.create_timer(self.started_at + timedelta(seconds=seconds)))
 
-    async def _leave(self, error: DafxError, *, brings: bool = True) -> Json:
+    async def _leave(self, error: DafxError, *, brings: bool = True) -> Ended:
         """Stop waiting in line. One whose request has joined the active turn cannot take it back.
 
         For the transcript it brings its request, which the thread does not have while it waits.
         """
-        brought = {"request": _codec.dump_request(self._request)} if brings else {}
-        outcome = await self.call_thread("abort", {**self._ending(error), **brought})
-        if "ended" not in outcome:
+        abort = attrs.evolve(self._ending(error), request=self._request if brings else None)
+        reply = await self.tell_thread(abort)
+        if not isinstance(reply.outcome, Ended):
             raise error
-        return {"ended": self._ended(outcome)}
+        return self._ended(reply.outcome)
 
     async def _look_after(self, active: str) -> None:
         """End the turn that holds the thread if it is dead; then its thread, or the next in line, is woken.
@@ -290,96 +305,105 @@ class TurnSteps(TurnBase):
         A refusal means that somebody else ended it in the meantime, or reset the thread.
         """
         probe = probe_name(self.thread.agent)
-        fate: Json = await self.context.call_activity(probe, input={"correlationId": active})
-        if fate["alive"]:
+        fate = Probed.load(await self.context.call_activity(probe, input=Probe(turn=active).dump()))
+        if fate.alive:
             return
-        if response := fate["response"]:
-            messages, usage = response["messages"], response.get("usage")
-            ending = {"correlationId": active, "messages": messages, "usage": usage, "whole": True}
-            self._wake_others(await self.call_thread("commit", {**ending, "about": response.get("dafx")}))
+        if fate.response:
+            reply = await self.tell_thread(Commit.of_found(active, fate.response))
         else:
             error = TurnTerminated(self.thread.agent, active, "it ended without a word")
-            ending = {"correlationId": active, "error": _codec.dump_error(error)}
-            self._wake_others(await self.call_thread("abort", ending))
+            reply = await self.tell_thread(Abort(turn=active, error=error))
+        if isinstance(reply.outcome, Ended):
+            self._ended(reply.outcome)
 
     async def _commit(self, step: _turn.Finish) -> Json:
         """The response; None where others have joined the turn meanwhile, so that it goes on."""
-        usage = self.progress.usage
-        ending = {
-            "correlationId": self.id,
-            "length": self.length,
-            "messages": [_codec.dump_message(step.message)],
-            "usage": _codec.dump_usage(usage) if usage else None,
-            "about": self.progress.about,
-            **({"last": True} if step.last else {}),
-        }
-        outcome = self.checked(await self.call_thread("commit", ending))
-        if "ended" not in outcome:
-            self.length, self.state = outcome["granted"], outcome.get("state")
+        commit = Commit(
+            turn=self.id,
+            length=self.length,
+            messages=(step.message,),
+            usage=self.progress.usage,
+            about=self.progress.about,
+            last=step.last,
+        )
+        reply = self.checked(await self.tell_thread(commit))
+        if isinstance(reply.outcome, Granted):
+            self.settle(reply.outcome, reply.cache_token)
             return None
-        return self._ended(outcome)
+        return self._response(reply)
 
     async def _abort(self, error: DafxError, messages: Sequence[ChatMessage] = ()) -> Json:
-        return self._ended(self.checked(await self.call_thread("abort", self._ending(error, messages))))
+        return self._response(self.checked(await self.tell_thread(self._ending(error, messages))))
 
-    def _ending(self, error: DafxError, messages: Sequence[ChatMessage] = ()) -> Json:
-        usage = self.progress.usage
-        return {
-            "correlationId": self.id,
-            "error": _codec.dump_error(error),
-            "messages": [_codec.dump_message(message) for message in messages],
-            "usage": _codec.dump_usage(usage) if usage else None,
-            "about": self.progress.about,
-        }
+    def _ending(self, error: DafxError, messages: Sequence[ChatMessage] = ()) -> Abort:
+        return Abort(
+            turn=self.id,
+            error=error,
+            messages=tuple(messages),
+            usage=self.progress.usage,
+            about=self.progress.about,
+        )
 
-    def _ended(self, outcome: Json) -> Json:
-        self._wake_others(outcome)
-        return outcome["ended"]
+    def _response(self, reply: Reply) -> Json:
+        assert isinstance(reply.outcome, Ended), "a turn that has its thread ends, or is refused"
+        return self._ended(reply.outcome).response
 
-    def _wake_others(self, outcome: Json) -> None:
+    def _ended(self, outcome: Ended) -> Ended:
         """Tell the turn that is active now, and those that have their answer by this one."""
-        for each in (*(outcome.get("joined") or ()), *([outcome["next"]] if outcome.get("next") else [])):
-            self.context.send_event(each, _GRANTED)
+        for each in (*outcome.joined, *([outcome.next_id] if outcome.next_id else [])):
+            self.context.send_event(each, GRANTED)
+        return outcome
 
     # --- Steps ----------------------------------------------------------------------------------------------------
 
-    def _asked(self) -> dict[str, Json]:
-        """What a model step is told."""
-        return {
-            "thread": self.thread.thread_id,
-            "correlationId": self.id,
-            "length": self.length,
-            "options": dict(self._request.options),
-            "reply": self.progress.replies + 1,
-            **({"state": self.state} if self.state else {}),
-            **({"toolChoice": self._request.tool_choice} if self._request.tool_choice else {}),
-            **({} if self._request.enable_tool_calls else {"enableToolCalls": False}),
-            **self.above,
-        }
+    def _asked(self) -> ModelStep:
+        return ModelStep(
+            thread_id=self.thread.thread_id,
+            turn=self.id,
+            length=self.length,
+            options=self._request.options,
+            reply=self.progress.replies + 1,
+            cache_token=self.cache_token,
+            tool_choice=self._request.tool_choice,
+            enable_tool_calls=self._request.enable_tool_calls,
+            callers=self.callers,
+        )
 
-    async def _model_step(self, result: Json = None) -> Json:
-        """The reply as a value, or the error. What may go better is tried again, by a durable timer.
+    async def _ask_model(self, asked: ModelStep) -> ModelAnswer | Broken:
+        """One attempt of a model call.
 
-        `result` is that of the first attempt, where it was made with `begin`.
+        Raises:
+            Stopped: The turn was stopped meanwhile.
+        """
+        step = self.context.call_activity(model_step_name(self.thread.agent), input=asked.dump())
+
+        def load(raw: Json) -> ModelAnswer:
+            return ModelAnswer.load(raw, self.thread, self.id)
+
+        return await self.as_value(self.unless_stopped(step), load)
+
+    async def _model_step(self, answer: ModelAnswer | Broken | None = None) -> ModelAnswer | Broken:
+        """A model call, with its attempts: what may go better is tried again, by a durable timer.
+
+        `answer` is that of the first attempt, where it was made with `begin`.
         """
         asked = self._asked()
-        begun, attempt = self.begun if result else self.context.current_utc_datetime, 1
+        began_at, attempt = self.started_at if answer else self.context.current_utc_datetime, 1
         self.show("running")
         while True:
-            if result is None:
-                step = self.context.call_activity(model_step_name(self.thread.agent), input=asked)
-                result = await self.as_value(self.unless_stopped(step))
-            error = _codec.load_error(result["error"]) if "error" in result else None
+            if answer is None:
+                answer = await self._ask_model(asked)
+            error = answer.error
             is_model = isinstance(error, ModelError) and error.retryable
-            if not is_model and not (isinstance(error, McpUnreachable) and self.form >= SHORT_QUESTIONS):
-                return result
+            if error is None or not (is_model or (isinstance(error, McpUnreachable) and self.form >= SHORT_QUESTIONS)):
+                return answer
             after = error.retry_after if isinstance(error, ModelError) else None
-            pause = self.pause(attempt, self._retry, begun, f"{self.id}/{asked['reply']}", after)
+            pause = self.pause(attempt, self._retry, began_at, f"{self.id}/{asked.reply}", after)
             if pause is None:
                 counted = attrs.evolve(error, attempts=attempt) if isinstance(error, ModelError) else error
-                return result if counted is None else {"error": _codec.dump_error(counted)}
-            note = _turn.retry_note(self.progress.replies + 1, attempt, result["error"])
+                return ModelAnswer(error=counted)
+            note = retry_note(asked.reply, attempt, error)
             self.progress = attrs.evolve(self.progress, retries=(*self.progress.retries, note))
             self.show("retrying", attempt=attempt, error=note["message"])
-            await self.unless_stopped(self.context.sleep(pause))
-            attempt, result = attempt + 1, None
+            await self.unless_stopped(self.context.create_timer(pause))
+            attempt, answer = attempt + 1, None

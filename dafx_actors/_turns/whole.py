@@ -15,21 +15,24 @@ from datetime import datetime, timedelta, timezone
 import anyio
 import attrs
 
-from dafx_actors._json import messages as _codec
 from dafx_actors._json import peer as _peer_forms
-from dafx_actors._json.shapes import as_object, load_json
-from dafx_actors._rules import operations as _operations
+from dafx_actors._json.document import load_transcript
+from dafx_actors._json.operations import Granted, Outcome
+from dafx_actors._json.requests import load_request
+from dafx_actors._json.steps import Caller, Failed, ModelAnswer, WholeTurnInput
 from dafx_actors._rules import thread as _thread
 from dafx_actors._rules import turn as _turn
-from dafx_actors._rules.tree import Caller, load_callers, within
+from dafx_actors._rules.retries import MODEL_RETRIES, pause_before, retry_note, seconds_at_most
+from dafx_actors._rules.state import ThreadState, dump, load
+from dafx_actors._rules.tree import within
+from dafx_actors._rules.turn import CallOutcome
 from dafx_actors._turns import above as _above
 from dafx_actors._turns.asking import AgentSteps
+from dafx_actors._turns.link import keys_of
 from dafx_actors._turns.recent import RecentEntries
-from dafx_actors._turns.steps import seconds_at_most
 from dafx_actors.errors import DafxError, McpUnreachable, ModelError, TurnCancelled, TurnDeadlineExceeded
 from dafx_actors.exchange import Limits, RunRequest
 from dafx_actors.ids import AgentThread, new_id
-from dafx_actors.orchestration._agents import keys_of
 from dafx_actors.transcript import ChatMessage, Json, Transcript
 
 _ONLY_IN_STEPS = "it cannot be called here: the whole turn runs in one operation, which can wait for nobody"
@@ -55,7 +58,7 @@ class WholeTurn:
     steps: AgentSteps
     read: RecentEntries
 
-    async def ahead(self, key: str, document: Json, raw: Json) -> tuple[_thread.ThreadState, _thread.Outcome] | None:
+    async def ahead(self, key: str, document: Json, raw: Json) -> tuple[ThreadState, Outcome] | None:
         """The turn that the operation `run` will need, as `take` gives it; None where it will need none.
 
         Args:
@@ -68,41 +71,40 @@ class WholeTurn:
         """
         if not _peer_forms.waits_for_answer(raw):
             return None
-        thread, request = AgentThread(self.steps.agent.name, key), _codec.load_request(raw)
-        state, outcome = _thread.begin(_thread.load(document), thread, request, datetime.now(timezone.utc))
-        return await self.take(thread, request, state, raw) if isinstance(outcome, _thread.Granted) else None
+        thread, request = AgentThread(self.steps.agent.name, key), load_request(raw)
+        state, outcome = _thread.begin(load(document), thread, request, datetime.now(timezone.utc))
+        return await self.take(thread, request, state, raw) if isinstance(outcome, Granted) else None
 
     async def take(
-        self, thread: AgentThread, request: RunRequest, state: _thread.ThreadState, raw: Json
-    ) -> tuple[_thread.ThreadState, _thread.Outcome]:
+        self, thread: AgentThread, request: RunRequest, state: ThreadState, raw: Json
+    ) -> tuple[ThreadState, Outcome]:
         """Take a turn that has been granted its thread, within its time: the thread after it, and how it ended.
 
         `raw` is the request as the operation was told it, with what it says of the turn's form and of those above.
         """
-        told = as_object(load_json(raw) if isinstance(raw, str) else raw)
-        turn, form = request.correlation_id, told.get("form") or 0
+        turn, told = request.correlation_id, WholeTurnInput.load(raw)
         limits = seconds_at_most(within(self.steps.agent.definition.limits, request.limits), request.deadline)
-        asked = _Asked(thread, request, limits, keys_of(thread, turn, form), load_callers(told.get("callers")))
+        asked = _Asked(thread, request, limits, keys_of(thread, turn, told.form), told.callers)
         with anyio.move_on_after(limits.seconds):
             return await self._take(asked, state)
         error = TurnDeadlineExceeded(thread.agent, turn, limits.seconds or 0.0)
         return _thread.abort(state, thread, turn, error, datetime.now(timezone.utc))
 
-    async def _take(self, asked: _Asked, state: _thread.ThreadState) -> tuple[_thread.ThreadState, _thread.Outcome]:
+    async def _take(self, asked: _Asked, state: ThreadState) -> tuple[ThreadState, Outcome]:
         thread, request, turn, progress = asked.thread, asked.request, asked.request.correlation_id, _turn.Progress()
-        begun, failures = time.monotonic(), 0
-        """Of the model call that is made now."""
+        began_at, failures = time.monotonic(), 0  # of the model call that is made now
         messages: tuple[ChatMessage, ...]
         while True:
-            transcript = _codec.load_transcript(
-                _thread.dump(state), functools.partial(self.read.load, thread.thread_id)
-            )
+            transcript = load_transcript(dump(state), functools.partial(self.read.load, thread.thread_id))
             first = not progress.replies
-            result = await self.steps.reply(thread, request, transcript, first=first, callers=asked.callers)
-            if "error" in result:
-                error, failures = _operations.error_in(result, thread), failures + 1
-                if (pause := self._pause_before_retry(error, failures, begun)) is not None:
-                    note = _turn.retry_note(progress.replies + 1, failures, result["error"])
+            answer: ModelAnswer = await self.steps.reply(
+                thread, request, transcript, first=first, callers=asked.callers
+            )
+            if (result := answer.result) is None:
+                assert answer.error is not None, "a reply, or an error"
+                error, failures = answer.error, failures + 1
+                if (pause := self._pause_before_retry(error, failures, began_at)) is not None:
+                    note = retry_note(progress.replies + 1, failures, error)
                     progress = attrs.evolve(progress, retries=(*progress.retries, note))
                     await anyio.sleep(pause)
                     continue
@@ -110,7 +112,7 @@ class WholeTurn:
                     error = attrs.evolve(error, attempts=failures)
                 step: _turn.Step = _turn.Fail(error)
             else:
-                begun, failures = time.monotonic(), 0
+                began_at, failures = time.monotonic(), 0
                 progress, step = _turn.next_step(result, progress, asked.limits, turn, thread.agent, asked.key_of)
             now = datetime.now(timezone.utc)
             match step:
@@ -127,42 +129,42 @@ class WholeTurn:
                     messages = (message, *await self._make_calls(asked, calls, transcript))
             state, _ = _thread.record(state, thread, turn, messages, state.length)
 
-    def _pause_before_retry(self, error: DafxError, failures: int, begun: float) -> float | None:
+    def _pause_before_retry(self, error: DafxError, failures: int, began_at: float) -> float | None:
         """Seconds until a model call is made again; here the operation itself waits."""
         if not isinstance(error, McpUnreachable) and not (isinstance(error, ModelError) and error.retryable):
             return None
-        policy = self.steps.agent.definition.retry or _turn.MODEL_RETRIES
-        waited = timedelta(seconds=time.monotonic() - begun)
+        policy = self.steps.agent.definition.retry or MODEL_RETRIES
+        waited = timedelta(seconds=time.monotonic() - began_at)
         after = error.retry_after if isinstance(error, ModelError) else None
-        pause = _turn.pause_before(failures, policy, waited, new_id(), at_least=after)
+        pause = pause_before(failures, policy, waited, new_id(), at_least=after)
         return None if pause is None else pause.total_seconds()
 
     async def _make_calls(
         self, asked: _Asked, calls: tuple[_turn.Call, ...], transcript: Transcript
     ) -> list[ChatMessage]:
         thread, turn = asked.thread, asked.request.correlation_id
-        outcomes: dict[str, Json] = {}
+        outcomes: dict[str, CallOutcome] = {}
 
         async def make(call: _turn.Call) -> None:
-            if call.refusal is not None:
-                outcomes[call.key] = {"error": call.refusal}
-            elif call.plan.get("approval") or call.plan.get("agent") or call.plan.get("once"):
-                outcomes[call.key] = {"error": _ONLY_IN_STEPS}
+            plan = call.plan
+            if plan.refusal is not None:
+                outcomes[call.key] = CallOutcome(Failed(plan.refusal))
+            elif plan.approval or plan.agent or plan.once:
+                outcomes[call.key] = CallOutcome(Failed(_ONLY_IN_STEPS))
             else:
-                raw = {"correlationId": turn, "key": call.key, "callId": call.content.call_id, "attempt": 1}
-                context = self.steps.tool_context(thread, raw, lambda: transcript)
+                context = self.steps.tool_context(thread, turn, call.key, call.content.call_id, 1, lambda: transcript)
                 try:
                     await _above.check(self.steps.host, asked.callers, thread.agent, turn)
                     called = self.steps.toolbox.call(
                         call.content.name,
                         call.content.arguments,
                         context,
-                        source=call.plan["activity"] if "offer" in call.plan else None,
-                        offer=call.plan.get("offer"),
+                        source=plan.source,
+                        offer=plan.offer,
                     )
-                    outcomes[call.key] = await called
+                    outcomes[call.key] = CallOutcome(await called)
                 except TurnCancelled as error:
-                    outcomes[call.key] = {"error": f"the call was not made: {error}"}
+                    outcomes[call.key] = CallOutcome(Failed(f"the call was not made: {error}"))
 
         for batch in _turn.batches(calls):
             async with anyio.create_task_group() as group:

@@ -21,7 +21,9 @@ from dafx_actors._durable.connect import (
     credential_for,
     make_client,
 )
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.books import DecisionRecord
+from dafx_actors._json.operations import Decide, Decided
+from dafx_actors._json.requests import dump_decision, load_decision
 from dafx_actors._json.values import dump_value, returned_by
 from dafx_actors.client._executor import ClientAgentExecutor
 from dafx_actors.client._handles import OrchestrationHandle
@@ -320,19 +322,15 @@ class DurableAIAgentClient:
             arguments=None if arguments is None else dump_value(arguments),
             result=result,
         )
-        dumped = _codec.dump_decision(decision)
+        dumped = dump_decision(decision)
         if signer is not None:
             dumped = signer.sign(asked.thread, asked.correlation_id, asked.key, asked.digest, dumped)
-        told = {
-            "correlationId": asked.correlation_id,
-            "key": asked.key,
-            "digest": asked.digest,
-            "decision": dumped,
-        }
+        decide = Decide(turn=asked.correlation_id, key=asked.key, digest=asked.digest, decision=DecisionRecord(dumped))
         sent, thread = Sent(), asked.thread
         with self._executor.bounded_turn(thread.agent, thread, asked.correlation_id, timeout, sent, operation="decide"):
-            outcome = await self._executor.tell(thread, "decide", told, sent)
-        return _codec.load_decision(outcome["decided"])
+            outcome = await self._executor.tell(thread, decide, sent)
+        assert isinstance(outcome, Decided), "a decision is on record, or refused"
+        return load_decision(outcome.decision)
 
     def get_orchestration(self, instance_id: str, *, return_type: Any = Any) -> OrchestrationHandle[Any]:
         """An orchestration that was started before, perhaps by another process."""

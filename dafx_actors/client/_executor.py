@@ -8,16 +8,20 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors._durable.backend import Backend
 from dafx_actors._durable.calls import Sent, within
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.answers import answer
+from dafx_actors._json.crossing import load_error
+from dafx_actors._json.document import Outline, load_transcript
+from dafx_actors._json.operations import Message, Outcome, Refused, Telling, load_outcome, place_of
 from dafx_actors._json.peer import dump_for_peer
 from dafx_actors._json.shapes import object_in
+from dafx_actors._json.steps import StartedTurn, TurnInput
 from dafx_actors.client._peer import PeerThreads, handed_over, request_in
 from dafx_actors.decisions import PendingDecision
 from dafx_actors.errors import (
@@ -32,7 +36,6 @@ from dafx_actors.errors import (
 )
 from dafx_actors.exchange import AgentRunResponse, RunRequest
 from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, new_id, tell_name, turn_name
-from dafx_actors.orchestration._agents import answer, turn_input
 from dafx_actors.transcript import Json, Transcript
 
 _GRACE = 1.0
@@ -114,7 +117,7 @@ class ClientAgentExecutor:
     async def transcript(self, thread: AgentThread, timeout: float | None = None) -> Transcript:
         """See `DurableAIAgent.get_transcript`."""
         with self.bounded(timeout):
-            return _codec.load_transcript(await self._backend.thread(thread.entity_id))
+            return load_transcript(await self._backend.thread(thread.entity_id))
 
     async def is_unhosted(self, agent: str) -> bool:
         """Whether the scheduler says that no worker hosts it; False where it cannot tell.
@@ -157,7 +160,7 @@ class ClientAgentExecutor:
             self._backend.start,
             turn_name(thread.agent),
             request.correlation_id,
-            turn_input(thread, request),
+            TurnInput(thread_id=thread.thread_id, request=request).dump(),
             sent=sent,
         )
         created = await started()
@@ -206,10 +209,9 @@ class ClientAgentExecutor:
     async def tell(
         self,
         thread: AgentThread,
-        operation: Literal["decide", "cancel"],
-        input: Mapping[str, Json],
+        message: Message,
         sent: Sent | None = None,
-    ) -> Json:
+    ) -> Outcome:
         """Tell a thread something, and hear what it says. A worker that hosts the agent carries it there.
 
         Raises:
@@ -218,18 +220,16 @@ class ClientAgentExecutor:
             TurnError: The thread refused.
         """
         if await self._is_by_peer(thread.agent):
-            raise UnsupportedByPeer(thread.agent, f"hear of a turn while it runs ({operation!r})")
+            raise UnsupportedByPeer(thread.agent, f"hear of a turn while it runs ({message.operation!r})")
         telling = new_id()
-        told = {"thread": thread.thread_id, "operation": operation, "input": dict(input)}
+        told = Telling.of(thread, message).dump()
         await self._backend.start(tell_name(thread.agent), telling, told, sent=sent)
         state = await self._end_of(thread.agent, telling, self._vigil())
         if state.runtime_status is not OrchestrationStatus.COMPLETED:
             raise _failure(state, thread.agent, telling)
-        outcome = output_of(state)
-        if outcome and "error" in outcome:
-            raise _codec.load_error(outcome["error"]) or TurnFailed(
-                thread.agent, telling, "an unknown error", str(outcome["error"])
-            )
+        outcome = load_outcome(output_of(state), thread, telling)
+        if isinstance(outcome, Refused):
+            raise outcome.error
         return outcome
 
     async def turn(self, agent: str, correlation_id: str) -> tuple[AgentThread, OrchestrationState]:
@@ -241,7 +241,7 @@ class ClientAgentExecutor:
         state = await self._backend.state(correlation_id)
         if state is None or state.name != turn_name(agent):
             raise TurnNotFound(agent, correlation_id)
-        return AgentThread(agent, json.loads(state.serialized_input or "{}")["thread"]), state
+        return _thread_of(agent, state), state
 
     def is_handed_over(self, record: OrchestrationState) -> bool:
         """Whether the peer has the turn that this orchestration stands for."""
@@ -265,16 +265,13 @@ class ClientAgentExecutor:
             if str(where.entity_id) in seen:
                 continue
             seen.add(str(where.entity_id))
-            ours = unfinished(document)
-            if (active := ours.get("active")) is None or active in object_in(ours.get("cancelled")):
+            outline = Outline.of(document)
+            if outline.active is None or outline.is_cancelled:
                 continue
-            asks = object_in(ours.get("asks")).values()
-            found += [_codec.load_pending(where, active, ask) for ask in asks if "decision" not in ask]
+            questions = [question for question in outline.questions if question.decision is None]
+            found += [question.pending(where, outline.active) for question in questions]
             if thread is not None:
-                below = [
-                    AgentThread(each["agent"], each["thread"]) for each in object_in(ours.get("children")).values()
-                ]
-                todo += [(child, await self.document(child)) for child in below]
+                todo += [(child.thread, await self.document(child.thread)) for child in outline.children]
         return found
 
     async def _is_by_peer(self, agent: str) -> bool:
@@ -355,7 +352,7 @@ class ClientAgentExecutor:
         request = request_in(state)
         if request is not None and (is_last or known is not None) and await self._peer.hosts(agent):
             self._by_peer.add(agent)
-            thread = AgentThread(agent, json.loads(state.serialized_input or "{}")["thread"])
+            thread = _thread_of(agent, state)
             return await self._peer.hand_over(thread, request)
         if not is_last:
             vigil.go_on(patience)
@@ -422,24 +419,22 @@ def _failure(state: OrchestrationState, agent: str, correlation_id: str) -> Exce
     failure = state.failure_details
     if failure is None:
         return TurnFailed(agent, correlation_id, "an error", "no details were recorded")
-    return _codec.load_error(failure.message) or TurnFailed(agent, correlation_id, failure.error_type, failure.message)
+    return load_error(failure.message) or TurnFailed(agent, correlation_id, failure.error_type, failure.message)
 
 
 def _difference(state: OrchestrationState, thread: AgentThread, request: RunRequest) -> str | None:
     """In what a turn that was started before differs from this one, or None where it is the same."""
     if state.name != turn_name(thread.agent):
         return "agent"
-    sent = json.loads(state.serialized_input or "{}")
-    if sent.get("thread") != thread.thread_id:
+    started = StartedTurn.of(state.serialized_input)
+    if started.thread_id != thread.thread_id:
         return "thread"
-    earlier = _codec.load_request(sent.get("request"))
-    asked = [_codec.digest(each.messages, each.response_schema) for each in (earlier, request)]
-    return "request" if asked[0] != asked[1] else None
+    same = started.request is not None and place_of(started.request) == place_of(request)
+    return None if same else "request"
 
 
-def unfinished(document: Json) -> Mapping[str, Json]:
-    """`data.dafx` of a stored thread: its turns that have not ended."""
-    return object_in(object_in(object_in(document).get("data")).get("dafx"))
+def _thread_of(agent: str, turn: OrchestrationState) -> AgentThread:
+    return AgentThread(agent, StartedTurn.of(turn.serialized_input).thread_id or "")
 
 
 def output_of(state: OrchestrationState) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Mapping
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import attrs
 from durabletask.client import OrchestrationState, OrchestrationStatus
@@ -13,11 +13,14 @@ from durabletask.client import OrchestrationState, OrchestrationStatus
 from dafx_actors._durable.backend import Backend
 from dafx_actors._durable.calls import Sent, within
 from dafx_actors._durable.pending import PendingStep, pending_steps
-from dafx_actors._json import messages as _codec
-from dafx_actors._json.shapes import object_in
+from dafx_actors._json.books import CancelMark
+from dafx_actors._json.crossing import load_error
+from dafx_actors._json.document import Outline, response_in
+from dafx_actors._json.operations import Cancel, Ended
+from dafx_actors._json.requests import finish_reason_in, load_cancellation, load_response
+from dafx_actors._json.steps import ShownStatus
 from dafx_actors._json.values import dump_value, load_stored
-from dafx_actors.client._executor import ClientAgentExecutor, output_of, unfinished
-from dafx_actors.client._peer import response_in
+from dafx_actors.client._executor import ClientAgentExecutor, output_of
 from dafx_actors.errors import DafxError, OrchestrationFailed, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
@@ -136,30 +139,29 @@ class TurnHandle(Generic[T]):
 
     async def _status(self) -> TurnStatus:
         thread, state = await self._executor.turn(self.agent, self.correlation_id)
-        shown: Json = json.loads(state.serialized_custom_status or "null") or {}
-        steps = int(shown.get("steps") or 0)
+        shown = ShownStatus.of(state.serialized_custom_status)
+        steps = shown.steps
         if self._executor.is_handed_over(state):
             return _status_by_peer(await self._executor.document(thread), thread, self.correlation_id)
         if state.runtime_status is OrchestrationStatus.FAILED:
             failure = state.failure_details
-            error = _codec.load_error(failure.message) if failure else None
+            error = load_error(failure.message) if failure else None
             ended: TurnState = "cancelled" if isinstance(error, TurnCancelled) else "failed"
             text = str(error) if error else failure.message if failure else None
             return TurnStatus(state=ended, steps=steps, error=text)
         if state.runtime_status is OrchestrationStatus.PENDING and await self._executor.is_unhosted(self.agent):
             return TurnStatus(state="blocked", waits_for=(self.agent,))
         if (known := _BY_STATUS.get(state.runtime_status)) is not None:
-            reason = _codec.finish_reason_in(output_of(state)) if known == "completed" else None
+            reason = finish_reason_in(output_of(state)) if known == "completed" else None
             return TurnStatus(state=known, steps=steps, finish_reason=reason)
-        ours = unfinished(await self._executor.document(thread))
-        mine = ours.get("active") == self.correlation_id
+        outline = Outline.of(await self._executor.document(thread))
         return TurnStatus(
-            state=shown.get("state", "running"),
+            state=cast("TurnState", shown.state),
             steps=steps,
-            progress=object_in(ours.get("progress")) if mine else {},
-            attempt=shown.get("attempt"),
-            waits_for=tuple(map(str, shown.get("waitsFor") or ())),
-            error=shown.get("error"),
+            progress=outline.progress if outline.active == self.correlation_id else {},
+            attempt=shown.attempt,
+            waits_for=shown.waits_for,
+            error=shown.error,
         )
 
     async def cancel(self, reason: str = "", *, by: str = "", timeout: float | None = None) -> bool:
@@ -195,13 +197,13 @@ class TurnHandle(Generic[T]):
         thread, state = await self._executor.turn(self.agent, self.correlation_id)
         if state.runtime_status in _ENDED and not self._executor.is_handed_over(state):
             # Its thread need not know it: it may have been refused, or withdrawn.
-            ended = _codec.load_error(state.failure_details.message) if state.failure_details else None
+            ended = load_error(state.failure_details.message) if state.failure_details else None
         else:
-            told = {"correlationId": self.correlation_id, "mark": {"reason": reason, "by": by}}
-            outcome: Json = await self._executor.tell(thread, "cancel", told, sent)
-            if "cancelled" in outcome:
+            cancel = Cancel(turn=self.correlation_id, mark=CancelMark.of(by=by, reason=reason))
+            outcome = await self._executor.tell(thread, cancel, sent)
+            if not isinstance(outcome, Ended):
                 return True
-            ended = _codec.load_cancellation(outcome["ended"])
+            ended = load_cancellation(outcome.response)
         return isinstance(ended, TurnCancelled) and (ended.reason, ended.by) == (reason, by)
 
 
@@ -210,7 +212,7 @@ def _status_by_peer(document: Json, thread: AgentThread, turn: str) -> TurnStatu
     if (response := response_in(document, turn)) is None:
         return TurnStatus(state="running")
     try:
-        _codec.load_response(response, thread)
+        load_response(response, thread)
     except DafxError as error:
         return TurnStatus(state="failed", error=str(error))
     return TurnStatus(state="completed")
@@ -246,7 +248,7 @@ class OrchestrationHandle(Generic[T]):
             result: T = load_stored(output_of(state), self._annotation)
             return result
         failure = state.failure_details
-        cause = _codec.load_error(failure.message) if failure else None
+        cause = load_error(failure.message) if failure else None
         raise OrchestrationFailed(
             self.instance_id,
             str(state.runtime_status),

@@ -10,18 +10,18 @@ was lost with the program that sent it is not sent again, since the peer would a
 
 from __future__ import annotations
 
-import json
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import anyio
 import attrs
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors._durable.backend import Backend
-from dafx_actors._json import messages as _codec
 from dafx_actors._json import peer as _peer_forms
+from dafx_actors._json.document import SCHEMA_VERSION, response_in
+from dafx_actors._json.steps import StartedTurn
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread, entity_name, new_id, turn_name
 from dafx_actors.transcript import Json
@@ -55,13 +55,6 @@ def hosted_by_peer(agent: str, *, entities: Collection[str], has_turns: bool) ->
     return entity_name(agent).lower() in entities and not has_turns
 
 
-def response_in(document: Json, correlation_id: str) -> Json:
-    """The stored response of a turn, or None where it has not ended."""
-    history = _codec.check_document(document).get("conversationHistory", [])
-    ended = (raw for raw in reversed(history) if raw.get("$type") == "response")
-    return next((raw for raw in ended if raw.get("correlationId") == correlation_id), None)
-
-
 class PeerThreads:
     """Threads of agents that the peer hosts."""
 
@@ -85,7 +78,7 @@ class PeerThreads:
             has_turns = hosted.orchestrations.take(turn_name(agent))
             return hosted_by_peer(agent, entities=hosted.entities.names, has_turns=has_turns)
         sign = AgentThread(agent, new_id()).entity_id
-        empty: Json = {"schemaVersion": _codec.SCHEMA_VERSION, "data": {"conversationHistory": []}}
+        empty: Json = {"schemaVersion": SCHEMA_VERSION, "data": {"conversationHistory": []}}
         await self._backend.signal(sign, "set_state", empty)
         begun, pause, found = time.monotonic(), _FIRST_PAUSE, None
         while found is None and (waited := time.monotonic() - begun) < _TIME_FOR_A_SIGN:
@@ -141,5 +134,4 @@ class PeerThreads:
 
 def request_in(record: OrchestrationState) -> RunRequest | None:
     """The request that a turn's orchestration was started with; None where it is one of something else."""
-    sent: Json = json.loads(record.serialized_input or "{}")
-    return _codec.load_request(sent["request"]) if isinstance(sent, Mapping) and "request" in sent else None
+    return StartedTurn.of(record.serialized_input).request

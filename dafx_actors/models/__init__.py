@@ -8,10 +8,11 @@ OpenAI and every server that speaks the same protocol), `models.local` (a small 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
+from dafx_actors.exchange import Ending
 from dafx_actors.transcript import ChatMessage, Json, UsageStats
 
 __all__ = [
@@ -29,13 +30,6 @@ __all__ = [
 
 FinishReason: TypeAlias = str
 """Why a reply ended: `stop`, `length`, `tool_calls`, `content_filter`, or the provider's own word as it came."""
-
-Ending: TypeAlias = Literal["whole", "cut", "withheld", "broken"]
-"""What a finish reason means for the reply.
-
-`whole`: it is all that the model meant to say. `cut`: it ends at a limit of tokens. `withheld`: a filter kept it back.
-`broken`: the provider did not bring it to an end.
-"""
 
 _ENDINGS: Mapping[str, Ending] = {
     **dict.fromkeys(

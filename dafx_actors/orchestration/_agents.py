@@ -3,58 +3,28 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Generic, TypeVar, overload
 
 import attrs
 from durabletask import task
 
-from dafx_actors._json import messages as _codec
 from dafx_actors._json import peer as _peer_forms
-from dafx_actors._json.answers import answer_mismatch, values_in
-from dafx_actors._json.schema_limits import look
-from dafx_actors._json.shapes import MOST_LEVELS, as_object, check_json
-from dafx_actors._json.values import json_schema, load_value
+from dafx_actors._json.answers import answer
+from dafx_actors._json.books import CancelMark
+from dafx_actors._json.crossing import CrossingError, crossed, crosses
+from dafx_actors._json.operations import Cancel
+from dafx_actors._json.steps import Listener, TurnInput
+from dafx_actors._json.values import json_schema
 from dafx_actors._raised import safe
-from dafx_actors._rules.tree import Caller, dump_callers
-from dafx_actors.errors import AgentNotHosted, DafxError, InvalidAnswer, UnsupportedByPeer, ValueMismatch
+from dafx_actors.errors import AgentNotHosted, DafxError, UnsupportedByPeer
 from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, call_key, earlier_call_key, thread_of, turn_name
+from dafx_actors.ids import AgentThread, thread_of, turn_name
 from dafx_actors.orchestration._coroutines import DurableTask, when_complete
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
-
-FORM = 3
-"""In which a turn's orchestration goes, on record in its input: what began under an older one goes on under that.
-
-0: turns of versions that wrote none. 1: a turn looks after names that nobody hosts, and says that it has begun.
-2: see `OF_THE_TREE`. 3: see `SHORT_QUESTIONS`.
-"""
-OF_THE_TREE = 2
-"""From this form on, limits and cancels are of the whole tree of agents, a request cannot lift what an agent's author
-wrote, and the keys of calls are hashes."""
-SHORT_QUESTIONS = 3
-"""From this form on, a turn that waits in line asks its thread without its request, if that is large; and a source of
-tools that is down is tried again as a model is."""
-
-_KINDS = {"object": dict, "array": list, "string": str, "integer": int, "number": float, "boolean": bool}
-"""What an answer must be at least where a JSON schema was asked for; the model's provider holds it to the rest."""
-
-
-class CrossingError(Exception):
-    """Carries a typed error out of an orchestration: its text is the error as JSON (durabletask keeps a text only)."""
-
-    def __init__(self, error: DafxError, spent: Json = None) -> None:
-        """Say it.
-
-        Args:
-            error: The error.
-            spent: What the turn took that ended with it, for the turn above it; see `_tree.Spent`.
-        """
-        super().__init__(json.dumps({**_codec.dump_error(error), **({"spent": spent} if spent else {})}))
 
 
 def told(error: BaseException) -> Exception:
@@ -64,20 +34,7 @@ def told(error: BaseException) -> Exception:
     """
     if isinstance(error, CrossingError):
         return error
-    return CrossingError(error) if _codec.crosses(error) else safe(error)
-
-
-def crossed(error: Exception) -> Exception:
-    """The typed error that another orchestration ended with, or what durabletask made of it."""
-    if not isinstance(error, task.TaskFailedError):
-        return error
-    inner = error.details.inner_failure  # where an operation of an entity failed, the error is in there
-    said = [error.details.message, *([inner.message] if inner else [])]
-    return next(filter(None, map(_codec.load_error, said)), error)
-
-
-TELL_BEGUN = "tellBegun"
-"""In a turn's input: the `orchestration` that is to be told, by an `event`, when a worker has taken the turn."""
+    return CrossingError(error) if crosses(error) else safe(error)
 
 
 class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
@@ -108,36 +65,6 @@ class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
     ) -> None:
         if not self.is_complete:  # else it was given up, and this is the end of what was withdrawn
             super()._take_over(child, convert, explain)
-
-
-def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResponse[Any]:
-    """What a turn gave, with its value where one was asked for.
-
-    Raises:
-        InvalidAnswer: The text does not fit `response_format`.
-        TurnError: The turn had ended with this error.
-    """
-    response = _codec.load_response(raw, thread)
-    if response_format is None:
-        return response
-    annotation = response_format
-    if isinstance(response_format, Mapping):
-        annotation = _KINDS.get(str(as_object(response_format).get("type")), Any)
-    try:
-        values = list(values_in(response.text))
-    except ValueError as error:
-        raise InvalidAnswer(response.text, f"it is not JSON ({error})") from error
-    schema: Mapping[str, Json] = as_object(response_format) if isinstance(response_format, Mapping) else {}
-    if schema and len(values) > 1 and not look(schema).may_be_slow:
-        # The one that the worker took; a single one is taken as it is.
-        values = [value for value in values if answer_mismatch(json.dumps(value), schema) is None] or values
-    mismatches: list[ValueMismatch] = []
-    for value in values:
-        try:
-            return attrs.evolve(response, value=load_value(value, annotation))
-        except ValueMismatch as error:  # noqa: PERF203 - there are few
-            mismatches.append(error)
-    raise InvalidAnswer(response.text, str(mismatches[0])) from mismatches[0]
 
 
 class OrchestrationAgentExecutor:
@@ -180,30 +107,33 @@ class OrchestrationAgentExecutor:
             turn = self._context.call_entity(where.entity_id, "run", _peer_forms.dump_for_peer(agent, request))
             stored = functools.partial(_peer_forms.load_agent_response, correlation_id=request.correlation_id)
             return DurableAgentTask(turn, where, response_format, stored)
-        sent = turn_input(where, request)
+        sent = TurnInput(thread_id=where.thread_id, request=request)
         if start_timeout is None:
-            turn = self._context.call_sub_orchestrator(turn_name(agent), input=sent, instance_id=request.correlation_id)
+            turn = self._context.call_sub_orchestrator(
+                turn_name(agent), input=sent.dump(), instance_id=request.correlation_id
+            )
             return DurableAgentTask(turn, where, response_format)
         return self._run_in_time(where, request.correlation_id, sent, response_format, start_timeout)
 
     def _run_in_time(
-        self, where: AgentThread, turn_id: str, sent: dict[str, Json], response_format: Any, seconds: float
+        self, where: AgentThread, turn_id: str, sent: TurnInput, response_format: Any, seconds: float
     ) -> DurableAgentTask[Any]:
         """A turn that is withdrawn unless a worker takes it in time: it tells when one has."""
         event = f"dafx.begun.{turn_id}"
-        sent = {**sent, TELL_BEGUN: {"orchestration": self._context.instance_id, "event": event}}
+        sent = attrs.evolve(sent, listener=Listener(self._context.instance_id, event))
         begun: task.Task[Any] = self._context.wait_for_external_event(event)
         turn: task.Task[Any] = self._context.call_sub_orchestrator(
-            turn_name(where.agent), input=sent, instance_id=turn_id
+            turn_name(where.agent), input=sent.dump(), instance_id=turn_id
         )
         timer: task.Task[Any] = self._context.create_timer(timedelta(seconds=seconds))
 
         def withdraw() -> DafxError:
             # The mark is in the thread's mailbox before the turn's own `begin`, and the event in the turn's before all
             # else: whichever worker comes one day, it finds a turn that was cancelled.
-            mark = {"by": self._context.instance_id, "reason": f"no worker took the turn within {seconds:g} s"}
-            self._context.signal_entity(where.entity_id, "cancel", {"correlationId": turn_id, "mark": mark})
-            self._context.send_event(turn_id, "cancel", data=mark)
+            reason = f"no worker took the turn within {seconds:g} s"
+            cancel = Cancel(turn=turn_id, mark=CancelMark.of(by=self._context.instance_id, reason=reason))
+            self._context.signal_entity(where.entity_id, cancel.operation, cancel.dump())
+            self._context.send_event(turn_id, "cancel", data=dict(cancel.mark.raw))
             return AgentNotHosted(where.agent, "", "", seconds)
 
         durable = DurableAgentTask[Any](turn, where, response_format)
@@ -213,34 +143,6 @@ class OrchestrationAgentExecutor:
     def new_thread(self, agent: str) -> AgentThread:
         """A new thread of `agent`, the same at every replay."""
         return AgentThread(agent, self._context.new_uuid())
-
-
-def turn_input(thread: AgentThread, request: RunRequest, callers: Sequence[Caller] = ()) -> dict[str, Json]:
-    """The input of a turn's orchestration.
-
-    Args:
-        thread: Its thread.
-        request: What it is to answer.
-        callers: The turns that wait for it, from the first, where it is that of an agent used as a tool. Beside the
-            request, which the peer may get.
-
-    Raises:
-        ValueMismatch: JSON cannot hold something in it.
-    """
-    sent = _codec.dump_request(request)
-    try:
-        check_json(sent, 2 * MOST_LEVELS)
-    except ValueError as error:
-        raise ValueMismatch(f"the request cannot be sent: {error}") from error
-    above = {"callers": dump_callers(callers)} if callers else {}
-    return {"thread": thread.thread_id, "request": sent, "eager": True, "form": FORM, **above}
-
-
-def keys_of(thread: AgentThread, turn: str, form: int) -> Callable[[int, int], str]:
-    """Names the tool calls of a turn that goes in this form; see `_turn.KeyOf`."""
-    if form < OF_THE_TREE:
-        return functools.partial(earlier_call_key, turn)
-    return functools.partial(call_key, thread, turn)
 
 
 class OrchestrationAgent:

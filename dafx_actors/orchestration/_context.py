@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, TypeVar, cast, overload
 from durabletask import task
 from durabletask.entities import EntityInstanceId, EntityLock
 
+from dafx_actors._json.crossing import crossed
 from dafx_actors._json.values import dump_as, dump_value, load_stored, parameters_of, returned_by
 from dafx_actors.errors import ConfigurationError, MessageTooLarge, NotDurableError, ValueMismatch
 from dafx_actors.ids import agent_name
@@ -27,7 +28,6 @@ from dafx_actors.orchestration._agents import (
     DurableAgentTask,
     OrchestrationAgent,
     OrchestrationAgentExecutor,
-    crossed,
     in_utc,
     told,
 )

@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
-from dafx_actors._json import messages as _codec
 from dafx_actors._json.forms import FORM
 from dafx_actors._json.shapes import load_json, shown
+from dafx_actors._json.steps import AgentPlan, ApprovalPlan, Failed, NotMade, Plan, Returned, Unknown
 from dafx_actors._raised import attempted, contained, in_words, kind_of, text_of
 from dafx_actors._secrets import without_in
 from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
@@ -109,49 +109,45 @@ class Toolbox:
             _logger.warning("The tool %r of %r is left out: %s", tool.name, source.name, reason)
         return None
 
-    async def plan(self, call: FunctionCallContent, offered: Sequence[ToolDefinition]) -> dict[str, Json]:
-        """How a call is to be made; fixed when the model asks for it, and kept in the turn's history.
-
-        `refusal`: not at all, and why, in words for the model. `activity`: by this one. `agent`: as a turn of that
-        agent. `approval`: after a person approved it, within `seconds`. `alone`: with no other at the same time.
-        `once`: it may act only once. `retry`: when it failed. `form`: of the values in its arguments and its result.
-        `offer`: names what the model was shown of a source's tool.
-        """
+    async def plan(self, call: FunctionCallContent, offered: Sequence[ToolDefinition]) -> Plan:
+        """How a call is to be made; fixed when the model asks for it, and kept in the turn's history."""
         if UNPARSED_ARGUMENTS in call.extra:
-            return {"refusal": _unparsed(call.extra[UNPARSED_ARGUMENTS])}
+            return Plan(refusal=_unparsed(call.extra[UNPARSED_ARGUMENTS]))
         found = next((definition for definition in offered if definition.name == call.name), None)
         if found is None:
             names = [definition.name for definition in offered]
             there_are = f"there are {', '.join(names)}" if names else "there are none"
-            return {"refusal": f"there is no tool {call.name!r}; {there_are}"}
+            return Plan(refusal=f"there is no tool {call.name!r}; {there_are}")
         entry = self._own.get(call.name)
         if isinstance(entry, AgentTool):
             try:
                 request = entry.request(call.arguments)
             except InvalidArguments as error:
-                return {"refusal": str(error)}
-            asked = {"name": entry.agent, "newThread": entry.new_thread, "request": request}
-            return {"agent": {**asked, "maxResultBytes": self._max_result_bytes}}
+                return Plan(refusal=str(error))
+            most = self._max_result_bytes
+            agent = AgentPlan(name=entry.agent, new_thread=entry.new_thread, request=request, max_result_bytes=most)
+            return Plan(agent=agent)
         if isinstance(entry, Tool):
             return await self._plan_tool(entry, call)
         assert isinstance(found, _Offer), "all else is the agent's own"
         asks = await self._needs_approval(found.source, call.name, call.arguments)
-        plan = {"activity": found.source.name, "offer": digest_of(found)}
-        return {**plan, **(_approval_plan(found.source.approval) if asks else {})}
+        approval = _approval_plan(found.source.approval) if asks else None
+        return Plan(activity=found.source.name, offer=digest_of(found), approval=approval)
 
-    async def _plan_tool(self, tool: Tool, call: FunctionCallContent) -> dict[str, Json]:
+    async def _plan_tool(self, tool: Tool, call: FunctionCallContent) -> Plan:
         try:
             tool.bind(call.arguments)
         except InvalidArguments as error:
-            return {"refusal": str(error)}
-        return {
-            "activity": tool.name,
-            "form": FORM,
-            **(_approval_plan(tool.approval) if await self.needs_approval(call.name, call.arguments) else {}),
-            **({} if tool.parallel else {"alone": True}),
-            **({"once": True} if tool.effect == "once" else {}),
-            **({"retry": _codec.dump_retry(tool.retry)} if tool.retry else {}),
-        }
+            return Plan(refusal=str(error))
+        asks = await self.needs_approval(call.name, call.arguments)
+        return Plan(
+            activity=tool.name,
+            form=FORM,
+            approval=_approval_plan(tool.approval) if asks else None,
+            alone=not tool.parallel,
+            once=tool.effect == "once",
+            retry=tool.retry,
+        )
 
     async def needs_approval(self, name: str, arguments: Mapping[str, Json], source: str | None = None) -> bool:
         """Whether a call must not be made unless a person has approved it. A rule that fails asks.
@@ -193,31 +189,34 @@ class Toolbox:
         source: str | None = None,
         offer: str | None = None,
         waited: bool = False,
-    ) -> Json:
-        """Make a call: `{"result": ...}`; or `{"error": text}`, `failed` where the tool itself raised.
+    ) -> Returned | Failed:
+        """Make a call.
 
         One of a source's tool is made only where that has what the model was offered, which `source` and `offer` say;
         plans of earlier versions do not. A call that `waited`, for a person, is held against what the source has now.
 
-        A tool that has acted, and whose result cannot be kept, has not failed: `result` says so, with `unkept`.
+        A tool that has acted, and whose result cannot be kept, has not failed: the outcome says so, as `unkept`.
         """
         only_type = (tool := self.tool(name)) is not None and tool.errors == "type"
         try:
             making = functools.partial(self._outcome, name, arguments, context, source, offer, waited)
-            return without_in(await contained(making, self._is_stopping))
+            outcome = await contained(making, self._is_stopping)
+            if isinstance(outcome, Failed):
+                return outcome
+            return attrs.evolve(outcome, value=without_in(outcome.value))
         except ResultNotKept as error:
             context.logger.warning("What tool %r returned is not kept.", name, exc_info=True)
-            return {"result": text_of(error), "unkept": True}
+            return Returned(text_of(error), unkept=True)
         except InvalidArguments as error:
-            return {"error": text_of(error)}
+            return Failed(text_of(error))
         except TimeoutError as error:
             # Its own, or of what it called: whether that has acted nobody can tell.
             context.logger.warning("Tool %r ran out of time.", name, exc_info=True)
             said = "TimeoutError" if only_type else f"TimeoutError: {text_of(error)}"
-            return {"error": said, "failed": True, "timedOut": True}
+            return Failed(said, by_tool=True, timed_out=True)
         except Exception as error:
             context.logger.warning("Tool %r failed.", name, exc_info=True)
-            return {"error": kind_of(error) if only_type else in_words(error), "failed": True}
+            return Failed(kind_of(error) if only_type else in_words(error), by_tool=True)
 
     async def _outcome(
         self,
@@ -227,16 +226,16 @@ class Toolbox:
         source: str | None,
         offer: str | None,
         waited: bool,
-    ) -> Json:
+    ) -> Returned | Failed:
         entry = self._own.get(name)
         if source is None and isinstance(entry, Tool):
-            return {"result": self._kept(entry, name, await entry.call(context, arguments))}
+            return Returned(self._kept(entry, name, await entry.call(context, arguments)))
         if (found := await self._source_of(name, source)) is None:
-            return {"error": f"there is no tool {name!r} on this worker"}
+            return Failed(f"there is no tool {name!r} on this worker")
         if offer is not None and not await self._has(found, name, offer, now=waited):
             changed = f"the tool {name!r} of {found.name!r} is not what it was when it was offered"
-            return {"error": f"{changed}; the call was not made. Look at the tool as it is now, and call it again."}
-        return {"result": self._kept(None, name, await found.call(name, arguments, context))}
+            return Failed(f"{changed}; the call was not made. Look at the tool as it is now, and call it again.")
+        return Returned(self._kept(None, name, await found.call(name, arguments, context)))
 
     async def _has(self, source: ToolSource, name: str, offer: str, *, now: bool) -> bool:
         """Whether a source has a tool as it was offered; asked again where what is known of it is something else."""
@@ -267,20 +266,22 @@ class Toolbox:
             reason = f"it has {size:,} bytes, and may have {most:,}; ask for less at a time"
         raise ResultNotKept(reason, name)
 
-    async def reconcile(self, tool: Tool, arguments: Mapping[str, Json], context: ToolContext) -> Json:
-        """What became of a call that was cut off: its result, `notDone`, or `unknown`."""
+    async def reconcile(
+        self, tool: Tool, arguments: Mapping[str, Json], context: ToolContext
+    ) -> Returned | NotMade | Unknown:
+        """What became of a call that was cut off."""
         if tool.reconcile is None:
-            return {"unknown": True}
+            return Unknown()
         try:
             found = await contained(functools.partial(tool.call_reconcile, context, arguments), self._is_stopping)
-            return without_in({"result": self._kept(tool, tool.name, found)})
+            return Returned(without_in(self._kept(tool, tool.name, found)))
         except ResultNotKept as error:
-            return {"result": text_of(error), "unkept": True}
+            return Returned(text_of(error), unkept=True)
         except NotDone:
-            return {"notDone": True}
+            return NotMade()
         except Exception:
             context.logger.exception("`reconcile` of %r failed; the outcome stays unknown.", tool.name)
-            return {"unknown": True}
+            return Unknown()
 
     async def _source_of(self, name: str, source: str | None) -> ToolSource | None:
         """The source that a plan names; else the one that has the tool, which is looked for if it is not known."""
@@ -313,7 +314,7 @@ def size_of(value: Json) -> int:
     return len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass"))
 
 
-def _approval_plan(approval: Approval | None) -> dict[str, Json]:
+def _approval_plan(approval: Approval | None) -> ApprovalPlan:
     """With the defaults, where a call is stopped that needs none: by a rule that failed."""
     rule = approval or Approval()
-    return {"approval": {"seconds": rule.timeout, "onTimeout": rule.on_timeout}}
+    return ApprovalPlan(rule.timeout, rule.on_timeout)

@@ -21,7 +21,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from dafx_actors import _secrets
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.crossing import dump_error
 from dafx_actors._raised import kind_of, text_of
 from dafx_actors.errors import MessageTooLarge
 
@@ -60,7 +60,7 @@ class Answering:
         return functools.partial(getattr(self._send, name), instead=self._instead)
 
     def _instead(self, size: int, limit: int | None) -> Any:
-        too_large = _codec.dump_error(MessageTooLarge(_name_of(self._request), size, limit))
+        too_large = dump_error(MessageTooLarge(_name_of(self._request), size, limit))
         kind = f"{MessageTooLarge.__module__}.{MessageTooLarge.__qualname__}"
         # As JSON, so that it is rebuilt where it is awaited, as other typed errors are.
         details = pb.TaskFailureDetails(errorType=kind, errorMessage=json.dumps(too_large), isNonRetriable=True)

@@ -32,6 +32,8 @@ from dafx_actors._durable.connect import (
     make_worker,
     reader_of,
 )
+from dafx_actors._json.operations import Note
+from dafx_actors._json.steps import ToolStep
 from dafx_actors._json.values import dump_result, load_stored, parameters_of, returned_by
 from dafx_actors._raised import attempted, contained, in_words
 from dafx_actors._turns.hosted import HostedAgent
@@ -115,7 +117,7 @@ class DurableAIAgentWorker:
         self._end_watch: EndWatch | None = None
         self._making_reader = threading.Lock()
         self._calls: ThreadPoolExecutor | None = None
-        self._reports: dict[str, tuple[AgentThread, Json]] = {}
+        self._reports: dict[str, tuple[AgentThread, Note]] = {}
         self._reporting = threading.Lock()
         # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
         self._reporter: ThreadPoolExecutor | None = None
@@ -183,7 +185,7 @@ class DurableAIAgentWorker:
         """
         added = self._registry.add(*agents)
         for agent in added:
-            hosted = HostedAgent(agent, self)
+            hosted = HostedAgent.on(self, agent)
             self._hosted.append(hosted)
             try:
                 self._worker.add_entity(self._announced("thread", agent.name, hosted.entity), entity_name(agent.name))
@@ -370,11 +372,11 @@ class DurableAIAgentWorker:
                 self._end_watch = EndWatch(self._worker)
             return self._end_watch.watch(turn, heard)
 
-    def report(self, thread: AgentThread, note: Json) -> None:
+    def report(self, thread: AgentThread, note: Note) -> None:
         """Send a tool's progress to its thread, some time soon; the latest of each call."""
         with self._reporting:
             is_sending = bool(self._reports)
-            self._reports[note["key"]] = (thread, note)
+            self._reports[note.key] = (thread, note)
             if not is_sending:
                 self._reporter = self._reporter or ThreadPoolExecutor(1, "dafx-progress")
                 self._reporter.submit(self._send_reports)
@@ -387,7 +389,7 @@ class DurableAIAgentWorker:
                 key = next(iter(self._reports))
                 thread, note = self._reports[key]
             try:
-                self.reader.signal_entity(thread.entity_id, "note", input=note)
+                self.reader.signal_entity(thread.entity_id, note.operation, input=note.dump())
             except Exception as error:  # noqa: BLE001 - the reports after this one are to be sent
                 # Progress is for people who watch: the next report makes up for this one.
                 _logger.warning("The progress of call %s could not be reported: %s", key, in_words(error))
@@ -493,7 +495,7 @@ def _work_of(kind: WorkKind, name: str, context: Any, raw: Json) -> Work:
         return Work(kind=kind, name=context.operation, instance_id=str(context.entity_id))
     if kind in ("turn", "tell", "orchestration"):
         return Work(kind=kind, name=name, instance_id=context.instance_id)
-    called = raw["name"] if kind == "tool" else name
+    called = ToolStep.name_in(raw) if kind == "tool" else name
     return Work(kind=kind, name=called, instance_id=context.orchestration_id, task_id=context.task_id)
 
 

@@ -13,9 +13,12 @@ from typing import Any
 
 import attrs
 
-from dafx_actors._json import messages as _codec
 from dafx_actors._json import peer as _peer_forms
-from dafx_actors._rules import thread as _thread
+from dafx_actors._json.crossing import dump_error, load_error
+from dafx_actors._json.document import load_transcript
+from dafx_actors._json.messages import dump_message, dump_usage, load_message, load_usage
+from dafx_actors._json.requests import dump_request, load_request, request_digest
+from dafx_actors._rules import state as _state
 from dafx_actors.errors import InvalidArguments, ModelError, TurnTimeout, UnsupportedByPeer, UnsupportedTranscript
 from dafx_actors.models import ModelReply
 from dafx_actors.models._reading import StreamedReply, reply
@@ -54,11 +57,11 @@ def _sent(value: Any) -> Any:
 def _request(raw: Any) -> None:
     """It is read, and survives the way to its turn and that to the peer; or it is a ValueError."""
     try:
-        read = _codec.load_request(raw)
+        read = load_request(raw)
     except ValueError:
         return
-    assert _codec.load_request(_sent(_codec.dump_request(read))) == read
-    _codec.digest(read.messages, read.response_schema)
+    assert load_request(_sent(dump_request(read))) == read
+    request_digest(read.messages, read.response_schema)
     _peer_forms.waits_for_answer(raw)
     with suppress(UnsupportedByPeer):
         _sent(_peer_forms.dump_for_peer("A", read))
@@ -66,9 +69,9 @@ def _request(raw: Any) -> None:
 
 def _error(raw: Any) -> None:
     """It is rebuilt, and can cross again; or it is None."""
-    made = _codec.load_error(raw)
+    made = load_error(raw)
     if made is not None:
-        assert type(_codec.load_error(_sent(_codec.dump_error(made)))) is type(made)
+        assert type(load_error(_sent(dump_error(made)))) is type(made)
 
 
 # --- What threads are told, and what is stored of them ------------------------------------------------------------
@@ -90,8 +93,8 @@ def _told(value: Any) -> None:
             case _:
                 return
         try:
-            _thread.load(state)
-            _codec.load_transcript(state)
+            _state.load(state)
+            load_transcript(state)
         except UnsupportedTranscript:
             if operation != "delete":
                 refuse(operation, raw, state)
@@ -126,9 +129,9 @@ def _stream(chunks: Any) -> None:
 
 
 def _can_be_kept(given: ModelReply) -> None:
-    assert _codec.load_message(_sent(_codec.dump_message(given.message))) == given.message
+    assert load_message(_sent(dump_message(given.message))) == given.message
     if given.usage is not None:
-        assert _codec.load_usage(_sent(_codec.dump_usage(given.usage))) == given.usage
+        assert load_usage(_sent(dump_usage(given.usage))) == given.usage
     for content in given.message.contents:
         if isinstance(content, FunctionCallContent):
             for tool in TOOLS:
@@ -153,8 +156,8 @@ DOORS: Mapping[str, Door] = {
     "errors": Door(
         _error,
         (
-            _codec.dump_error(TurnTimeout("A", "t", "c1", 3.5)),
-            _codec.dump_error(ModelError("timeout", "late", data={"received": "x"})),
+            dump_error(TurnTimeout("A", "t", "c1", 3.5)),
+            dump_error(ModelError("timeout", "late", data={"received": "x"})),
         ),
     ),
     "threads": Door(

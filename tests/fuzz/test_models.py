@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.crossing import dump_error, load_error
+from dafx_actors._json.messages import dump_message, dump_usage, load_message
 from dafx_actors.errors import InvalidArguments, ModelError
 from dafx_actors.models import ModelRequest
 from dafx_actors.models.openai import OpenAIChatModel
@@ -129,13 +130,13 @@ def test_any_body_of_a_models_server(server: _Server, body: bytes, status: int) 
     try:
         reply = anyio.run(_ask, server.server_port)
     except ModelError as error:
-        crossed = _codec.load_error(json.loads(json.dumps(_codec.dump_error(error))))
+        crossed = load_error(json.loads(json.dumps(dump_error(error))))
         assert isinstance(crossed, ModelError)
         return
     assert status == 200
-    stored = json.loads(json.dumps(_codec.dump_message(reply.message)))
-    assert _codec.load_message(stored) == reply.message
-    json.dumps(_codec.dump_usage(reply.usage) if reply.usage else None)
+    stored = json.loads(json.dumps(dump_message(reply.message)))
+    assert load_message(stored) == reply.message
+    json.dumps(dump_usage(reply.usage) if reply.usage else None)
     calls = [content for content in reply.message.contents if isinstance(content, FunctionCallContent)]
     for plan in anyio.run(_plans, calls):
         json.dumps(plan)

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors import durable_agent
-from dafx_actors._json import messages as _codec
-from dafx_actors._rules import thread as _thread
+from dafx_actors._json.crossing import load_error
+from dafx_actors._json.document import load_transcript
+from dafx_actors._json.requests import dump_request, load_request
+from dafx_actors._rules import state as _state
 from dafx_actors._rules.operations import OPERATIONS
 from dafx_actors._turns.hosted import HostedAgent
 from dafx_actors.agents import AgentRegistry
@@ -130,7 +132,7 @@ class Context:
 def hosted() -> HostedAgent:
     (agent,) = AgentRegistry().add(Clerk)
     host: Any = NoHost()
-    return HostedAgent(agent, host)
+    return HostedAgent.on(host, agent)
 
 
 CLERK = hosted()
@@ -147,12 +149,12 @@ def tell(operation: str, raw: Any, state: Any) -> Any:
     json.dumps(answer)
     after = json.loads(context.state)
     if isinstance(answer, dict) and "error" in answer:
-        assert isinstance(_codec.load_error(answer["error"]), DafxError), answer
+        assert isinstance(load_error(answer["error"]), DafxError), answer
     if operation not in {"reset", "delete"}:
         before = (state or {}).get("data", {}).get("conversationHistory", [])
         assert (after or {}).get("data", {}).get("conversationHistory", [])[: len(before)] == before
-    _codec.load_transcript(after)
-    _thread.load(after)
+    load_transcript(after)
+    _state.load(after)
     return after
 
 
@@ -183,8 +185,8 @@ def test_a_state_that_was_mangled_is_read_or_refused_and_never_rewritten(state: 
     if operation == "delete":
         return
     try:
-        _thread.load(state)
-        _codec.load_transcript(state)
+        _state.load(state)
+        load_transcript(state)
     except UnsupportedTranscript:
         refuse(operation, raw, state)
     else:
@@ -195,10 +197,10 @@ def test_a_state_that_was_mangled_is_read_or_refused_and_never_rewritten(state: 
 @given(raw=mangled(request("c1")) | mangled(request("c1")).map(json.dumps) | st.text(max_size=20) | json_values)
 def test_any_request_is_read_or_refused(raw: Any) -> None:
     try:
-        read = _codec.load_request(raw)
+        read = load_request(raw)
     except ValueError:
         return
-    again = _codec.load_request(json.loads(json.dumps(_codec.dump_request(read))))
+    again = load_request(json.loads(json.dumps(dump_request(read))))
     assert attrs.evolve(again, created_at=None) == attrs.evolve(read, created_at=None)
     assert read.created_at is None or read.created_at <= datetime.max.replace(tzinfo=timezone.utc)
 
@@ -246,7 +248,7 @@ def test_what_a_thread_cannot_take_is_refused_in_words_and_changes_nothing(opera
 def test_broken_books_of_a_turn_are_refused_as_what_they_are(ours: Any) -> None:
     """They were taken for whole, and failed with a KeyError in the middle of a decision."""
     with pytest.raises(UnsupportedTranscript, match=r"data\.dafx"):
-        _thread.load(document(active="c1", **ours))
+        _state.load(document(active="c1", **ours))
 
 
 def test_a_response_without_its_messages_that_names_joined_turns_stops_no_thread() -> None:

@@ -26,7 +26,7 @@ import anyio
 import attrs
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, ToolContext, tool
-from dafx_actors._turns.hosted import HostedAgent
+from dafx_actors._turns.activities import Steps
 from dafx_actors.errors import TurnCancelled
 from dafx_actors.scheduler import EmbeddedScheduler
 from tests.integration.turns import agent, is_balanced, whenever_asked
@@ -66,9 +66,9 @@ class Track:
         self.acted[context.correlation_id] = time.monotonic()
 
     def noting_reads(self, read: Callable[..., Any]) -> Callable[..., Any]:
-        """`HostedAgent._read`, and a note of when it began for the calls of tools."""
+        """`Steps._read`, and a note of when it began for the calls of tools."""
 
-        def noted(hosted: HostedAgent, thread: Any, turn: str, length: int) -> Any:
+        def noted(hosted: Steps, thread: Any, turn: str, length: int) -> Any:
             begun = time.monotonic()
             found = read(hosted, thread, turn, length)
             self.read[turn] = begun  # of the latest step, which is the tool's where it acts
@@ -107,8 +107,8 @@ async def race(client: DurableAIAgentClient, track: Track, turn: str, wait: floa
 async def run(races: int, seed: int) -> Report:
     """Run so many races, a few at a time."""
     report, chance, begun, track = Report(), random.Random(seed), time.monotonic(), Track()
-    original = HostedAgent._read
-    HostedAgent._read = track.noting_reads(original)  # type: ignore[method-assign]
+    original = Steps._read
+    Steps._read = track.noting_reads(original)  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as folder, EmbeddedScheduler(db=Path(folder) / "r.db").on_a_thread() as s:
             worker = DurableAIAgentWorker.connect(s.endpoint)
@@ -129,7 +129,7 @@ async def run(races: int, seed: int) -> Report:
             finally:
                 await anyio.to_thread.run_sync(worker.stop)
     finally:
-        HostedAgent._read = original  # type: ignore[method-assign]
+        Steps._read = original  # type: ignore[method-assign]
     report.seconds = time.monotonic() - begun
     return report
 

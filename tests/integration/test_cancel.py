@@ -11,6 +11,8 @@ import anyio
 import pytest
 
 from dafx_actors import DurableAIAgentClient, Limits, RetryPolicy, as_tool, tool
+from dafx_actors._json.books import CancelMark
+from dafx_actors._json.operations import Cancel, Cancelled
 from dafx_actors.errors import (
     ModelError,
     ThreadBusy,
@@ -95,11 +97,11 @@ async def test_a_turn_that_waits_in_line_is_cancelled_at_once(hosting: Hosting) 
 async def test_a_cancellation_may_arrive_before_the_turn_begins(hosting: Hosting) -> None:
     async with hosting(agent(ScriptedModel())) as client:
         worker = client.get_agent("Worker")
-        mark = {"correlationId": "t1", "mark": {"by": "ana", "reason": "early"}}
-        outcome = await client._executor.tell(worker.get_thread("here"), "cancel", mark)
+        early = Cancel(turn="t1", mark=CancelMark.of(by="ana", reason="early"))
+        outcome = await client._executor.tell(worker.get_thread("here"), early)
         with pytest.raises(TurnCancelled, match="early"):
             await worker.run("Hello", thread="here", correlation_id="t1")
-    assert "cancelled" in outcome
+    assert outcome == Cancelled("t1", early.mark)
 
 
 async def test_a_model_call_on_its_way_is_aborted(hosting: Hosting, openai: Provider) -> None:

@@ -24,7 +24,7 @@ from dafx_actors import (
     as_tool,
     tool,
 )
-from dafx_actors.client._executor import unfinished
+from dafx_actors._json.document import Outline
 from dafx_actors.errors import TurnCancelled, TurnDeadlineExceeded, TurnLimitExceeded
 from dafx_actors.handles import TurnHandle
 from dafx_actors.scheduler import EmbeddedScheduler
@@ -223,7 +223,7 @@ async def children(client: DurableAIAgentClient, handle: TurnHandle[Any]) -> lis
     thread = await handle.thread()
     while True:
         document = await client._executor.document(thread)
-        below = list(unfinished(document).get("children", {}).values())
+        below = [child.raw for child in Outline.of(document).children]
         if not below:
             return found
         found.append(client.get_agent(below[0]["agent"]).get_turn(below[0]["correlationId"]))

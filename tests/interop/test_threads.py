@@ -9,7 +9,8 @@ import attrs
 import pytest
 
 from dafx_actors import ChatMessage, DurableAIAgentClient, ModelReply, durable_agent, tool
-from dafx_actors._json import messages as _codec
+from dafx_actors._json.document import SCHEMA_VERSION, load_transcript
+from dafx_actors._json.messages import dump_entry
 from dafx_actors.errors import ModelError, TurnFailed
 from dafx_actors.testing import ScriptedModel
 from dafx_actors.transcript import (
@@ -67,8 +68,8 @@ def stored(*contents: Any) -> dict[str, Any]:
         created_at=NOON,
         usage=UsageStats(1, 2, 3),
     )
-    history = [_codec.dump_entry(asked), _codec.dump_entry(answered)]
-    return {"schemaVersion": _codec.SCHEMA_VERSION, "data": {"conversationHistory": history}}
+    history = [dump_entry(asked), dump_entry(answered)]
+    return {"schemaVersion": SCHEMA_VERSION, "data": {"conversationHistory": history}}
 
 
 def without_extra(content: Any) -> Any:
@@ -84,7 +85,7 @@ async def test_its_classes_read_every_content_of_ours(peer: Peer) -> None:
 
 async def test_what_its_classes_write_again_is_what_we_had_written(peer: Peer) -> None:
     read = await peer.ask("read", state=stored(*(content for content, _ in OURS)))
-    _, answered = _codec.load_transcript(read["state"]).entries
+    _, answered = load_transcript(read["state"]).entries
     assert isinstance(answered, Response)
     assert [without_extra(content) for content in answered.messages[0].contents] == [ours for ours, _ in OURS]
     assert (answered.created_at, answered.usage, answered.messages[0].author_name) == (
@@ -101,7 +102,7 @@ async def test_our_classes_read_every_content_that_its_worker_stores(peer: Peer,
     with pytest.raises(TurnFailed, match="no"):  # one of the contents is an error
         await joker.run("everything", thread=thread)
     document = await client._backend.thread(thread.entity_id)
-    _, answered = _codec.load_transcript(document).entries
+    _, answered = load_transcript(document).entries
     assert isinstance(answered, Response)
     contents = [content for message in answered.messages for content in message.contents]
     assert not any(isinstance(content, OpaqueContent) for content in contents)
@@ -112,7 +113,7 @@ async def test_our_classes_read_every_content_that_its_worker_stores(peer: Peer,
     }
     unknown = [content.content["type"] for content in contents if isinstance(content, UnknownContent)]
     assert unknown == ["text_reasoning", "shell_tool_call"]
-    assert _codec.dump_entry(answered)["messages"][0]["contents"] == [
+    assert dump_entry(answered)["messages"][0]["contents"] == [
         {key: value for key, value in raw.items() if value is not None}
         for raw in document["data"]["conversationHistory"][1]["messages"][0]["contents"]
     ]

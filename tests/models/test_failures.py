@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dafx_actors._json.messages import dump_error, load_error
+from dafx_actors._json.crossing import dump_error, load_error
 from dafx_actors.errors import ModelError, ModelFailure
 from dafx_actors.models._failures import failure
 from dafx_actors.models._waits import retry_after

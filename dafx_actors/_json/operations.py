@@ -1,0 +1,648 @@
+"""What a thread is told, and what it says: the messages of its operations, and their outcomes.
+
+Anybody who reaches the scheduler can send a thread anything. What is not as it should be is refused where it is read,
+as a `ValueError` that says what is wrong, before anything is stored that would break the thread later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+
+import attrs
+
+from dafx_actors._json.books import CancelMark, ChildRecord, DecisionRecord, Place, QuestionRecord
+from dafx_actors._json.crossing import dump_error, error_in
+from dafx_actors._json.messages import dump_message, dump_usage, load_messages, load_usage
+from dafx_actors._json.requests import dump_request, load_request, request_digest
+from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_number, load_time, object_in
+from dafx_actors._json.steps import Settings
+from dafx_actors.errors import DafxError
+from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import AgentThread
+from dafx_actors.transcript import ChatMessage, Json, UsageStats
+
+T = TypeVar("T")
+
+
+# --- What a thread is told ----------------------------------------------------------------------------------------
+
+
+class Message(Protocol):
+    """What a thread is told by one of its operations."""
+
+    operation: ClassVar[str]
+
+    @property
+    def turn(self) -> str:
+        """The turn that it is about."""
+        ...
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        ...
+
+
+def _field(raw: Json, name: str, load: Callable[[Json], T]) -> T:
+    """A field that must be there.
+
+    Raises:
+        ValueError: It is missing, or `load` says that it is something else.
+    """
+    try:
+        return load(as_object(raw).get(name))
+    except ValueError as error:
+        raise ValueError(f"`{name}` of what the thread was told: {error}") from error
+
+
+def _field_or_none(raw: Json, name: str, load: Callable[[Json], T]) -> T | None:
+    """A field that may be missing, or null.
+
+    Raises:
+        ValueError: `load` says that it is something else.
+    """
+    return None if as_object(raw).get(name) is None else _field(raw, name, load)
+
+
+def _turn(raw: Json) -> str:
+    return _field(raw, "correlationId", as_text)
+
+
+def turn_in(raw: Json) -> str:
+    """The turn that any message is about.
+
+    Raises:
+        ValueError: It names none.
+    """
+    return _turn(raw)
+
+
+@attrs.frozen
+class Begin:
+    """A turn asks for its thread, and brings its request."""
+
+    operation: ClassVar[str] = "begin"
+    request: RunRequest
+
+    @property
+    def turn(self) -> str:
+        """The turn that asks."""
+        return self.request.correlation_id
+
+    def dump(self) -> dict[str, Json]:
+        """The request, as it travels."""
+        return dump_request(self.request)
+
+
+@attrs.frozen
+class Ask:
+    """A turn that has brought its request before asks how it stands.
+
+    Versions that do not know this form of `begin` refuse it, as a request without a message; then the whole request is
+    sent.
+    """
+
+    operation: ClassVar[str] = "begin"
+    place: Place
+
+    @property
+    def turn(self) -> str:
+        """The turn that asks."""
+        return self.place.correlation_id
+
+    def dump(self) -> dict[str, Json]:
+        """The place, and no message."""
+        return {**self.place.dump(), "messages": []}
+
+
+def place_of(request: RunRequest) -> Place:
+    """What is kept of a request that waits."""
+    return Place(request.correlation_id, request_digest(request.messages, request.response_schema))
+
+
+def load_begin(raw: Json) -> Begin | Ask:
+    """Read what `begin` is told: an object, and not its text as in the peer's `run`.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    told = as_object(raw)
+    if told.get("messages") == [] and told.get("digest") is not None:
+        return Ask(Place(_turn(raw), _field(raw, "digest", as_text)))
+    return Begin(load_request(told))
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """The active turn adds to what the thread keeps of it."""
+
+    operation: ClassVar[str] = "record"
+    turn: str
+    length: int
+    """Of the thread, as the turn knows it, so that a repeat adds nothing."""
+    messages: tuple[ChatMessage, ...] = ()
+    questions: tuple[QuestionRecord, ...] = ()
+    children: tuple[ChildRecord, ...] = ()
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {
+            "correlationId": self.turn,
+            "length": self.length,
+            "messages": [dump_message(message) for message in self.messages],
+            **({"asks": [question.raw for question in self.questions]} if self.questions else {}),
+            **({"children": [child.raw for child in self.children]} if self.children else {}),
+        }
+
+    @classmethod
+    def load(cls, raw: Json) -> Record:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(
+            turn=_turn(raw),
+            messages=_field(raw, "messages", load_messages),
+            length=_field(raw, "length", as_whole_number),
+            questions=tuple(map(QuestionRecord.load, _field_or_none(raw, "asks", as_list) or ())),
+            children=tuple(map(ChildRecord.load, _field_or_none(raw, "children", as_list) or ())),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Commit:
+    """A turn ends with an answer."""
+
+    operation: ClassVar[str] = "commit"
+    turn: str
+    messages: tuple[ChatMessage, ...]
+    usage: UsageStats | None = None
+    length: int | None = None
+    """As with `Record`."""
+    last: bool = False
+    """Whether the turn may not go on: it is at its limit."""
+    whole: bool = False
+    """Whether `messages` are all that the turn gave, as somebody else knows who found it completed."""
+    about: Mapping[str, Json] | None = None
+    """What the response says of how it came about, under `dafx`."""
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {
+            "correlationId": self.turn,
+            **({} if self.length is None else {"length": self.length}),
+            "messages": [dump_message(message) for message in self.messages],
+            "usage": dump_usage(self.usage) if self.usage else None,
+            "about": None if self.about is None else dict(self.about),
+            **({"last": True} if self.last else {}),
+            **({"whole": True} if self.whole else {}),
+        }
+
+    @classmethod
+    def load(cls, raw: Json) -> Commit:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(
+            turn=_turn(raw),
+            messages=_field(raw, "messages", load_messages),
+            usage=_field_or_none(raw, "usage", load_usage),
+            length=_field_or_none(raw, "length", as_whole_number),
+            last=_field_or_none(raw, "last", bool) or False,
+            whole=_field_or_none(raw, "whole", bool) or False,
+            about=_field_or_none(raw, "about", as_object),
+        )
+
+    @classmethod
+    def of_found(cls, turn: str, response: Json) -> Commit:
+        """The end of a turn that somebody else found completed, with its stored response."""
+        found = as_object(response)
+        return cls(
+            turn=turn,
+            messages=load_messages(found["messages"]),
+            usage=load_usage(found["usage"]) if found.get("usage") else None,
+            whole=True,
+            about=found.get("dafx"),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Abort:
+    """A turn ends without an answer."""
+
+    operation: ClassVar[str] = "abort"
+    turn: str
+    error: DafxError
+    messages: tuple[ChatMessage, ...] = ()
+    """What the turn had not recorded."""
+    usage: UsageStats | None = None
+    about: Mapping[str, Json] | None = None
+    """As with `Commit`."""
+    request: RunRequest | None = None
+    """Of a turn that waits in line, for the transcript."""
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {
+            "correlationId": self.turn,
+            "error": dump_error(self.error),
+            "messages": [dump_message(message) for message in self.messages],
+            "usage": dump_usage(self.usage) if self.usage else None,
+            "about": None if self.about is None else dict(self.about),
+            **({} if self.request is None else {"request": dump_request(self.request)}),
+        }
+
+    @classmethod
+    def load(cls, raw: Json, thread: AgentThread) -> Abort:
+        """Read what a thread is told.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        turn = _turn(raw)
+        return cls(
+            turn=turn,
+            error=error_in(_field(raw, "error", as_object), thread, turn),
+            messages=_field_or_none(raw, "messages", load_messages) or (),
+            usage=_field_or_none(raw, "usage", load_usage),
+            about=_field_or_none(raw, "about", as_object),
+            request=_field_or_none(raw, "request", load_request),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class Cancel:
+    """Somebody cancels a turn."""
+
+    operation: ClassVar[str] = "cancel"
+    turn: str
+    mark: CancelMark
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {"correlationId": self.turn, "mark": dict(self.mark.raw)}
+
+    @classmethod
+    def load(cls, raw: Json) -> Cancel:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(turn=_turn(raw), mark=_field(raw, "mark", CancelMark.load))
+
+
+@attrs.frozen(kw_only=True)
+class Decide:
+    """Somebody decides about a question of a turn."""
+
+    operation: ClassVar[str] = "decide"
+    turn: str
+    key: str
+    """Of the question."""
+    digest: str
+    """Of the call that whoever decided has seen."""
+    decision: DecisionRecord
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        decision = dict(self.decision.raw)
+        return {"correlationId": self.turn, "key": self.key, "digest": self.digest, "decision": decision}
+
+    @classmethod
+    def load(cls, raw: Json) -> Decide:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(
+            decision=_field(raw, "decision", DecisionRecord.load),
+            key=_field(raw, "key", as_text),
+            digest=_field(raw, "digest", as_text),
+            turn=_turn(raw),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class ReadDecision:
+    """A turn asks what is on record about one of its questions."""
+
+    operation: ClassVar[str] = "decision"
+    turn: str
+    key: str
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {"correlationId": self.turn, "key": self.key}
+
+    @classmethod
+    def load(cls, raw: Json) -> ReadDecision:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(turn=_turn(raw), key=_field(raw, "key", as_text))
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """A step is about to make a call that may act only once."""
+
+    operation: ClassVar[str] = "attempt"
+    turn: str
+    key: str
+    """Of the call."""
+    number: int
+    token: str
+    """Names the step."""
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {"correlationId": self.turn, "key": self.key, "number": self.number, "token": self.token}
+
+    @classmethod
+    def load(cls, raw: Json) -> Attempt:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(
+            number=_field(raw, "number", as_whole_number),
+            token=_field(raw, "token", as_text),
+            turn=_turn(raw),
+            key=_field(raw, "key", as_text),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class GiveUp:
+    """A turn gives up an attempt of a call, and those before it, since no worker has the tool."""
+
+    operation: ClassVar[str] = "giveUp"
+    turn: str
+    key: str
+    """Of the call."""
+    number: int
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {"correlationId": self.turn, "key": self.key, "number": self.number}
+
+    @classmethod
+    def load(cls, raw: Json) -> GiveUp:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(turn=_turn(raw), key=_field(raw, "key", as_text), number=_field(raw, "number", as_whole_number))
+
+
+@attrs.frozen(kw_only=True)
+class Note:
+    """A tool reports how far it is."""
+
+    operation: ClassVar[str] = "note"
+    turn: str
+    key: str
+    """Of the call."""
+    progress: Json
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {"correlationId": self.turn, "key": self.key, "progress": self.progress}
+
+    @classmethod
+    def load(cls, raw: Json) -> Note:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(turn=_turn(raw), key=_field(raw, "key", as_text), progress=as_object(raw).get("progress"))
+
+
+# --- What it says -------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Granted:
+    """The turn is active, and goes on."""
+
+    length: int
+    """Of the thread, up to the turn's request and with its draft; see `ThreadState.length`."""
+    cancelled: tuple[str, ...] = ()
+    """As with `Queued`, where a turn asks again and is active by now."""
+
+
+@attrs.frozen
+class Queued:
+    """The turn waits."""
+
+    active: str
+    """For this one."""
+    cancelled: tuple[str, ...] = ()
+    """Turns that are cancelled, and may not know it: whoever cancelled them may have died before it told them."""
+
+
+@attrs.frozen
+class Wanted:
+    """The turn is to bring its request: it may have the thread, or the thread does not know it."""
+
+
+@attrs.frozen
+class Ended:
+    """The turn has ended."""
+
+    response: Json
+    """Its stored `Response`."""
+    next_id: str | None = None
+    """The turn that may have the thread now, and does not know it yet."""
+    joined: tuple[str, ...] = ()
+    """Turns that have ended with it, which do not know it yet."""
+
+
+@attrs.frozen
+class Cancelled:
+    """The turn is marked; from here on none of its tools begins to act."""
+
+    turn: str
+    """The one that is marked: that which the request became part of, where it did."""
+    mark: CancelMark
+
+
+@attrs.frozen
+class Decided:
+    """The decision is on record."""
+
+    decision: DecisionRecord
+    """The one that counts: of two at a time, the first."""
+
+
+@attrs.frozen
+class Attempted:
+    """Whether a call that may act only once may be made now."""
+
+    answer: Literal["go", "unknown", "stop"]
+    """`unknown`: somebody began to make it before, and nobody knows how that ended. `stop`: the turn is over."""
+    since: str | None = None
+    """With `unknown`: when that began, as ISO 8601 text."""
+
+    @property
+    def began_at(self) -> datetime | None:
+        """With `unknown`: when somebody began to make the call."""
+        return load_time(self.since) if self.since else None
+
+
+@attrs.frozen
+class GivenUp:
+    """The call is given up; from here on no step makes it."""
+
+    begun: bool
+    """Whether a step had put on record that it makes it; only calls that may act once are recorded so."""
+
+
+@attrs.frozen
+class Noted:
+    """What was told was kept, or was of no interest any more."""
+
+
+@attrs.frozen
+class Refused:
+    """Nothing was changed."""
+
+    error: DafxError
+
+
+Outcome: TypeAlias = Granted | Queued | Wanted | Ended | Cancelled | Decided | Attempted | GivenUp | Noted | Refused
+
+
+@attrs.frozen(kw_only=True)
+class Reply:
+    """What an operation gives its caller: the outcome, and what the worker says beside it."""
+
+    outcome: Outcome
+    cache_token: str | None = None
+    """Under which the worker keeps what was stored, for the turn's next step."""
+    settings: Settings | None = None
+    """Of the agent, with `begin`."""
+
+    def dump(self) -> Json:
+        """The reply as JSON; null where there is nothing to say."""
+        said = dump_outcome(self.outcome)
+        if self.cache_token is None and self.settings is None:
+            return said
+        return {
+            **said,
+            **({"state": self.cache_token} if self.cache_token else {}),
+            **({"settings": self.settings.dump()} if self.settings else {}),
+        }
+
+    @classmethod
+    def load(cls, raw: Json, thread: AgentThread, turn: str | None = None) -> Reply:
+        """Read the reply of a thread, to what it was told of a turn."""
+        said = object_in(raw)
+        settings = Settings.load(said["settings"]) if said.get("settings") else None
+        return cls(outcome=load_outcome(said, thread, turn), cache_token=said.get("state"), settings=settings)
+
+
+def dump_outcome(outcome: Outcome) -> Json:
+    """An outcome as JSON; null where there is nothing to say."""
+    return _DUMPS[type(outcome)](outcome)
+
+
+_DUMPS: Mapping[type[Any], Callable[[Any], Json]] = {
+    Granted: lambda outcome: {
+        "granted": outcome.length,
+        **({"cancelled": list(outcome.cancelled)} if outcome.cancelled else {}),
+    },
+    Queued: lambda outcome: {"queued": outcome.active, "cancelled": list(outcome.cancelled)},
+    Wanted: lambda _: {"wanted": True},
+    Ended: lambda outcome: {"ended": outcome.response, "next": outcome.next_id, "joined": list(outcome.joined)},
+    Cancelled: lambda outcome: {"cancelled": dict(outcome.mark.raw), "turn": outcome.turn},
+    Decided: lambda outcome: {"decided": outcome.decision.raw},
+    Attempted: lambda outcome: {"attempt": outcome.answer, "since": outcome.since},
+    GivenUp: lambda outcome: {"givenUp": True, "begun": outcome.begun},
+    Noted: lambda _: None,
+    Refused: lambda outcome: {"error": dump_error(outcome.error)},
+}
+
+
+def load_outcome(raw: Json, thread: AgentThread, turn: str | None = None) -> Outcome:
+    """Read an outcome; what this version does not know says nothing to it, and is `Noted`.
+
+    Args:
+        raw: The outcome as JSON.
+        thread: Whose it is.
+        turn: What the thread was told of.
+    """
+    said = object_in(raw)
+    if "error" in said:
+        return Refused(error_in(said["error"], thread, turn))
+    if "granted" in said:
+        return Granted(said["granted"], tuple(said.get("cancelled") or ()))
+    if "queued" in said:
+        return Queued(said["queued"], tuple(said.get("cancelled") or ()))
+    if "wanted" in said:
+        return Wanted()
+    if "ended" in said:
+        return Ended(said["ended"], said.get("next"), tuple(said.get("joined") or ()))
+    if "cancelled" in said:
+        return Cancelled(said["turn"], CancelMark.load(said["cancelled"]))
+    if "decided" in said:
+        return Decided(DecisionRecord(said["decided"]))
+    if "attempt" in said:
+        return Attempted(said["attempt"], said.get("since"))
+    return GivenUp(bool(said.get("begun"))) if said.get("givenUp") else Noted()
+
+
+def with_error_only(aborted: Ended) -> Ended:
+    """The end of a turn that failed, with no more of its response than the error.
+
+    That is all that the turn needs, and the thread may be as large as can be sent.
+    """
+    ended = object_in(aborted.response)
+    telling = [each for each in as_list(ended.get("messages") or []) if _tells_an_error(as_object(each))]
+    return attrs.evolve(aborted, response={**ended, "messages": telling}) if telling else aborted
+
+
+def _tells_an_error(message: Mapping[str, Json]) -> bool:
+    return any(as_object(content).get("$type") == "error" for content in as_list(message.get("contents") or []))
+
+
+# --- What a thread is told through an orchestration ---------------------------------------------------------------
+
+
+@attrs.frozen
+class Telling:
+    """The input of the orchestration by which clients and steps tell a thread something, and hear what it says."""
+
+    thread_id: str
+    operation: str
+    input: Json
+
+    @classmethod
+    def of(cls, thread: AgentThread, message: Message) -> Telling:
+        """Tell this thread this."""
+        return cls(thread.thread_id, message.operation, message.dump())
+
+    def dump(self) -> dict[str, Json]:
+        """The input as JSON."""
+        return {"thread": self.thread_id, "operation": self.operation, "input": self.input}
+
+    @classmethod
+    def load(cls, raw: Json) -> Telling:
+        """Read the input. Anybody can start such an orchestration.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        sent = as_object(raw)
+        return cls(as_text(sent.get("thread")), as_text(sent.get("operation")), sent.get("input"))

@@ -1,0 +1,108 @@
+"""The entity that holds the threads of an agent: it lets the rules decide, and stores what they say."""
+
+from __future__ import annotations
+
+import functools
+from datetime import datetime, timezone
+
+import attrs
+from durabletask.entities import EntityContext
+
+from dafx_actors._json import peer as _peer_forms
+from dafx_actors._json.operations import Begin, Ended, Granted, Queued, Refused, Reply, with_error_only
+from dafx_actors._json.requests import load_request
+from dafx_actors._json.steps import Settings, TurnInput
+from dafx_actors._rules import operations as _operations
+from dafx_actors._rules import state as _state
+from dafx_actors._rules import thread as _thread
+from dafx_actors._turns.host import Host
+from dafx_actors._turns.recent import RecentDocuments, begin_token
+from dafx_actors._turns.whole import WholeTurn
+from dafx_actors.agents import AgentDefinition
+from dafx_actors.errors import DafxError, ThreadBusy
+from dafx_actors.ids import AgentThread, turn_name
+from dafx_actors.transcript import Json
+
+
+def settings_of(definition: AgentDefinition) -> Settings:
+    """What a turn keeps of an agent's declaration."""
+    return Settings(limits=definition.limits, retry=definition.retry)
+
+
+@attrs.frozen
+class ThreadEntity:
+    """The threads of one agent on a worker."""
+
+    definition: AgentDefinition
+    host: Host
+    recent: RecentDocuments
+    whole: WholeTurn
+
+    def operate(self, context: EntityContext, raw: Json) -> Json:
+        """One operation of a thread. Refusals are values: durabletask keeps only a text of what is raised."""
+        thread = AgentThread(self.definition.name, context.entity_id.key)
+        try:
+            if (rule := _operations.OPERATIONS.get(context.operation)) is not None:
+                return self._change(context, thread, raw, rule).dump()
+            if context.operation == "run":
+                return self._run(context, thread, raw)
+        except DafxError as error:
+            if context.operation == "run" and _peer_forms.sent_by_peer(raw):
+                raise  # the peer's caller knows no errors as values: its task is to fail
+            return Reply(outcome=Refused(error)).dump()
+        if context.operation == "delete":
+            context.set_state(None)
+            return None
+        known = ", ".join([*_operations.OPERATIONS, "run", "delete"])
+        raise ValueError(f"threads have no operation {context.operation!r}; they have {known}")
+
+    def _change(self, context: EntityContext, thread: AgentThread, raw: Json, rule: _operations.Rule) -> Reply:
+        state = _state.load(context.get_state())
+        told = _operations.Told(thread=thread, raw=raw, now=datetime.now(timezone.utc), definition=self.definition)
+        changed, outcome = rule(state, told)
+        begins, token = context.operation == Begin.operation, None
+        if changed is not state:
+            document = _state.dump(changed)
+            context.set_state(document)
+            if isinstance(outcome, Granted):
+                known = begin_token(thread, told.turn) if begins else None
+                token = self.recent.keep(document, changed.length, known)
+        if begins and not isinstance(outcome, Granted):
+            self.recent.keep(None, 0, begin_token(thread, told.turn))
+        if context.operation == "abort" and isinstance(outcome, Ended):
+            outcome = with_error_only(outcome)
+        settings = settings_of(self.definition) if begins else None
+        return Reply(outcome=outcome, cache_token=token, settings=settings)
+
+    def _run(self, context: EntityContext, thread: AgentThread, raw: Json) -> Json:
+        """A whole turn in one operation, for `durability="turn"` and for the peer's callers, which send this.
+
+        A request that nobody waits for, a signal, starts the turn's orchestration instead. While another turn is active
+        this one fails at once: the operation cannot wait for it without stopping the thread. The peer's callers get
+        the form that they read, in which a turn's error is one of its contents.
+        """
+        request, by_peer = load_request(raw), _peer_forms.sent_by_peer(raw)
+        if not _peer_forms.waits_for_answer(raw):
+            sent = TurnInput(thread_id=thread.thread_id, request=request).dump()
+            context.schedule_new_orchestration(turn_name(thread.agent), sent, request.correlation_id)
+            return None
+        before = _state.load(context.get_state())
+        state, outcome = _thread.begin(before, thread, request, datetime.now(timezone.utc))
+        if isinstance(outcome, Queued):
+            busy = ThreadBusy(thread.agent, thread.thread_id, outcome.active)
+            if not (by_peer and request.orchestration_id == request.correlation_id):
+                raise busy
+            # Handed over by a client of ours, which reads the thread.
+            now = datetime.now(timezone.utc)
+            state, _ = _thread.abort(state, thread, request.correlation_id, busy, now, request=request)
+            context.set_state(_state.dump(state))
+            return None
+        if isinstance(outcome, Granted):
+            taken = functools.partial(self.whole.take, thread, request, state, raw)
+            state, outcome = self.host.run_step(taken)
+        if state is not before:
+            context.set_state(_state.dump(state))
+        if isinstance(outcome, Refused):
+            raise outcome.error
+        assert isinstance(outcome, Ended), "a whole turn ends, or is refused"
+        return _peer_forms.dump_agent_response(outcome.response) if by_peer else outcome.response
