@@ -365,7 +365,7 @@ class _Running:
     @property
     def has_waiting_clients(self) -> bool:
         """Whether a client waits for the end of something."""
-        return any(hub.waiting_clients for hub in self.scheduler.engine.hubs.values())
+        return any(hub.waiters for hub in self.scheduler.engine.hubs.values())
 
     @property
     def _is_connected(self) -> bool:

@@ -146,7 +146,7 @@ async def run_scheduler(port: int, db: Path) -> None:
                 **resources_of(os.getpid()),
                 "work": hub.delivery.held(),
                 "tasks": len(asyncio.all_tasks()),
-                "waiting": hub.waiting_clients,
+                "waiting": len(hub.waiters),
                 "turn": turns.longest,
             }
             print(json.dumps(held), flush=True)

@@ -557,7 +557,7 @@ async def test_who_waits_is_told_by_what_is_read_again(bench: Bench) -> None:
     """Here the last change of an ended orchestration comes to nothing, so that no commit tells of its end."""
     hub = bench.scheduler.engine.hub("default")
     waiting = asyncio.create_task(bench.end_of("first"))
-    while not hub.waiting_clients:
+    while not hub.waiters:
         await anyio.lowlevel.checkpoint()
     with hub.changing() as changes:
         it = hub.orchestrations.create(changes, "first", Start(name="any"))

@@ -483,7 +483,7 @@ async def test_waiting_for_what_does_not_exist_yet(bench: Bench) -> None:
         await bench.client.schedule_new_orchestration(one, input=1, instance_id="soon")
     with pytest.raises(TimeoutError):
         await bench.client.wait_for_orchestration_completion("never", timeout=0.05)
-    while bench.scheduler.engine.hub("default").waiting_clients:
+    while bench.scheduler.engine.hub("default").waiters:
         await anyio.lowlevel.checkpoint()  # The scheduler hears a moment later that the client has gone.
 
 

@@ -17,7 +17,8 @@ from dafx_actors.scheduler._ground.proto import Status
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
-    from dafx_actors.scheduler._hub.hub import TaskHub
+    from dafx_actors.scheduler._hub.ground import Changing, Ground
+    from dafx_actors.scheduler._hub.orchestrations import Orchestrations
 
 logger = logging.getLogger("dafx_actors.scheduler._endings")
 
@@ -31,8 +32,10 @@ ON_PAGE = 1_000
 class Endings:
     """The terminated orchestrations of a task hub whose descendants are being ended."""
 
-    def __init__(self, hub: TaskHub) -> None:
-        self._hub = hub
+    def __init__(self, ground: Ground, orchestrations: Orchestrations, changing: Changing) -> None:
+        self._ground = ground
+        self._orchestrations = orchestrations
+        self._changing = changing
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """By the row of the orchestration that was terminated."""
 
@@ -63,7 +66,7 @@ class Endings:
 
     def resume(self) -> None:
         """Go on with what is marked on disk."""
-        for row, output in self._hub.store.endings(self._hub.id):
+        for row, output in self._ground.store.endings(self._ground.hub):
             self.begin(row, output)
 
     async def stop(self) -> None:
@@ -81,7 +84,7 @@ class Endings:
                 looks += 1
                 if looks % PIECE == 0:
                     await asyncio.sleep(0)
-            with self._hub.changing() as changes:
+            with self._changing() as changes:
                 tables.delete_ending(changes, root)
             await changes.committed()
         except SchedulerError as error:
@@ -96,17 +99,17 @@ class Endings:
         """
         below: list[int] = []
         after = 0
-        while page := self._hub.store.unfinished_children(parent, after, Status.TERMINATED, ON_PAGE):
+        while page := self._ground.store.unfinished_children(parent, after, Status.TERMINATED, ON_PAGE):
             after = page[-1][0]
             below += [row for row, _ in page]
             live = [row for row, has_ended in page if not has_ended]
             for start in range(0, len(live), PIECE):
-                with self._hub.changing() as changes:
+                with self._changing() as changes:
                     changes.heavy = True
                     for row in live[start : start + PIECE]:
-                        child = self._hub.orchestrations.find_by_id(row)
+                        child = self._orchestrations.find_by_id(row)
                         if child is not None:
-                            self._hub.orchestrations.terminate(changes, child, output, recurse=False)
+                            self._orchestrations.terminate(changes, child, output, recurse=False)
                 await asyncio.sleep(0)
-            await self._hub.store.committer.reached(self._hub.store.committer.seq)
+            await self._ground.store.committer.reached(self._ground.store.committer.seq)
         return below

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 from dafx_actors.scheduler._ground import events as _events
 from dafx_actors.scheduler._ground.proto import LARGE, entity_item, pb, text
 from dafx_actors.scheduler._ground.records import Entity, Lock, LockRequest, Operation
+from dafx_actors.scheduler._hub.effects import Answer, Emit
 from dafx_actors.scheduler._hub.idle import Evicted, IdleCache
 from dafx_actors.scheduler._rules import batches as _batches
 from dafx_actors.scheduler._rules.filters import Lane
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dafx_actors.scheduler._ground.records import Orchestration
     from dafx_actors.scheduler._hub.delivery import Rendered
-    from dafx_actors.scheduler._hub.hub import TaskHub
+    from dafx_actors.scheduler._hub.ground import Ground
     from dafx_actors.scheduler._rules.batches import BatchVerdict
     from dafx_actors.scheduler._rules.turns import ReleaseLock, RequestLock, TellEntity
     from dafx_actors.scheduler.storage.committer import Changes
@@ -36,8 +39,15 @@ _RECORD_WEIGHT = 500
 class Entities:
     """Every method that takes `changes` adds to them, and is carried out in memory at once."""
 
-    def __init__(self, hub: TaskHub) -> None:
-        self._hub = hub
+    def __init__(self, ground: Ground, emit: Emit) -> None:
+        """Know none yet.
+
+        Args:
+            ground: of the task hub.
+            emit: carries out what concerns others.
+        """
+        self._ground = ground
+        self._emit = emit
         self._by_name: dict[str, Entity] = {}
         self._requests: dict[int, LockRequest] = {}
         """Who waits for locks, in order."""
@@ -51,7 +61,7 @@ class Entities:
         """What is known of an entity, be it that it has no state."""
         found = self._by_name.get(entity_id)
         if found is None:
-            found = self._hub.store.entity(self._hub.id, entity_id)
+            found = self._ground.store.entity(self._ground.hub, entity_id)
             if found is not None:
                 found = self._by_name[entity_id] = self._evicted.same(found.id, found)
                 if found.lock is not None:
@@ -63,7 +73,7 @@ class Entities:
     def _find_or_make(self, entity_id: str) -> Entity:
         found = self.find(entity_id)
         if found is None:
-            found = Entity(id=self._hub.ids.row(), entity_id=entity_id, modified=self._hub.clock.now())
+            found = Entity(id=self._ground.ids.row(), entity_id=entity_id, modified=self._ground.clock.now())
             self._by_name[entity_id] = found
         return found
 
@@ -72,7 +82,7 @@ class Entities:
 
     def _evict(self, entity_id: str) -> None:
         found = self._by_name.get(entity_id)
-        if found is not None and found.idle and found.dirty <= self._hub.store.committer.committed:
+        if found is not None and found.idle and found.dirty <= self._ground.store.committer.committed:
             del self._by_name[entity_id]
             if not found.empty:
                 self._evicted.add(found.id, found)
@@ -112,12 +122,12 @@ class Entities:
         if not entity.queued and _batches.runnable(entity):
             entity.queued = True
             self._idle.take(entity.entity_id)
-            self._hub.delivery.offer(entity, Lane(kind="entity", name=_batches.name_of(entity.entity_id)))
+            self._ground.delivery.offer(entity, Lane(kind="entity", name=_batches.name_of(entity.entity_id)))
 
     def _write(self, changes: Changes, entity: Entity) -> None:
         """Keep its row as it is now, or remove it if nothing is left to remember."""
         if not entity.empty:
-            tables.write_entity(changes, self._hub.id, entity)
+            tables.write_entity(changes, self._ground.hub, entity)
             entity.stored = True
         elif entity.stored:
             tables.delete_entity(changes, entity.id)
@@ -137,17 +147,17 @@ class Entities:
 
     def tell_at(self, changes: Changes, entity_id: str, operation: Operation, due: int | None) -> None:
         """The same, at a time; now, if that has passed."""
-        if due is None or due <= self._hub.clock.now():
+        if due is None or due <= self._ground.clock.now():
             self.tell(changes, entity_id, operation)
             return
         timer = operation.id
-        tables.insert_delayed_operation(changes, timer, self._hub.id, due, entity_id, operation)
-        changes.then(lambda: self._hub.add_timer(due, timer, tables.TIMER_TELLS, None, None))
+        tables.insert_delayed_operation(changes, timer, self._ground.hub, due, entity_id, operation)
+        changes.then(lambda: self._ground.add_timer(due, timer, tables.TIMER_TELLS, None, None))
 
     def told_by(self, changes: Changes, it: Orchestration, effect: TellEntity) -> None:
         """An orchestration calls or signals an entity."""
         operation = Operation(
-            id=self._hub.ids.row(),
+            id=self._ground.ids.row(),
             event=effect.event,
             request_id=effect.request_id,
             caller=it.id if effect.called else None,
@@ -159,8 +169,8 @@ class Entities:
             self.tell_at(changes, effect.entity_id, operation, effect.due)
         elif effect.called:
             failure = pb.TaskFailureDetails(errorType="InvalidEntityId", errorMessage=problem, isNonRetriable=True)
-            event = _events.operation_failed(self._hub.clock.now(), effect.request_id, failure)
-            self._hub.orchestrations.tell(changes, it, "answer", event)
+            event = _events.operation_failed(self._ground.clock.now(), effect.request_id, failure)
+            self._emit(changes, Answer(it.id, it.execution_id, event))
         else:
             logger.warning("A signal of %s was dropped: %s", it.instance_id, problem)
 
@@ -187,7 +197,7 @@ class Entities:
 
     def judge(self, entity: Entity, result: pb.EntityBatchResult) -> BatchVerdict:
         """What a worker's answer for its batch changes; reads what does not change while that is out."""
-        now = max(self._hub.clock.now(), entity.modified)
+        now = max(self._ground.clock.now(), entity.modified)
         return _batches.settle(entity.batch, result, now, lambda: str(uuid.uuid4()))
 
     def settled(
@@ -198,7 +208,7 @@ class Entities:
         verdict: BatchVerdict | None = None,
     ) -> None:
         """A worker has answered for its batch; `verdict` is what was made of that before, on a thread."""
-        now = max(self._hub.clock.now(), entity.modified)
+        now = max(self._ground.clock.now(), entity.modified)
         verdict = verdict or self.judge(entity, result)
         entity.lease, entity.batch = None, ()
         done = {operation.id for operation in verdict.done}
@@ -213,12 +223,12 @@ class Entities:
             operation = answer.operation
             assert operation.caller is not None, "only calls are answered"
             assert operation.caller_execution is not None, "every call names its execution"
-            self._hub.orchestrations.answer(changes, operation.caller, operation.caller_execution, answer.event)
+            self._emit(changes, Answer(operation.caller, operation.caller_execution, answer.event))
         for effect in verdict.effects:
             if isinstance(effect, _batches.Signal):
                 self._signal(changes, effect)
             else:
-                self._start(changes, effect)
+                self._emit(changes, effect)
         self._write(changes, entity)
         self._grant(changes)
 
@@ -234,19 +244,15 @@ class Entities:
         if problem is not None:
             logger.warning("A signal of an entity was dropped: %s", problem)
             return
-        operation = Operation(id=self._hub.ids.row(), event=signal.event, request_id=signal.request_id)
+        operation = Operation(id=self._ground.ids.row(), event=signal.event, request_id=signal.request_id)
         self.tell_at(changes, signal.entity_id, operation, signal.due)
-
-    def _start(self, changes: Changes, effect: _batches.StartOrchestration) -> None:
-        if self._hub.orchestrations.find(effect.instance_id) is None:
-            self._hub.orchestrations.create(changes, effect.instance_id, effect.start)
 
     # --- locks ---------------------------------------------------------------------------------------------------
 
     def request_lock(self, changes: Changes, it: Orchestration, effect: RequestLock) -> None:
         """An orchestration asks to hold several entities."""
         request = LockRequest(
-            id=self._hub.ids.row(),
+            id=self._ground.ids.row(),
             section=effect.section,
             holder=it.id,
             holder_instance=it.instance_id,
@@ -254,35 +260,34 @@ class Entities:
             entities=effect.entities,
         )
         self._requests[request.id] = request
-        tables.insert_lock_request(changes, self._hub.id, request)
+        tables.insert_lock_request(changes, self._ground.hub, request)
         self._grant(changes)
 
-    def release_lock(self, changes: Changes, it: Orchestration, effect: ReleaseLock) -> None:
+    def release_lock(self, changes: Changes, effect: ReleaseLock) -> None:
         """The holder of an entity lets it go."""
         entity = self.find(effect.entity_id)
         if entity is not None and entity.lock is not None and entity.lock.section == effect.section:
             self._release(changes, entity)
             self._grant(changes)
 
-    def release_locks_of(self, changes: Changes, it: Orchestration) -> None:
-        """An orchestration is over: it holds nothing and waits for nothing."""
+    def release_locks_of(self, changes: Changes, orchestration: int) -> None:
+        """The orchestration of this row is over: it holds nothing and waits for nothing."""
         if not self._requests and not self._locked:
             return
-        for request in [request for request in self._requests.values() if request.holder == it.id]:
+        for request in [request for request in self._requests.values() if request.holder == orchestration]:
             del self._requests[request.id]
             tables.delete_lock_request(changes, request.id)
         for entity in list(self._locked.values()):
-            if entity.lock is not None and entity.lock.holder == it.id:
+            if entity.lock is not None and entity.lock.holder == orchestration:
                 self._release(changes, entity)
         self._grant(changes)
 
-    def release_orphaned_locks(self, changes: Changes) -> int:
-        """Let go of entities whose holder is not there or has ended. Returns how many."""
+    def release_orphaned_locks(self, changes: Changes, is_live: Callable[[int], bool]) -> int:
+        """Let go of entities whose holder is not there or has ended, as `is_live` says of its row. Returns how many."""
         released = 0
         for entity in list(self._locked.values()):
             assert entity.lock is not None, "it is locked"
-            holder = self._hub.orchestrations.find_by_id(entity.lock.holder)
-            if holder is None or holder.ended:
+            if not is_live(entity.lock.holder):
                 self._release(changes, entity)
                 released += 1
         if released:
@@ -308,8 +313,8 @@ class Entities:
                 )
                 self._locked[entity_id] = entity
                 self._write(changes, entity)
-            event = _events.lock_granted(self._hub.clock.now(), request.section)
-            self._hub.orchestrations.answer(changes, request.holder, request.holder_execution, event)
+            event = _events.lock_granted(self._ground.clock.now(), request.section)
+            self._emit(changes, Answer(request.holder, request.holder_execution, event))
 
 
 def _weight(entity: Entity) -> int:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import attrs
+from typing_extensions import assert_never
 
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerError, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler._ground import events as _events
@@ -23,14 +24,17 @@ from dafx_actors.scheduler._ground.clock import SECOND
 from dafx_actors.scheduler._ground.proto import LARGE, Status, activity_item, pb
 from dafx_actors.scheduler._ground.records import Activity, Entity, Operation, Orchestration
 from dafx_actors.scheduler._hub.delivery import Delivery
+from dafx_actors.scheduler._hub.effects import Answer, EndBelow, ForEntities, ReleaseLocksOf, Rewind
 from dafx_actors.scheduler._hub.endings import ON_PAGE, PIECE, Endings
 from dafx_actors.scheduler._hub.entities import Entities
+from dafx_actors.scheduler._hub.ground import Ground
 from dafx_actors.scheduler._hub.lately import Lately
 from dafx_actors.scheduler._hub.orchestrations import Orchestrations
 from dafx_actors.scheduler._hub.rewind import Rewinding
 from dafx_actors.scheduler._hub.unhosted import Unhosted
-from dafx_actors.scheduler._rules.batches import problem_with
-from dafx_actors.scheduler._rules.turns import InvalidAnswer
+from dafx_actors.scheduler._hub.waiters import Waiters, reached
+from dafx_actors.scheduler._rules.batches import StartOrchestration, problem_with
+from dafx_actors.scheduler._rules.turns import InvalidAnswer, ReleaseLock, RequestLock, TellEntity
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._ground.ids import Ids
     from dafx_actors.scheduler._ground.records import WorkKind
     from dafx_actors.scheduler._hub.delivery import Rendered
+    from dafx_actors.scheduler._hub.effects import Effect
     from dafx_actors.scheduler._hub.timers import Timer, Timers
     from dafx_actors.scheduler._rules.dispatch import Work, Worker
     from dafx_actors.scheduler.storage.committer import Changes
@@ -70,13 +75,6 @@ class Refused(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
-
-
-@attrs.define(eq=False)
-class _Waiter:
-    ended: bool
-    """Waits for the end, else for the start."""
-    done: asyncio.Future[Orchestration]
 
 
 class TaskHub:
@@ -111,16 +109,17 @@ class TaskHub:
         self.clock = clock
         self.timers = timers
         self._stored = stored
-        self.entities = Entities(self)
-        self.orchestrations = Orchestrations(self)
-        self.rewinding = Rewinding(self)
-        self.endings = Endings(self)
         self.delivery = Delivery(clock, store.ids, self._render)
-        self.lately = Lately(self)
-        self.unhosted = Unhosted(self)
+        self.waiters = Waiters()
+        ground = Ground(row, store, clock, timers, self.delivery)
+        self.entities = Entities(ground, self._emit)
+        self.orchestrations = Orchestrations(ground, self._emit, self.waiters.notify)
+        self.rewinding = Rewinding(ground, self.orchestrations)
+        self.endings = Endings(ground, self.orchestrations, self.changing)
+        self.lately = Lately(ground, self.changing)
+        self.unhosted = Unhosted(ground, name)
         self.loaded = 0
         """How often it was read from the store: what was in memory before that stands for nothing."""
-        self._waiters: dict[str, list[_Waiter]] = {}
         self._signals: set[str] = set()
         """Request ids of signals that are not on disk yet."""
 
@@ -166,9 +165,9 @@ class TaskHub:
     def _doubt(self, error: Exception) -> None:
         """What is in memory cannot be trusted: read all from the store, once what others decided is there."""
         logger.error("A request failed half-way; the task hub %s is read again", self.name, exc_info=error)
-        waiters, self._waiters = self._waiters, {}  # Nobody is told of what is in memory now.
+        self.waiters.silence(True)
         self.store.committer.finish_now()
-        self._waiters = waiters
+        self.waiters.silence(False)
         self.reload()
 
     def existing(self, instance_id: str) -> Orchestration:
@@ -200,9 +199,9 @@ class TaskHub:
         try:
             self._stored = self.store.hub_is_stored(self.id)
             self.load()
-            for it in [self.orchestrations.find(instance_id) for instance_id in self._waiters]:
+            for it in [self.orchestrations.find(instance_id) for instance_id in self.waiters.instance_ids]:
                 if it is not None:
-                    self.notify(it)
+                    self.waiters.notify(it)
         except _UNREADABLE as error:
             self.store.give_up(error)
 
@@ -225,50 +224,55 @@ class TaskHub:
                 self.entities.offer(entity)
         self.endings.resume()
 
-    # --- waiting clients -----------------------------------------------------------------------------------------
-
     async def wait(self, instance_id: str, *, ended: bool) -> Orchestration:
         """Wait until an orchestration has started, or ended; it need not exist yet."""
         it = self.orchestrations.find(instance_id)
-        if it is not None and it.dirty <= self.store.committer.committed and _reached(it, ended=ended):
+        if it is not None and it.dirty <= self.store.committer.committed and reached(it, ended=ended):
             return it
-        waiter = _Waiter(ended, asyncio.get_running_loop().create_future())
-        self._waiters.setdefault(instance_id, []).append(waiter)
-        try:
-            return await waiter.done
-        finally:
-            others = self._waiters.get(instance_id)
-            if others is not None and waiter in others:
-                others.remove(waiter)
-                if not others:
-                    del self._waiters[instance_id]
+        return await self.waiters.wait(instance_id, ended=ended)
 
-    def notify(self, it: Orchestration) -> None:
-        """Its status is on disk: tell those who waited for that."""
-        waiters = self._waiters.get(it.instance_id)
-        if waiters is None or it.gone:
-            return
-        for waiter in waiters:
-            if _reached(it, ended=waiter.ended) and not waiter.done.done():
-                waiter.done.set_result(it)
+    # --- effects -------------------------------------------------------------------------------------------------
 
-    def stop(self, error: Exception) -> None:
-        """Let nobody wait any longer."""
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                if not waiter.done.done():
-                    waiter.done.set_exception(error)
+    def _emit(self, changes: Changes, effect: Effect) -> None:
+        """Carry out what one part of the hub asks of another."""
+        match effect:
+            case Answer(row, execution_id, event):
+                self.orchestrations.answer(changes, row, execution_id, event)
+            case StartOrchestration():
+                if self.orchestrations.find(effect.instance_id) is None:
+                    self.orchestrations.create(changes, effect.instance_id, effect.start)
+            case ForEntities(it, asked):
+                self._tell_entities(changes, it, asked)
+            case ReleaseLocksOf(row):
+                self.entities.release_locks_of(changes, row)
+            case Rewind(it, how):
+                self.rewinding.rewound(changes, it, how)
+            case EndBelow(row, output):
+                changes.then(lambda: self.endings.begin(row, output))
+            case _:  # mypy and pyright know that there is no other
+                assert_never(effect)
 
-    @property
-    def waiting_clients(self) -> int:
-        """How many wait for an orchestration."""
-        return sum(map(len, self._waiters.values()))
+    def _tell_entities(
+        self, changes: Changes, it: Orchestration, asked: TellEntity | RequestLock | ReleaseLock
+    ) -> None:
+        match asked:
+            case TellEntity():
+                self.entities.told_by(changes, it, asked)
+            case RequestLock():
+                self.entities.request_lock(changes, it, asked)
+            case ReleaseLock():
+                self.entities.release_lock(changes, asked)
+
+    def release_orphaned_locks(self, changes: Changes) -> int:
+        """Let go of entities whose holder is not there or has ended. Returns how many."""
+
+        def is_live(row: int) -> bool:
+            holder = self.orchestrations.find_by_id(row)
+            return holder is not None and not holder.ended
+
+        return self.entities.release_orphaned_locks(changes, is_live)
 
     # --- timers --------------------------------------------------------------------------------------------------
-
-    def add_timer(self, due: int, timer: int, kind: int, orchestration: int | None, event: bytes | None) -> None:
-        """Have `fire` called when it is due."""
-        self.timers.add((due, timer, self.id, kind, orchestration, event))
 
     def fire(self, changes: Changes, timer: Timer) -> None:
         """A timer is due. One whose purpose cannot be read stays on disk, for when somebody has repaired that."""
@@ -428,10 +432,6 @@ def _uncollected() -> Generator[None]:
     finally:
         if was:
             gc.enable()
-
-
-def _reached(it: Orchestration, *, ended: bool) -> bool:
-    return it.ended if ended else it.status != Status.PENDING
 
 
 def _render_turn(hub: TaskHub, work: Work, token: str) -> Rendered | None:

@@ -17,7 +17,7 @@ from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
     from dafx_actors.scheduler._ground.records import WorkKind
-    from dafx_actors.scheduler._hub.hub import TaskHub
+    from dafx_actors.scheduler._hub.ground import Changing, Ground
     from dafx_actors.scheduler._rules.filters import Filters
 
 LATELY = 600 * SECOND
@@ -35,14 +35,15 @@ _Name: TypeAlias = "tuple[WorkKind, str]"
 class Lately:
     """What was hosted lately in one task hub."""
 
-    def __init__(self, hub: TaskHub) -> None:
-        self._hub = hub
+    def __init__(self, ground: Ground, changing: Changing) -> None:
+        self._ground = ground
+        self._changing = changing
         self._seen: dict[_Name, int] = {}
         """When a worker that takes the name was last known to be connected, as it is written."""
 
     def load(self) -> None:
         """Read what is written."""
-        for kind, name, at in self._hub.store.hosted_lately(self._hub.id):
+        for kind, name, at in self._ground.store.hosted_lately(self._ground.hub):
             self._seen[kind, name] = max(at, self._seen.get((kind, name), at))
 
     def note(self, filters: Filters) -> None:
@@ -51,34 +52,34 @@ class Lately:
 
     def refresh(self) -> None:
         """Write who is still there, and forget what nobody has hosted for long."""
-        connected = {name for worker in self._hub.delivery.queue.workers for name in _names(worker.filters)}
+        connected = {name for worker in self._ground.delivery.queue.workers for name in _names(worker.filters)}
         self._write(connected, older_than=_REFRESH)
-        before = self._hub.clock.now() - LATELY
+        before = self._ground.clock.now() - LATELY
         old = [name for name, at in self._seen.items() if at < before and name not in connected]
         if old:
-            with suppress(SchedulerError), self._hub.changing() as changes:
-                tables.delete_hosted(changes, self._hub.id, before)
+            with suppress(SchedulerError), self._changing() as changes:
+                tables.delete_hosted(changes, self._ground.hub, before)
                 for name in old:
                     del self._seen[name]
 
     def names(self, kind: WorkKind) -> tuple[frozenset[str], bool]:
         """Names of this kind that were hosted lately; and whether some worker took whatever comes."""
-        before = self._hub.clock.now() - LATELY
+        before = self._ground.clock.now() - LATELY
         found = {name for (of, name), at in self._seen.items() if of == kind and at >= before}
         found |= {
-            name for worker in self._hub.delivery.queue.workers for of, name in _names(worker.filters) if of == kind
+            name for worker in self._ground.delivery.queue.workers for of, name in _names(worker.filters) if of == kind
         }
         return frozenset(found - {_ANYTHING}), _ANYTHING in found
 
     def _write(self, names: set[_Name], *, older_than: int) -> None:
-        now = self._hub.clock.now()
+        now = self._ground.clock.now()
         due = sorted(name for name in names if not 0 <= now - self._seen.get(name, 0) < older_than)
         if not due:
             return
         # Nothing waits for it: while nothing can be written, workers come and go all the same.
-        with suppress(SchedulerError), self._hub.changing() as changes:
+        with suppress(SchedulerError), self._changing() as changes:
             for kind, name in due:
-                tables.write_hosted(changes, self._hub.id, kind, name, now)
+                tables.write_hosted(changes, self._ground.hub, kind, name, now)
             self._seen.update(dict.fromkeys(due, now))
 
 

@@ -14,6 +14,7 @@ from dafx_actors.scheduler._ground import events as _events
 from dafx_actors.scheduler._ground.pacing import Pace
 from dafx_actors.scheduler._ground.proto import LARGE, Status, frame_past, orchestrator_item, pb, serialize, stamp
 from dafx_actors.scheduler._ground.records import Activity, History, Message, Orchestration, Parent
+from dafx_actors.scheduler._hub.effects import Emit, EndBelow, ForEntities, ReleaseLocksOf, Rewind
 from dafx_actors.scheduler._hub.idle import Evicted, IdleCache
 from dafx_actors.scheduler._rules import turns as _turns
 from dafx_actors.scheduler._rules.filters import Lane
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from dafx_actors.scheduler._ground.records import MessageKind, Start
     from dafx_actors.scheduler._hub.delivery import Rendered
-    from dafx_actors.scheduler._hub.hub import TaskHub
+    from dafx_actors.scheduler._hub.ground import Ground
     from dafx_actors.scheduler.storage.committer import Changes
 
 _MOST_IDLE = 2_000
@@ -36,8 +37,17 @@ _RECORD_WEIGHT = 1_000
 class Orchestrations:
     """Every method that takes `changes` adds to them, and is carried out in memory at once."""
 
-    def __init__(self, hub: TaskHub) -> None:
-        self._hub = hub
+    def __init__(self, ground: Ground, emit: Emit, notify: Callable[[Orchestration], None]) -> None:
+        """Know none yet.
+
+        Args:
+            ground: of the task hub.
+            emit: carries out what concerns others.
+            notify: called when the status of one is on disk.
+        """
+        self._ground = ground
+        self._emit = emit
+        self._notify = notify
         self._by_name: dict[str, Orchestration] = {}
         self._by_id: dict[int, Orchestration] = {}
         self._idle: IdleCache[int] = IdleCache(self._evict, most=_MOST_IDLE, heaviest=_HEAVIEST_IDLE)
@@ -50,9 +60,9 @@ class Orchestrations:
             _turns.StartChild: self._start_child,
             _turns.SendEvent: self._send_event,
             _turns.Terminate: self._terminate_other,
-            _turns.TellEntity: hub.entities.told_by,
-            _turns.RequestLock: hub.entities.request_lock,
-            _turns.ReleaseLock: hub.entities.release_lock,
+            _turns.TellEntity: self._for_entities,
+            _turns.RequestLock: self._for_entities,
+            _turns.ReleaseLock: self._for_entities,
         }
 
     # --- finding -------------------------------------------------------------------------------------------------
@@ -61,14 +71,14 @@ class Orchestrations:
         """The instance of this id, if there is one."""
         found = self._by_name.get(instance_id)
         if found is None:
-            found = self._remember(self._hub.store.orchestration(self._hub.id, instance_id))
+            found = self._remember(self._ground.store.orchestration(self._ground.hub, instance_id))
         return None if found is None or found.gone else found
 
     def find_by_id(self, row: int) -> Orchestration | None:
         """The instance with this row, if it is still there."""
         found = self._by_id.get(row)
         if found is None:
-            found = self._remember(self._hub.store.orchestration_by_id(row))
+            found = self._remember(self._ground.store.orchestration_by_id(row))
         return None if found is None or found.gone else found
 
     def _remember(self, found: Orchestration | None) -> Orchestration | None:
@@ -91,7 +101,7 @@ class Orchestrations:
 
     def _evict(self, row: int) -> None:
         found = self._by_id.get(row)
-        if found is None or not found.idle or found.dirty > self._hub.store.committer.committed:
+        if found is None or not found.idle or found.dirty > self._ground.store.committer.committed:
             return
         del self._by_id[row]
         if self._by_name.get(found.instance_id) is found:
@@ -129,7 +139,7 @@ class Orchestrations:
     def _committed(self, it: Orchestration, seq: int) -> None:
         if it.dirty == seq:
             # Else a later change is not on disk yet, and nobody may be told of it.
-            self._hub.notify(it)
+            self._notify(it)
         if it.dirty > seq or not it.idle:
             return
         if it.gone or it.ended:
@@ -143,7 +153,7 @@ class Orchestrations:
             if it.id in self._resting and it.pace.rest(time.monotonic()) <= 0:
                 self._rested(it)
             return
-        if not _turns.ready(it, self._hub.clock.now()):
+        if not _turns.ready(it, self._ground.clock.now()):
             return
         it.queued = True
         self._idle.take(it.id)
@@ -164,7 +174,7 @@ class Orchestrations:
             timer.cancel()
 
     def _deliver(self, it: Orchestration) -> None:
-        self._hub.delivery.offer(it, Lane(kind="orchestration", name=it.name, version=it.version or ""))
+        self._ground.delivery.offer(it, Lane(kind="orchestration", name=it.name, version=it.version or ""))
 
     @property
     def resting(self) -> list[str]:
@@ -175,12 +185,12 @@ class Orchestrations:
 
     def create(self, changes: Changes, instance_id: str, start: Start, parent: Parent | None = None) -> Orchestration:
         """A new instance; whatever had its id must have been deleted."""
-        now = self._hub.clock.now()
+        now = self._ground.clock.now()
         scheduled = start.scheduled if start.scheduled is not None and start.scheduled > now else None
         it = Orchestration(
-            id=self._hub.ids.row(),
+            id=self._ground.ids.row(),
             instance_id=instance_id,
-            execution_id=self._hub.ids.execution(),
+            execution_id=self._ground.ids.execution(),
             name=start.name,
             version=start.version,
             status=Status.PENDING,
@@ -192,12 +202,12 @@ class Orchestrations:
             history=History(),
         )
         self._by_name[instance_id] = self._by_id[it.id] = it
-        tables.insert_orchestration(changes, self._hub.id, it)
+        tables.insert_orchestration(changes, self._ground.hub, it)
         if scheduled is not None:
-            timer = self._hub.ids.row()
+            timer = self._ground.ids.row()
             it.timers.add(timer)
-            tables.insert_scheduled_start(changes, timer, self._hub.id, scheduled, it.id)
-            changes.then(lambda: self._hub.add_timer(scheduled, timer, tables.TIMER_STARTS, it.id, None))
+            tables.insert_scheduled_start(changes, timer, self._ground.hub, scheduled, it.id)
+            changes.then(lambda: self._ground.add_timer(scheduled, timer, tables.TIMER_STARTS, it.id, None))
         self.touch(changes, it)
         return it
 
@@ -205,7 +215,7 @@ class Orchestrations:
         """Put a message into its inbox; one that has ended accepts nothing."""
         if it.ended or it.gone:
             return
-        message = Message(self._hub.ids.row(), kind, event)
+        message = Message(self._ground.ids.row(), kind, event)
         it.inbox.append(message)
         tables.insert_message(changes, it.id, message)
         self.touch(changes, it)
@@ -218,7 +228,7 @@ class Orchestrations:
 
     def fire(self, changes: Changes, it: Orchestration, event: bytes) -> None:
         """One of its timers is due."""
-        self.tell(changes, it, "answer", stamp(event, self._hub.clock.now()))
+        self.tell(changes, it, "answer", stamp(event, self._ground.clock.now()))
 
     def may_start(self, changes: Changes, it: Orchestration) -> None:
         """The time that it was scheduled for has come."""
@@ -229,12 +239,12 @@ class Orchestrations:
     def suspend(self, changes: Changes, it: Orchestration, reason: str | None) -> None:
         """Suspend it once it was told so; nothing, if it is or will be."""
         if not _turns.suspended(it.status, it.inbox):
-            self.tell(changes, it, "suspend", _events.execution_suspended(self._hub.clock.now(), reason))
+            self.tell(changes, it, "suspend", _events.execution_suspended(self._ground.clock.now(), reason))
 
     def resume(self, changes: Changes, it: Orchestration, reason: str | None) -> None:
         """Resume it. A worker fails an orchestration that is resumed without having been suspended."""
         if _turns.suspended(it.status, it.inbox):
-            self.tell(changes, it, "resume", _events.execution_resumed(self._hub.clock.now(), reason))
+            self.tell(changes, it, "resume", _events.execution_resumed(self._ground.clock.now(), reason))
 
     def terminate(self, changes: Changes, it: Orchestration, output: str | None, *, recurse: bool) -> None:
         """End it here and now: also if it is suspended, or no worker takes it, or the one that has it hangs.
@@ -242,27 +252,27 @@ class Orchestrations:
         With `recurse`, all below it ends soon after; see `Endings`. To ask again, after a lost answer, is fine.
         """
         if recurse and it.status in {*Status.LIVE, Status.TERMINATED} and self._may_have_children(it):
-            tables.insert_ending(changes, self._hub.id, it.id, output)
+            tables.insert_ending(changes, self._ground.hub, it.id, output)
             self.touch(changes, it)
-            changes.then(lambda: self._hub.endings.begin(it.id, output))
+            self._emit(changes, EndBelow(it.id, output))
         if it.ended:
             return
-        at = max(self._hub.clock.now(), it.updated)
+        at = max(self._ground.clock.now(), it.updated)
         events = [_events.execution_terminated(at, output, recurse)]
-        if not self._hub.store.has_history(it):
-            self._hub.store.load_payload(it)
+        if not self._ground.store.has_history(it):
+            self._ground.store.load_payload(it)
             events = [*_turns.first_events(it, at), *events]
         self._append(changes, it, frame_past(events))
         self.finish(changes, it, _turns.Ended(status=Status.TERMINATED, output=output, failure=None), at)
 
     def _may_have_children(self, it: Orchestration) -> bool:
         # A child is written together with the answer that asked for it.
-        store = self._hub.store
+        store = self._ground.store
         return it.dirty > store.committer.committed or store.has_children(it.id)
 
     def finish(self, changes: Changes, it: Orchestration, end: _turns.Ended, at: int) -> None:
         """The orchestration is over; drop what it waits for, and tell whoever waits for it."""
-        self._hub.store.load_payload(it)
+        self._ground.store.load_payload(it)
         event = end.event or frame_past([_events.execution_completed(at, end.status, end.output, end.failure)])
         self._append(changes, it, event)
         self._drop_work(changes, it)
@@ -271,18 +281,18 @@ class Orchestrations:
         it.scheduled = None
         tables.update_orchestration(changes, it)
         tables.update_outcome(changes, it)
-        self._hub.entities.release_locks_of(changes, it)
+        self._emit(changes, ReleaseLocksOf(it.id))
         self.touch(changes, it)
         self.report(changes, it, end.report)
 
     def fail(self, changes: Changes, it: Orchestration, failure: pb.TaskFailureDetails) -> None:
         """End it, because nobody can go on with it."""
-        at = max(self._hub.clock.now(), it.updated)
+        at = max(self._ground.clock.now(), it.updated)
         self.finish(changes, it, _turns.Ended(status=Status.FAILED, output=None, failure=serialize(failure)), at)
 
     def report(self, changes: Changes, it: Orchestration, event: bytes | None = None) -> None:
         """Tell its parent how it ended; in an `event` that was made before, where that is large."""
-        parent, at = it.parent, self._hub.clock.now()
+        parent, at = it.parent, self._ground.clock.now()
         if parent is None:
             return
         waiting = self.find_by_id(parent.id)
@@ -305,14 +315,15 @@ class Orchestrations:
         if it.inbox or it.activities or it.timers:
             tables.delete_work(changes, it.id)
         it.inbox.clear()
-        withdrawn = [work for activity in it.activities if (work := self._hub.delivery.withdraw(activity)) is not None]
+        delivery = self._ground.delivery
+        withdrawn = [work for activity in it.activities if (work := delivery.withdraw(activity)) is not None]
         if withdrawn:
-            changes.then(lambda: self._hub.delivery.tell_unwanted(withdrawn))
+            changes.then(lambda: delivery.tell_unwanted(withdrawn))
         it.activities.clear()
         if it.timers:
-            self._hub.timers.cancel(it.timers)
+            self._ground.timers.cancel(it.timers)
             it.timers = set()
-        self._hub.delivery.withdraw(it.id)
+        delivery.withdraw(it.id)
         self._end_rest(it)
         it.queued, it.lease, it.taken, it.pace = False, None, 0, Pace()
 
@@ -327,20 +338,20 @@ class Orchestrations:
     def _append(self, changes: Changes, it: Orchestration, events: bytes) -> None:
         if it.history is not None:
             it.history.add(events)
-        tables.append_history(changes, self._hub.ids.row, it.id, events)
+        tables.append_history(changes, self._ground.ids.row, it.id, events)
 
     # --- turns ---------------------------------------------------------------------------------------------------
 
     def render(self, it: Orchestration, token: str, *, at_once: bool = False) -> Rendered | None:
         """The work item of its next turn, which is now out under this token; what makes a large one, on a thread."""
         it.queued = False
-        if not _turns.ready(it, self._hub.clock.now()):
+        if not _turns.ready(it, self._ground.clock.now()):
             return None
-        store = self._hub.store
+        store = self._ground.store
         history = store.load_history(it)
         if not history:
             store.load_payload(it)
-        now = self._hub.clock.now()
+        now = self._ground.clock.now()
         # The list stands for this turn: whatever becomes of it, the next one has another.
         told = list[bytes]()
         size = sum(len(message.event) for message in it.inbox)
@@ -380,7 +391,7 @@ class Orchestrations:
         Raises:
             InvalidAnswer: nothing was changed; the turn has to be given again.
         """
-        at = max(self._hub.clock.now(), it.turn_started)
+        at = max(self._ground.clock.now(), it.turn_started)
         verdict = _turns.judge(it, answer, at)
         told = self.take_answer(changes, it, verdict, at)
         for effect in verdict.effects:
@@ -400,7 +411,7 @@ class Orchestrations:
             record: what joins the history, where that was made before; see `_turns.record_of`.
         """
         if not isinstance(verdict.conclusion, _turns.Waits):
-            self._hub.store.load_payload(it)  # Before anything is changed, since it may not be readable.
+            self._ground.store.load_payload(it)  # Before anything is changed, since it may not be readable.
         it.pace.turned(time.monotonic())
         told = [it.inbox.popleft() for _ in range(it.taken)]
         new, it.told, it.lease, it.taken = it.told, [], None, 0
@@ -430,17 +441,17 @@ class Orchestrations:
         elif isinstance(conclusion, _turns.Continued):
             self._continue(changes, it, conclusion, suspended=_turns.status_after(it, told) == Status.SUSPENDED)
         elif isinstance(conclusion, _turns.Rewound):
-            self._hub.rewinding.rewound(changes, it, conclusion)
+            self._emit(changes, Rewind(it, conclusion))
 
     def _continue(self, changes: Changes, it: Orchestration, how: _turns.Continued, *, suspended: bool) -> None:
         """Begin a new execution under the same id."""
-        store, now = self._hub.store, self._hub.clock.now()
+        store, now = self._ground.store, self._ground.clock.now()
         store.load_payload(it)
         assert it.start is not None, "loaded"
         later = [message for message in it.inbox if message.kind in _turns.SURVIVE_CONTINUE_AS_NEW]
         self._drop_work(changes, it)
-        self._hub.entities.release_locks_of(changes, it)
-        it.execution_id = self._hub.ids.execution()
+        self._emit(changes, ReleaseLocksOf(it.id))
+        it.execution_id = self._ground.ids.execution()
         it.version = how.version if how.version is not None else it.version
         it.start = attrs.evolve(it.start, input=how.input, version=it.version, scheduled=None)
         it.status = Status.RUNNING
@@ -458,9 +469,14 @@ class Orchestrations:
 
     # --- effects -------------------------------------------------------------------------------------------------
 
+    def _for_entities(
+        self, changes: Changes, it: Orchestration, effect: _turns.TellEntity | _turns.RequestLock | _turns.ReleaseLock
+    ) -> None:
+        self._emit(changes, ForEntities(it, effect))
+
     def _run_activity(self, changes: Changes, it: Orchestration, effect: _turns.RunActivity) -> None:
         activity = Activity(
-            id=self._hub.ids.row(),
+            id=self._ground.ids.row(),
             orchestration=it.id,
             instance_id=it.instance_id,
             task_id=effect.task_id,
@@ -477,7 +493,7 @@ class Orchestrations:
     def offer_activity(self, activity: Activity) -> None:
         """Queue an activity."""
         lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
-        self._hub.delivery.offer(activity, lane, group=activity.orchestration)
+        self._ground.delivery.offer(activity, lane, group=activity.orchestration)
 
     def activity_answered(self, changes: Changes, activity: Activity, event: bytes) -> None:
         """A worker has answered for an activity, which the event says."""
@@ -491,14 +507,14 @@ class Orchestrations:
         self.tell(changes, it, "answer", event)
 
     def _start_timer(self, changes: Changes, it: Orchestration, effect: _turns.StartTimer) -> None:
-        timer = self._hub.ids.row()
+        timer = self._ground.ids.row()
         it.timers.add(timer)
-        tables.insert_timer(changes, timer, self._hub.id, effect.due, it.id, effect.event)
+        tables.insert_timer(changes, timer, self._ground.hub, effect.due, it.id, effect.event)
         changes.then(lambda: self._arm(it, effect, timer))
 
     def _arm(self, it: Orchestration, effect: _turns.StartTimer, timer: int) -> None:
         if timer in it.timers:
-            self._hub.add_timer(effect.due, timer, tables.TIMER_FIRES, it.id, effect.event)
+            self._ground.add_timer(effect.due, timer, tables.TIMER_FIRES, it.id, effect.event)
 
     def _start_child(self, changes: Changes, it: Orchestration, effect: _turns.StartChild) -> None:
         parent = Parent(
@@ -515,7 +531,7 @@ class Orchestrations:
                 "OrchestrationAlreadyExists",
                 f"An orchestration with the instance id {effect.instance_id!r} exists {reason}.",
             )
-            self.tell(changes, it, "answer", _events.child_failed(self._hub.clock.now(), effect.task_id, failure))
+            self.tell(changes, it, "answer", _events.child_failed(self._ground.clock.now(), effect.task_id, failure))
             return
         if existing is not None:
             self.delete(changes, existing)

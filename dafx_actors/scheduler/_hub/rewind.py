@@ -18,7 +18,8 @@ from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
     from dafx_actors.scheduler._ground.records import Orchestration, Start
-    from dafx_actors.scheduler._hub.hub import TaskHub
+    from dafx_actors.scheduler._hub.ground import Ground
+    from dafx_actors.scheduler._hub.orchestrations import Orchestrations
     from dafx_actors.scheduler._rules.turns import Rewound
     from dafx_actors.scheduler.storage.committer import Changes
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 class Rewinding:
     """Rewinds the orchestrations of a task hub."""
 
-    def __init__(self, hub: TaskHub) -> None:
-        self._hub = hub
+    def __init__(self, ground: Ground, orchestrations: Orchestrations) -> None:
+        self._ground = ground
+        self._orchestrations = orchestrations
 
     def request(self, changes: Changes, it: Orchestration, reason: str | None, parent: str | None = None) -> None:
         """Have a failed orchestration rewound, by a turn of its own.
@@ -39,26 +41,26 @@ class Rewinding:
             parent: the execution id of the parent that is rewound, if that is why.
         """
         assert it.status == Status.FAILED, "nothing else can be rewound"
-        self._hub.store.load_payload(it)
+        self._ground.store.load_payload(it)
         it.status = Status.RUNNING
         it.completed, it.output, it.failure = None, None, None
-        it.updated = max(self._hub.clock.now(), it.updated)
+        it.updated = max(self._ground.clock.now(), it.updated)
         tables.update_orchestration(changes, it)
         tables.update_outcome(changes, it)
         event = _events.execution_rewound(
             it.updated, reason, parent_execution_id=parent, instance_id=it.instance_id if parent else None
         )
-        self._hub.orchestrations.tell(changes, it, "rewind", event)
+        self._orchestrations.tell(changes, it, "rewind", event)
 
     def rewound(self, changes: Changes, it: Orchestration, how: Rewound) -> None:
         """A worker has rewritten the history."""
-        it.execution_id = how.execution_id or self._hub.ids.execution()
+        it.execution_id = how.execution_id or self._ground.ids.execution()
         it.status = Status.RUNNING
         it.history = History([how.history])
         tables.delete_history(changes, it.id)
-        tables.append_history(changes, self._hub.ids.row, it.id, how.history)
+        tables.append_history(changes, self._ground.ids.row, it.id, how.history)
         tables.update_orchestration(changes, it)
-        self._hub.orchestrations.tell(changes, it, "nudge", b"")
+        self._orchestrations.tell(changes, it, "nudge", b"")
         for task_id, instance_id, start in how.unfinished:
             parent = Parent(
                 id=it.id,
@@ -71,7 +73,7 @@ class Rewinding:
             self._child(changes, parent, instance_id, start, how.reason)
 
     def _child(self, changes: Changes, parent: Parent, instance_id: str, start: Start, reason: str | None) -> None:
-        orchestrations = self._hub.orchestrations
+        orchestrations = self._orchestrations
         child = orchestrations.find(instance_id)
         if child is None:
             orchestrations.create(changes, instance_id, start, parent)
@@ -82,5 +84,5 @@ class Rewinding:
         if child.status == Status.FAILED:
             self.request(changes, child, reason, parent.execution_id)
         elif child.ended:
-            self._hub.store.load_payload(child)
+            self._ground.store.load_payload(child)
             orchestrations.report(changes, child)

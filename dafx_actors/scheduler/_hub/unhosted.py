@@ -9,7 +9,7 @@ from dafx_actors.scheduler._ground.clock import SECOND
 from dafx_actors.scheduler._ground.records import WORK_KINDS
 
 if TYPE_CHECKING:
-    from dafx_actors.scheduler._hub.hub import TaskHub
+    from dafx_actors.scheduler._hub.ground import Ground
     from dafx_actors.scheduler._rules.filters import Lane
 
 logger = logging.getLogger("dafx_actors.scheduler._unhosted")
@@ -25,14 +25,15 @@ _AT_ONCE = 20
 class Unhosted:
     """Watches over the work of one task hub."""
 
-    def __init__(self, hub: TaskHub) -> None:
+    def __init__(self, ground: Ground, hub: str) -> None:
+        self._ground = ground
         self._hub = hub
         self._told: dict[Lane, int] = {}
         """When it was last said of a lane."""
 
     def look(self) -> None:
         """Warn of each name whose work waits and that no connected worker takes."""
-        queue, now = self._hub.delivery.queue, self._hub.clock.now()
+        queue, now = self._ground.delivery.queue, self._ground.clock.now()
         self._told = {lane: at for lane, at in self._told.items() if now - at < _AGAIN}
         waiting = {lane: since for kind in WORK_KINDS for lane, since in queue.unwanted(kind).items()}
         due = [lane for lane, since in waiting.items() if now - since >= _PATIENCE and lane not in self._told]
@@ -45,7 +46,7 @@ class Unhosted:
                 lane.kind,
                 lane.name,
                 version,
-                self._hub.name,
+                self._hub,
                 (now - waiting[lane]) // SECOND,
-                extra={"task_hub": self._hub.name, "kind": lane.kind, "work": lane.name},
+                extra={"task_hub": self._hub, "kind": lane.kind, "work": lane.name},
             )

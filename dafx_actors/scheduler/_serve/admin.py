@@ -89,7 +89,7 @@ async def _hub_stats(engine: Engine, hub: TaskHub) -> dict[str, Any]:
     return {
         "orchestrations": {name: counts.get(status, 0) for status, name in Status.NAMES.items()},
         "entities": await queries.count_entities(engine.store, hub.id),
-        "waiting_clients": hub.waiting_clients,
+        "waiting_clients": len(hub.waiters),
         "in_memory": {"orchestrations": len(hub.orchestrations), "entities": len(hub.entities)},
         "work": work,
         "workers": [

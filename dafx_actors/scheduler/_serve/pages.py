@@ -212,7 +212,7 @@ async def clean_entities(hub: TaskHub, request: pb.CleanEntityStorageRequest) ->
     released = 0
     if request.releaseOrphanedLocks:
         with hub.changing() as changes:
-            released = hub.entities.release_orphaned_locks(changes)
+            released = hub.release_orphaned_locks(changes)
         await changes.committed()
     return pb.CleanEntityStorageResponse(orphanedLocksReleased=released)
 

@@ -117,7 +117,7 @@ class Service:
         for stream in self._streams:
             stream.end()
         for hub in self._engine.hubs.values():
-            hub.stop(Refused("UNAVAILABLE", "The scheduler is stopping."))
+            hub.waiters.stop(Refused("UNAVAILABLE", "The scheduler is stopping."))
 
     # --- every call ------------------------------------------------------------------------------------------------
 
