@@ -9,8 +9,9 @@ than it needs.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dafx_actors._lazy import importing
 
 if TYPE_CHECKING:
     from durabletask.task import RetryPolicy
@@ -133,41 +134,35 @@ _HOMES = {
 }
 """The module that has a name, as the imports above say it to a type checker."""
 _MODULES = {
-    "agents",
-    "client",
-    "decisions",
-    "errors",
-    "exchange",
-    "handles",
-    "ids",
-    "mcp",
-    "models",
-    "orchestration",
-    "proxies",
-    "scheduler",
-    "testing",
-    "tools",
-    "transcript",
-    "worker",
+    "agents": __name__,
+    "client": __name__,
+    "decisions": __name__,
+    "errors": __name__,
+    "exchange": __name__,
+    "handles": __name__,
+    "ids": __name__,
+    "mcp": __name__,
+    "models": __name__,
+    "orchestration": __name__,
+    "proxies": __name__,
+    "scheduler": __name__,
+    "testing": __name__,
+    "tools": __name__,
+    "transcript": __name__,
+    "worker": __name__,
 }
 """Reached as attributes, too."""
 
 
-if not TYPE_CHECKING:  # or a misspelt name would be one more attribute to a type checker
+if not TYPE_CHECKING:
+    _imported = importing(__name__, {**_HOMES, **_MODULES})
 
     def __getattr__(name: str) -> object:
-        if name in _MODULES:
-            return import_module(f"{__name__}.{name}")
         if name == "__version__":
             from importlib.metadata import version
 
-            value: object = version("dafx-actors")
-        elif name in _HOMES:
-            value = getattr(import_module(_HOMES[name]), name)
-        else:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value
-        return value
+            return version("dafx-actors")
+        return _imported(name)
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,7 @@
     DafxError
     ├── ConfigurationError          a declaration or the environment is wrong; lists every mistake
     │   └── ModelNotConfigured      no model was named and none could be found
+    ├── IncompatibleDurableTask     durabletask is another version than the tested ones, or lacks a name
     ├── InvalidThreadId             a thread id that an entity key cannot hold
     ├── UnsupportedTranscript       stored by a newer version, or not a transcript; never rewritten
     ├── ValueMismatch               a value of user code that does not fit its annotation, or JSON
@@ -104,6 +105,25 @@ class ConfigurationError(DafxError):
 
 class ModelNotConfigured(ConfigurationError):
     """No model was named and none could be found in the environment."""
+
+
+@attrs.define(eq=False, slots=False)
+class IncompatibleDurableTask(DafxError):
+    """durabletask is another version than the tested ones, or lacks a name that is needed. Nothing was started."""
+
+    found: str
+    """The version that is installed."""
+    tested: str
+    """The versions that were tested."""
+    missing: tuple[str, ...] = ()
+    """Names that it lacks."""
+
+    def __str__(self) -> str:
+        lacks = f", and lacks {', '.join(self.missing)}" if self.missing else ""
+        return (
+            f"durabletask {self.found} is installed{lacks}; dafx_actors was tested with {self.tested}, whose private "
+            f"names it uses. Nothing was started. Install that version, or a newer dafx_actors."
+        )
 
 
 @attrs.define(eq=False, slots=False)

@@ -28,6 +28,7 @@ from dafx_actors import DurableAIAgentClient, PendingDecision
 from dafx_actors._durable.calls import Calls, Sent, apart
 from dafx_actors._durable.connect import Address, make_worker, reader_of
 from dafx_actors._durable.outages import Outage, Seldom, WorkerLogger
+from dafx_actors._durable.private import PrivateWorker
 from dafx_actors.errors import SchedulerUnreachable, TurnTimeout
 from dafx_actors.ids import AgentThread
 from tests.conftest import free_port
@@ -410,7 +411,7 @@ def test_a_worker_looks_for_its_scheduler_every_second() -> None:
 async def test_what_a_step_reads_waits_until_there_is_a_connection() -> None:
     """Its work may come before this connection is back: the read's failure would be recorded as the step's."""
     port = free_port()
-    reader = reader_of(make_worker(Address(f"http://127.0.0.1:{port}", "default")))
+    reader = reader_of(PrivateWorker(make_worker(Address(f"http://127.0.0.1:{port}", "default"))))
     server, handler = grpc.aio.server(), Hanging()
     server.add_generic_rpc_handlers((handler,))
     try:

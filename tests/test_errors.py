@@ -60,6 +60,10 @@ from dafx_actors.errors import (
 SAMPLES: list[tuple[DafxError, str]] = [
     (ConfigurationError(["one thing", "another"]), "2 mistakes:\n  - one thing\n  - another"),
     (ModelNotConfigured("set OPENAI_API_KEY"), "set OPENAI_API_KEY"),
+    (
+        errors.IncompatibleDurableTask("1.13.0", "1.12.x", ("_channel",)),
+        "lacks _channel; dafx_actors was tested",
+    ),
     (InvalidThreadId("a b", "' ' is not allowed in it"), "Take `get_new_thread()`"),
     (UnsupportedTranscript("schemaVersion 2.0.0", "1.1.0"), "Upgrade dafx_actors"),
     (NotDurableError("`asyncio.sleep`", "Use `context.sleep`."), "Use `context.sleep`."),

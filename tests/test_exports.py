@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import dafx_actors
-from dafx_actors import errors
+from dafx_actors import errors, scheduler
 from dafx_actors.errors import DafxError
 
 HEAVY = ["openai", "azure.identity", "pydantic", "xllamacpp", "sqlite3"]
 
 
-def test_exports_are_listed_and_sorted() -> None:
-    public = sorted(name for name, value in vars(dafx_actors).items() if name[0] != "_" and not inspect.ismodule(value))
-    assert dafx_actors.__all__ == public
+LAZY: list[Any] = [dafx_actors, scheduler]
+
+
+def named_to_checkers(package: Any) -> dict[str, str]:
+    """What a type checker takes from where, as the package has it."""
+    tree = ast.parse(Path(package.__file__).read_text())
+    guarded = next(each for each in tree.body if isinstance(each, ast.If) and ast.unparse(each.test) == "TYPE_CHECKING")
+    froms = [each for each in guarded.body if isinstance(each, ast.ImportFrom)]
+    return {alias.name: str(each.module) for each in froms for alias in each.names}
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_exports_are_listed(package: Any) -> None:
+    assert {*package.__all__} - {"__version__"} == {*named_to_checkers(package)}
+    assert {*package.__all__} <= {*dir(package)}
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_a_program_gets_what_a_type_checker_sees(package: Any) -> None:
+    assert named_to_checkers(package) == package._HOMES
+    for name, home in named_to_checkers(package).items():
+        assert getattr(package, name) is getattr(importlib.import_module(home), name)
+
+
+def test_what_is_not_there_is_said_as_ever() -> None:
+    missing: Any = dafx_actors
+    with pytest.raises(AttributeError, match="no attribute 'DurableAgent'"):
+        _ = missing.DurableAgent
+    assert missing.testing.AgentHost
+    assert version("dafx-actors") == dafx_actors.__version__
 
 
 @pytest.mark.parametrize("name", dafx_actors.__all__)
@@ -35,10 +67,44 @@ def test_every_export_says_what_it_is_for(name: str) -> None:
         assert undocumented == []
 
 
+CLIENT = """
+import anyio
+from dafx_actors import DurableAIAgentClient
+from dafx_actors.scheduler.hosted import hosted
+async def main():
+    async with DurableAIAgentClient.connect("http://127.0.0.1:1") as client:
+        try:
+            await client.get_agent("Joker").run("Hi", timeout=0.1)
+        except Exception as error:
+            assert type(error).__name__ == "SchedulerUnreachable", error
+anyio.run(main)
+"""
+"""A whole program, whose turn finds no scheduler."""
+AGENT = """
+from dafx_actors import durable_agent, tool
+@durable_agent
+class Joker:
+    instructions = "You tell jokes."
+    @tool
+    def add(self, a: int, b: int) -> int:
+        "Adds."
+        return a + b
+"""
+SERVER = ["sqlite3", "dafx_actors.scheduler.embedded", "dafx_actors.scheduler.storage"]
+WORKER = ["dafx_actors.worker", "dafx_actors._turns", "dafx_actors.agents"]
+LOADS = [
+    ("import dafx_actors", [*HEAVY, *SERVER, *WORKER, "durabletask", "grpc"]),
+    (CLIENT, [*HEAVY, *SERVER, *WORKER]),
+    (AGENT, ["openai", "azure.identity", "pydantic", *SERVER, "dafx_actors.worker", "dafx_actors.client"]),
+    ("from dafx_actors import DurableAIAgentWorker", [*HEAVY, *SERVER, "dafx_actors.client"]),
+]
+
+
 @pytest.mark.timeout(60)
-def test_importing_loads_nothing_heavy() -> None:
-    program = f"import dafx_actors, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(("program", "heavy"), LOADS, ids=["nothing", "client", "agent", "worker"])
+def test_a_program_loads_what_it_uses(program: str, heavy: list[str]) -> None:
+    looks = f"{program}\nimport sys\nprint([name for name in {heavy!r} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 
 

@@ -12,7 +12,7 @@ import dafx_actors
 
 PACKAGE = Path(dafx_actors.__file__).parent
 ROWS = [
-    {"errors", "transcript", "ids", "decisions", "exchange", "_secrets", "_raised"},
+    {"errors", "transcript", "ids", "decisions", "exchange", "_secrets", "_raised", "_lazy"},
     {"_json", "_durable"},
     {"models"},
     {"_rules", "tools"},
@@ -35,7 +35,7 @@ OWNERS = {
     "cattrs": {"_json"},
 }
 """Which wings may import what of others."""
-SEEN_BY_THE_SCHEDULER = {"errors", "_secrets", "_durable.admin", "_durable.bundles", "_durable.tokens"}
+SEEN_BY_THE_SCHEDULER = {"errors", "_lazy", "_secrets", "_durable.admin", "_durable.bundles", "_durable.tokens"}
 """What it shares with the wings: what it raises, and the form in which it speaks with our workers."""
 HOSTS_OF_THE_SCHEDULER = {"testing", "cli"}
 """Wings that know that there is an embedded scheduler; it stands beside the rows."""

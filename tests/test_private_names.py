@@ -1,8 +1,6 @@
 """The private names of durabletask that this package leans on. Where one of these fails, durabletask has changed.
 
-`dafx_actors._durable.connect` reads a worker's settings, and `address_of` a client's. `dafx_actors.worker._intake`
-takes a worker's stream of work, and has it run what is in an item; `dafx_actors.worker._sessions` goes on with an
-orchestration that durabletask has begun; `dafx_actors.testing.replay` has a worker run an episode.
+All of them go through `dafx_actors._durable.private`; nobody else may read one.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,7 +25,11 @@ from durabletask.serialization import JsonDataConverter
 from durabletask.worker import ConcurrencyOptions, TaskHubGrpcWorker
 
 from dafx_actors import DurableAIAgentWorker
+from dafx_actors._durable import private as door
 from dafx_actors._durable.connect import Address, address_of, reader_of
+from dafx_actors._durable.hosted_names import hosts
+from dafx_actors._durable.private import FOR_SESSIONS, NEEDED, PrivateWorker
+from dafx_actors.errors import IncompatibleDurableTask
 from dafx_actors.worker._intake import Intake, Pool
 
 READ = ["host_address", "secure_channel", "interceptors", "channel", "channel_options", "payload_store"]
@@ -77,7 +80,7 @@ def test_the_reader_has_the_workers_settings() -> None:
     worker = TaskHubGrpcWorker(
         host_address="localhost:1", interceptors=[interceptor], channel_options=options, data_converter=converter
     )
-    reader = reader_of(worker)
+    reader = reader_of(PrivateWorker(worker))
     try:
         assert interceptor in private(reader, "interceptors"), READER
         assert private(reader, "data_converter") is converter, READER
@@ -92,7 +95,7 @@ def test_the_reader_shares_a_channel_that_the_worker_was_given_and_leaves_it_ope
     with grpc.insecure_channel("localhost:1") as channel:
         worker = TaskHubGrpcWorker(channel=channel)
         assert not private(worker, "owns_channel"), READER
-        reader = reader_of(worker)
+        reader = reader_of(PrivateWorker(worker))
         assert private(reader, "channel") is channel or not private(reader, "owns_channel"), READER
         reader.close()
         channel.unary_unary("/still/open")  # raises ValueError on a closed channel
@@ -245,3 +248,84 @@ def test_a_worker_runs_an_episode_and_gives_its_answer_to_a_stub() -> None:
     assert [action.WhichOneof("orchestratorActionType") for action in answers[0].actions] == [
         "completeOrchestration"
     ], episode
+
+
+# --- Without one of them ------------------------------------------------------------------------------------------
+
+
+def without(name: str) -> TaskHubGrpcWorker:
+    """A worker that lacks a name, as one of another version might."""
+
+    class Other(TaskHubGrpcWorker):
+        has_all = True
+
+        def __getattribute__(self, asked: str) -> Any:
+            if asked == f"_{name}" and not super().__getattribute__("has_all"):
+                raise AttributeError(asked)
+            return super().__getattribute__(asked)
+
+    other = Other()
+    other.has_all = False
+    return other
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_worker_that_lacks_a_name_is_refused_by_that_name(name: str) -> None:
+    with pytest.raises(IncompatibleDurableTask, match=f"_{name}") as caught:
+        DurableAIAgentWorker(without(name))
+    assert caught.value.missing == (f"_{name}",)
+    assert door.installed() in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FOR_SESSIONS)
+def test_without_what_keeps_orchestrations_they_are_replayed(name: str) -> None:
+    private_worker = PrivateWorker(without(name))
+    assert not private_worker.can_keep_orchestrations
+    assert private_worker.executor_for("order") is None
+    assert PrivateWorker(TaskHubGrpcWorker()).executor_for("order") is not None
+
+
+@pytest.mark.parametrize("name", ["_OrchestrationExecutor", "process_event"])
+def test_without_durabletasks_executor_they_are_replayed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = importlib.import_module("durabletask.worker")
+    owner = module._OrchestrationExecutor if name == "process_event" else module
+    monkeypatch.delattr(owner, name)
+    assert PrivateWorker(TaskHubGrpcWorker()).executor_for("order") is None
+
+
+@pytest.mark.parametrize("name", door.OF_CONTEXTS)
+def test_without_what_is_read_of_a_context_it_is_replayed(name: str) -> None:
+    class Context:
+        _is_replaying = True
+        _encoded_custom_status = None
+        set_failed = get_actions = None
+
+    assert door.can_go_on(Context())
+    delattr(Context, name)
+    assert not door.can_go_on(Context())
+
+
+@pytest.mark.parametrize("found", ["1.11.0", "1.13.0", "2.0.0"])
+def test_another_version_is_refused_by_name(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "version", lambda package: found)
+    with pytest.raises(IncompatibleDurableTask, match=rf"{found}.*1\.12"):
+        DurableAIAgentWorker(TaskHubGrpcWorker())
+
+
+def test_a_client_without_a_channel_cannot_tell_who_hosts_what() -> None:
+    class Bare:
+        pass
+
+    bare: Any = Bare()
+    assert hosts(bare, {"dafx-Joker.model"}, [("activity", "dafx-Joker.model"), ("activity", "other")]) == {
+        "dafx-Joker.model": True,
+        "other": False,
+    }
+    assert address_of(bare) == Address("the client's endpoint", "default")
+
+
+def test_nobody_else_reads_what_is_private() -> None:
+    """ruff says where a private name is read (SLF001); only the door may be silent about it."""
+    package = Path(door.__file__).parents[1]
+    silent = [file for file in package.rglob("*.py") if "SLF001" in file.read_text()]
+    assert silent == []

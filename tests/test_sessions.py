@@ -22,6 +22,7 @@ from dafx_actors import (
     orchestrator,
     when_all,
 )
+from dafx_actors._durable.private import PrivateWorker
 from dafx_actors.errors import NotDurableError
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import AgentHost, History, ScriptedModel
@@ -46,7 +47,7 @@ class Scheduler:
         self.worker = TaskHubGrpcWorker(logger=QUIET)
         for function in functions:
             self.worker.add_orchestrator(function)
-        self.sessions = Sessions(self.worker, most)
+        self.sessions = Sessions(PrivateWorker(self.worker), most)
         self.past: list[pb.HistoryEvent] = []
         self._episodes = 0
         self.made.append(self)
@@ -158,7 +159,7 @@ def test_without_sessions_it_is_replayed_each_time() -> None:
 def test_a_recorded_history_is_gone_on_with_as_it_is_replayed(file: Path) -> None:
     history = History.load(file)
     worker = replaying._worker(history, HOSTED)
-    sessions = Sessions(worker, 10)
+    sessions = Sessions(PrivateWorker(worker), 10)
     episodes = list(replaying._episodes(history))
     replayed, gone_on = (
         list(answers(history, episodes, execute)) for execute in (worker._execute_orchestrator, sessions.run)

@@ -1,8 +1,7 @@
 """Between this process and a scheduler: addresses, credentials, clients and workers of durabletask.
 
 The only place that knows which of durabletask's classes to make and how, and that a client may be a sync or an async
-one. Only `reader_of` and `EndWatch` read private names of a worker, and only `address_of` and `is_connected` those of a
-client.
+one.
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ import grpc
 import grpc.aio
 from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
 from durabletask.grpc_options import GrpcChannelOptions, GrpcClientResiliencyOptions, GrpcWorkerResiliencyOptions
-from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest
-from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
-    TaskHubSidecarServiceStub,
-)
-from durabletask.internal.shared import get_grpc_channel  # pyright: ignore[reportMissingTypeStubs]
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors._durable import credentials as _credentials
 from dafx_actors._durable import tokens as _tokens
 from dafx_actors._durable.outages import WorkerLogger
+from dafx_actors._durable.private import (
+    PrivateWorker,
+    begin_wait_for_end,
+    channel_of,
+    host_of,
+    metadata_of,
+    stub_on,
+)
 from dafx_actors.errors import ConfigurationError
 
 DurableTaskClient: TypeAlias = TaskHubGrpcClient | AsyncTaskHubGrpcClient
@@ -183,18 +185,15 @@ def check_wrapped(what: str, given: object, *kinds: type) -> None:
 
 def address_of(client: DurableTaskClient) -> Address:
     """Where a client that was wrapped is connected to, for error messages; as far as it can be told."""
-    private: Any = client
-    owns = getattr(private, "_owns_channel", False)
-    endpoint = getattr(private, "_host_address", None) if owns else None
-    sent = [getattr(each, "_metadata", None) or () for each in getattr(private, "_interceptors", None) or ()]
-    hubs = [value for metadata in sent for key, value in metadata if key == "taskhub"]
+    hubs = [value for key, value in metadata_of(client) if key == "taskhub"]
     # Without its scheme, by which `hosted` would take it for one that it can ask without the client's own settings.
-    return Address((endpoint or "the client's endpoint").split("://")[-1], hubs[0] if hubs else DEFAULT_TASK_HUB)
+    endpoint = (host_of(client) or "the client's endpoint").split("://")[-1]
+    return Address(endpoint, hubs[0] if hubs else DEFAULT_TASK_HUB)
 
 
 def is_connected(client: DurableTaskClient) -> bool | None:
     """Whether a client that was made here has a connection now; None where that cannot be told."""
-    channel = getattr(client, "_channel", None)
+    channel = channel_of(client)
     return channel.get_state() is grpc.ChannelConnectivity.READY if isinstance(channel, grpc.aio.Channel) else None
 
 
@@ -206,23 +205,19 @@ def _channel_options() -> GrpcChannelOptions:
     )
 
 
-def reader_of(worker: TaskHubGrpcWorker) -> TaskHubGrpcClient:
-    """A client with the settings of `worker`, to read threads with.
-
-    durabletask has no public way to ask a worker for them; `tests/test_private_names.py` says so when they change.
-    """
-    private: Any = worker
+def reader_of(worker: PrivateWorker) -> TaskHubGrpcClient:
+    """A client with the settings of a worker, to read threads with."""
     waits = _Waits()
     return TaskHubGrpcClient(
-        host_address=private._host_address,  # noqa: SLF001 - see above
-        secure_channel=private._secure_channel,  # noqa: SLF001
-        interceptors=[waits, *(private._interceptors or ())],  # noqa: SLF001
-        channel=None if private._owns_channel else grpc.intercept_channel(private._channel, waits),  # noqa: SLF001
+        host_address=worker.host_address,
+        secure_channel=worker.is_secure,
+        interceptors=[waits, *worker.interceptors],
+        channel=None if worker.owns_channel else grpc.intercept_channel(worker.channel, waits),
         # See `make_client`.
         resiliency_options=GrpcClientResiliencyOptions(channel_recreate_failure_threshold=0),
-        channel_options=private._channel_options or _channel_options(),  # noqa: SLF001
-        payload_store=private._payload_store,  # noqa: SLF001
-        data_converter=private._data_converter,  # noqa: SLF001
+        channel_options=worker.channel_options or _channel_options(),
+        payload_store=worker.payload_store,
+        data_converter=worker.data_converter,
         logger=_sdk_logger,
     )
 
@@ -258,30 +253,21 @@ class _Waits(grpc.UnaryUnaryClientInterceptor):
         return continuation(details, request)
 
 
-def channels_of(worker: TaskHubGrpcWorker) -> Callable[[], tuple[grpc.Channel, bool]]:
-    """Makes channels with the settings of `worker`, or gives the one that it was given; whether it is to be closed."""
-    private: Any = worker
-    if not private._owns_channel:  # noqa: SLF001 - see above
-        given: grpc.Channel = private._channel  # noqa: SLF001
-        return lambda: (given, False)
-    settings = (private._host_address, private._secure_channel, private._interceptors)  # noqa: SLF001
-    options = private._channel_options or _channel_options()  # noqa: SLF001
-    return lambda: (get_grpc_channel(*settings, options), True)
+def channels_of(worker: PrivateWorker) -> Callable[[], tuple[grpc.Channel, bool]]:
+    """Makes channels with the settings of a worker, or gives the one that it was given; whether it is to be closed."""
+    return worker.channels(_channel_options())
 
 
-def intercepts(worker: TaskHubGrpcWorker) -> bool:
-    """Whether users' own code looks at each call of `worker`."""
-    private: Any = worker
-    interceptors = private._interceptors or ()  # noqa: SLF001 - see above
-    return not all(type(each).__module__.startswith("durabletask.") for each in interceptors)
+def intercepts(worker: PrivateWorker) -> bool:
+    """Whether users' own code looks at each call of a worker."""
+    return not all(type(each).__module__.startswith("durabletask.") for each in worker.interceptors)
 
 
-def is_plain(worker: TaskHubGrpcWorker) -> bool:
-    """Whether `worker` makes its own channels, without TLS, and nobody looks at its calls."""
-    private: Any = worker
-    host = (private._host_address or "").lower()  # noqa: SLF001 - see above
-    is_secure = private._secure_channel or host.startswith(("https://", "grpcs://"))  # noqa: SLF001
-    return bool(private._owns_channel and not is_secure and not intercepts(worker))  # noqa: SLF001
+def is_plain(worker: PrivateWorker) -> bool:
+    """Whether a worker makes its own channels, without TLS, and nobody looks at its calls."""
+    host = (worker.host_address or "").lower()
+    is_secure = worker.is_secure or host.startswith(("https://", "grpcs://"))
+    return worker.owns_channel and not is_secure and not intercepts(worker)
 
 
 def traces(worker: TaskHubGrpcWorker) -> bool:
@@ -293,13 +279,12 @@ def traces(worker: TaskHubGrpcWorker) -> bool:
 class EndWatch:
     """Waits for orchestrations to end, without a thread for each: durabletask's own call blocks one.
 
-    On a channel of its own, so that reads never queue behind these long calls. Private names again: those of
-    `reader_of`, and durabletask's messages.
+    On a channel of its own, so that reads never queue behind these long calls.
     """
 
-    def __init__(self, worker: TaskHubGrpcWorker) -> None:
+    def __init__(self, worker: PrivateWorker) -> None:
         self._channel, self._owns_channel = channels_of(worker)()
-        self._stub: Any = TaskHubSidecarServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = stub_on(self._channel)
         # Interceptors may block, for a token or until the answer is there: not where agents run.
         self._thread = ThreadPoolExecutor(1, "dafx-watch")
 
@@ -314,8 +299,7 @@ class EndWatch:
         def begin() -> None:
             if stopped:
                 return
-            request = GetInstanceRequest(instanceId=instance_id, getInputsAndOutputs=False)
-            call: grpc.Future[Any] = self._stub.WaitForInstanceCompletion.future(request)
+            call = begin_wait_for_end(self._stub, instance_id)
             calls.append(call)
             call.add_done_callback(lambda done: heard(not done.cancelled() and done.exception() is None))
             if stopped:

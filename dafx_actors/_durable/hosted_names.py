@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Set
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import grpc
 from durabletask.client import TaskHubGrpcClient
+
+from dafx_actors._durable.private import channel_of
 
 if TYPE_CHECKING:
     from dafx_actors._durable.admin import Hosted
@@ -46,10 +48,11 @@ def _told_by_scheduler(reader: TaskHubGrpcClient) -> Hosted | None:
     # A service of the embedded scheduler alone: programs that never ask need not import any of it.
     from dafx_actors._durable.admin import hosted
 
-    private: Any = reader
+    channel = channel_of(reader)
+    if channel is None:
+        return None
     try:
-        # durabletask has no public way to a client's channel, whose interceptors send the task hub and the token.
-        return hosted(private._channel)  # noqa: SLF001 - see `tests/test_private_names.py`
+        return hosted(channel)
     except grpc.RpcError as error:
         code = cast("Callable[[], grpc.StatusCode]", getattr(error, "code", lambda: grpc.StatusCode.UNKNOWN))()
         if code in _SILENT:

@@ -586,14 +586,14 @@ def load_outcome(raw: Json, thread: AgentThread, turn: str | None = None) -> Out
     said = object_in(raw)
     if "error" in said:
         return Refused(error_in(said["error"], thread, turn))
+    if "ended" in said:  # before all else: earlier versions said `granted` beside it
+        return Ended(said["ended"], said.get("next"), tuple(said.get("joined") or ()))
     if "granted" in said:
         return Granted(said["granted"], tuple(said.get("cancelled") or ()))
     if "queued" in said:
         return Queued(said["queued"], tuple(said.get("cancelled") or ()))
     if "wanted" in said:
         return Wanted()
-    if "ended" in said:
-        return Ended(said["ended"], said.get("next"), tuple(said.get("joined") or ()))
     if "cancelled" in said:
         return Cancelled(said["turn"], CancelMark.load(said["cancelled"]))
     if "decided" in said:

@@ -99,7 +99,7 @@ class ThreadEntity:
             return None
         if isinstance(outcome, Granted):
             taken = functools.partial(self.whole.take, thread, request, state, raw)
-            state, outcome = self.host.run_step(taken)
+            state, outcome = self.host.run_operation(str(context.entity_id), taken)
         if state is not before:
             context.set_state(_state.dump(state))
         if isinstance(outcome, Refused):

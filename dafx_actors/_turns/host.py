@@ -37,8 +37,8 @@ class Host(Protocol):
         """The agents that it hosts."""
         ...
 
-    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Run a coroutine function on the agents' loop, and wait for it on this thread."""
+    def run_operation(self, entity_id: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Run what an operation of this thread waits for on the agents' loop, and wait for it here."""
         ...
 
     async def blocking(self, call: Callable[[], T]) -> T:

@@ -33,6 +33,7 @@ from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf import json_format
 
 from dafx_actors._durable.calls import code_of
+from dafx_actors._durable.private import PrivateWorker
 from dafx_actors.ids import turn_name
 from dafx_actors.orchestration._coroutines import work_item
 from dafx_actors.transcript import Json
@@ -192,11 +193,11 @@ class _Answer:
 def _run(
     worker: TaskHubGrpcWorker, history: History, past: list[pb.HistoryEvent], told: list[pb.HistoryEvent]
 ) -> list[pb.OrchestratorAction]:
-    """One episode, as a worker runs it: the one private name of durabletask that is needed."""
+    """One episode, as a worker runs it."""
     request = pb.OrchestratorRequest(instanceId=history.instance_id, pastEvents=past, newEvents=told)
-    answer, private = _Answer(), worker
+    answer = _Answer()
     with work_item():
-        private._execute_orchestrator(request, answer, "")  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        PrivateWorker(worker).run_episode(request, answer)
     return answer.actions
 
 

@@ -7,9 +7,8 @@ of them. So items are taken off the stream by the thread that reads it::
                            ├── steps, and turns in one operation: coroutines on the agents' loop, as many as may
                            └── all else: on a thread of the pool, likewise
 
-durabletask keeps the connection, for which it sees a sign of life now and then, and runs what is in an item. For that
-private names are needed: `_interceptors`, `_execute_*` and `_cancel_*` of a worker, and `_async_worker_manager`, whose
-pool durabletask waits for when it stops. `tests/test_private_names.py` says so when they change.
+durabletask keeps the connection, for which it sees a sign of life now and then, and runs what is in an item; see
+`_durable/private.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -33,6 +32,7 @@ from durabletask.internal.orchestrator_service_pb2 import HealthPing, WorkItem
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors._durable.connect import intercepts, traces
+from dafx_actors._durable.private import PrivateWorker
 from dafx_actors._raised import contained, has_loop, safe
 from dafx_actors.orchestration._coroutines import work_item
 from dafx_actors.transcript import Json
@@ -45,13 +45,13 @@ Step: TypeAlias = Callable[[task.ActivityContext, Json], Awaitable[Json]]
 Ahead: TypeAlias = Callable[[str, Json, Json], Awaitable[Any]]
 """What an entity will wait for in the operation `run`: by its key, its state, and what it is told."""
 
-_HANDLERS = {
-    "orchestratorRequest": ("_execute_orchestrator", "CompleteOrchestratorTask", "_cancel_orchestrator"),
-    "activityRequest": ("_execute_activity", "CompleteActivityTask", "_cancel_activity"),
-    "entityRequest": ("_execute_entity_batch", "CompleteEntityTask", "_cancel_entity_batch"),
-    "entityRequestV2": ("_execute_entity_batch", "CompleteEntityTask", "_cancel_entity_batch"),
+_ANSWERS = {
+    "orchestratorRequest": "CompleteOrchestratorTask",
+    "activityRequest": "CompleteActivityTask",
+    "entityRequest": "CompleteEntityTask",
+    "entityRequestV2": "CompleteEntityTask",
 }
-"""What durabletask does with a kind of work, by what it is answered, and how durabletask gives it back."""
+"""By which call each kind of work is answered."""
 
 _logger = logging.getLogger("dafx_actors.worker")
 
@@ -67,12 +67,51 @@ watch_of_step: ContextVar[Watch | None] = ContextVar("dafx_actors_watch", defaul
 """Of the step that runs: how to hear that nobody waits for it any more, where the scheduler says so by itself."""
 
 
-class _Said(threading.local):
-    outcome: Callable[[], Any] | None = None
+class Prepared(threading.local):
+    """What has run already of the work that durabletask is about to call on this thread, and what that gave.
+
+    durabletask calls a step by its name alone. So what was prepared is kept under the name of the work, and nothing
+    else gets it: a step that is called for other work runs, as if nothing had been prepared.
+    """
+
+    _work: str | None = None
+    _outcome: Callable[[], Any] | None = None
+
+    @contextmanager
+    def outcome(self, work: str, outcome: Callable[[], Any]) -> Generator[None]:
+        """Keep what this work gave, for as long as durabletask is called for it."""
+        self._work, self._outcome = work, outcome
+        try:
+            yield
+        finally:
+            self._work = self._outcome = None
+
+    def of(self, work: str) -> Callable[[], Any] | None:
+        """What this work gave, once; None where it has not run."""
+        if self._work != work:
+            return None
+        outcome, self._work, self._outcome = self._outcome, None, None
+        return outcome
 
 
-said = _Said()
-"""What has run already of the activity or the operation that durabletask calls on this thread: what that gave."""
+prepared = Prepared()
+
+
+def activity_work(orchestration_id: str, task_id: int) -> str:
+    """Names the work of an activity."""
+    return f"activity {orchestration_id}/{task_id}"
+
+
+def thread_work(entity_id: str) -> str:
+    """Names the operation of a thread that waits for models and tools."""
+    return f"entity {entity_id.lower()}"
+
+
+def _work_in(request: Any) -> str:
+    """Names what is in a work item, as the two above do."""
+    if hasattr(request, "orchestrationInstance"):
+        return activity_work(request.orchestrationInstance.instanceId, request.taskId)
+    return thread_work(request.instanceId)
 
 
 def _give(result: Any) -> Any:
@@ -184,10 +223,13 @@ class Pool(ThreadPoolExecutor):
 class Intake(grpc.UnaryStreamClientInterceptor):
     """Takes the work of one worker."""
 
-    def __init__(self, worker: TaskHubGrpcWorker, gate: Gate, loop: AgentLoop, sessions: Sessions) -> None:
-        self._worker: Any = worker
+    def __init__(
+        self, worker: TaskHubGrpcWorker, private: PrivateWorker, gate: Gate, loop: AgentLoop, sessions: Sessions
+    ) -> None:
+        self._worker = worker
+        self._private = private
         self._sessions = sessions
-        self._connect = line_maker(worker)
+        self._connect = line_maker(private)
         self._pool: Pool | None = None
         self._lanes: dict[str, Lane] = {}
         self._line: Line | None = None
@@ -204,12 +246,10 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         self._changed = threading.Condition()
         self._steps_under_way = 0
         self._is_closing = False
-        self._is_intercepted = intercepts(worker)
+        self._is_intercepted = intercepts(private)
         self._is_traced = True
         """Whether each piece of work has a span, on the thread that it runs on."""
-        if self._worker._channel is not None:  # noqa: SLF001 - see the module
-            self._worker._channel = grpc.intercept_channel(self._worker._channel, self)  # noqa: SLF001
-        self._worker._interceptors = [self, *(self._worker._interceptors or ())]  # noqa: SLF001
+        private.intercept(self)
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Open the stream of work, on a channel of its own."""
@@ -238,9 +278,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         self._pool = Pool(sum(limits.values()), self._finish_steps, self._close)
         self._lanes = {kind: Lane(limit) for kind, limit in limits.items()}
         self._lanes["entityRequestV2"] = self._lanes["entityRequest"]
-        manager = self._worker._async_worker_manager  # noqa: SLF001
-        manager.thread_pool.shutdown(wait=False)
-        manager.thread_pool = self._pool
+        self._private.use_pool(self._pool)
 
     def _finish_steps(self) -> None:
         """Begin no more, and wait for those that run: for as long as they take, or until the gate ends them."""
@@ -314,7 +352,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         """What of a work item is a coroutine, after which the rest does not wait; None where it needs a thread."""
         if self._is_intercepted or self._is_traced:  # somebody follows each step on the thread that it runs on
             return None
-        if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time
+        if self._private.payload_store is not None:  # it may take its time
             return None
         if kind == "activityRequest" and (step := self.steps.get(request.name)) is not None:
             return functools.partial(self._run_step, step, request)
@@ -333,7 +371,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         return await turn(key, self._loaded(state) if state else None, self._loaded(told))
 
     def _loaded(self, text: str) -> Json:
-        return self._worker._data_converter.deserialize(text, None)  # noqa: SLF001 - what durabletask does with it
+        return self._private.loaded(text)
 
     def _begin(
         self,
@@ -404,16 +442,15 @@ class Intake(grpc.UnaryStreamClientInterceptor):
     ) -> None:
         """Have durabletask do the rest, and make the answer."""
         try:
-            said.outcome = outcome
-            self._run(kind, request, line.waiting, token)
+            with prepared.outcome(_work_in(request), outcome):
+                self._run(kind, request, line.waiting, token)
         finally:
-            said.outcome = None
             over()
 
     # --- In place -------------------------------------------------------------------------------------------------
 
     def _runs_in_place(self, kind: str, request: Any) -> bool:
-        if self._worker._payload_store is not None:  # noqa: SLF001 - it may take its time
+        if self._private.payload_store is not None:  # it may take its time
             return False
         if kind == "orchestratorRequest":
             for event in itertools.chain(request.pastEvents, request.newEvents):
@@ -427,23 +464,22 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         return False
 
     def _run(self, kind: str, request: Any, stub: Any, token: str) -> None:
-        execute, complete, abandon = _HANDLERS[kind]
         try:
             with work_item():
                 if kind == "orchestratorRequest" and not self._is_traced:
                     self._sessions.run(request, Answering(stub, request, token), token)
                 else:
-                    getattr(self._worker, execute)(request, Answering(stub, request, token), token)
+                    self._private.execute(kind, request, Answering(stub, request, token), token)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and self._gate.is_closed:
                 return  # handed back: no answer, so that the scheduler hands it out again
-            if self._worker._payload_store is not None and isinstance(error, Exception):  # noqa: SLF001
+            if self._private.payload_store is not None and isinstance(error, Exception):
                 # It may only be away for a while.
                 _logger.exception("Work could not be done, and is given back.")
                 with suppress(grpc.RpcError):
-                    getattr(self._worker, abandon)(request, stub, token)
+                    self._private.give_back(kind, request, stub, token)
                 return
             # durabletask answers for what users' code raises, but not for all of it.
             _logger.exception("Work could not be done, and fails for that.")
             with suppress(grpc.RpcError):
-                getattr(stub, complete)(failed(request, token, details_of(error)))
+                getattr(stub, _ANSWERS[kind])(failed(request, token, details_of(error)))

@@ -16,10 +16,6 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 import grpc
 from durabletask.internal.orchestrator_service_pb2 import GetWorkItemsRequest, WorkItem
-from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
-    TaskHubSidecarServiceStub,
-)
-from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf.message import EncodeError
 
 from dafx_actors._durable import bundles as _bundles
@@ -27,6 +23,7 @@ from dafx_actors._durable.bundles import Piece
 from dafx_actors._durable.calls import details_of
 from dafx_actors._durable.connect import channels_of, is_plain
 from dafx_actors._durable.outages import Seldom, one_line
+from dafx_actors._durable.private import PrivateWorker, stub_on
 from dafx_actors.worker._last_line import is_too_large, limit_in, without_secrets
 
 _logger = logging.getLogger("dafx_actors.worker")
@@ -107,7 +104,7 @@ class Line(Protocol):
         ...
 
 
-def line_maker(worker: TaskHubGrpcWorker) -> Callable[[], Line]:
+def line_maker(worker: PrivateWorker) -> Callable[[], Line]:
     """Makes lines with the settings of `worker`; each asks the scheduler what it knows, since that may change.
 
     Interceptors of users' own want to see each call, so that theirs is the protocol that has some.
@@ -167,7 +164,7 @@ class Calls:
             blocks: Whether a call may take its time even to begin: an interceptor, or a token that is fetched.
         """
         self.blocks = blocks
-        self._stub: Any = TaskHubSidecarServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._stub: Any = stub_on(channel)
         self.at_once = _Stub(self._send)
         self.waiting = _Stub(self._call) if blocks else self.at_once
         self._channel = channel

@@ -11,9 +11,7 @@ episode before. So it is kept, and told what its history holds since then, by th
 A session only saves work: it is dropped when there are too many, when it was not used for a while, and when a history
 is not the one that it knows. An orchestration that waits for days is replayed then, as after a crash.
 
-Private names of durabletask are needed: `_execute_orchestrator` begins a session; `_OrchestrationExecutor`, what one is
-made of, its `process_event` and `_orchestration_name` go on with it; so do `_is_replaying`, `_encoded_custom_status`,
-`set_failed` and `get_actions` of the context. `tests/test_private_names.py` says so when they change.
+What of durabletask this needs is in `_durable/private.py`; where a version lacks it, all is replayed.
 """
 
 from __future__ import annotations
@@ -29,7 +27,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import attrs
-import durabletask.worker
 import grpc
 from durabletask.internal.orchestrator_service_pb2 import (
     ORCHESTRATION_STATUS_TERMINATED,
@@ -39,10 +36,10 @@ from durabletask.internal.orchestrator_service_pb2 import (
     OrchestratorRequest,
     OrchestratorResponse,
 )
-from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf.wrappers_pb2 import StringValue
 
 from dafx_actors._durable.calls import details_of
+from dafx_actors._durable.private import Executor, PrivateWorker, can_go_on, custom_status_of, set_replaying
 from dafx_actors.orchestration._coroutines import Loop, keeping
 
 _logger = logging.getLogger("dafx_actors.worker")
@@ -76,8 +73,8 @@ def ended_before_it_began(request: OrchestratorRequest) -> OrchestratorResponse 
 class _Session:
     """An orchestration between two episodes."""
 
-    executor: Any
-    """durabletask's, which tells it what happened."""
+    executor: Executor
+    """Tells it what happened."""
     loop: Loop
     told: int
     """How many events it was told, from the first."""
@@ -104,9 +101,9 @@ def _digest(events: Iterable[HistoryEvent]) -> bytes:
 class Sessions:
     """Runs episodes of a worker's orchestrations, and keeps those that will have another one."""
 
-    def __init__(self, worker: TaskHubGrpcWorker, most: int) -> None:
+    def __init__(self, worker: PrivateWorker, most: int) -> None:
         """Keep at most so many."""
-        self._worker: Any = worker
+        self._worker = worker
         self._most = most
         self._kept: OrderedDict[str, _Session] = OrderedDict()
         """By instance id, the longest unused first. One whose episode runs is not in here."""
@@ -133,7 +130,7 @@ class Sessions:
             answering = SimpleNamespace(
                 CompleteOrchestratorTask=complete, AbandonTaskOrchestratorWorkItem=stub.AbandonTaskOrchestratorWorkItem
             )
-            self._worker._execute_orchestrator(request, answering, token)  # noqa: SLF001 - see the module
+            self._worker.execute("orchestratorRequest", request, answering, token)
 
     def drop_idle(self) -> None:
         """Drop those that were not used for a while."""
@@ -170,31 +167,25 @@ class Sessions:
             )
         return True
 
-    def _begins(self, request: OrchestratorRequest) -> Any:
+    def _begins(self, request: OrchestratorRequest) -> Executor | None:
         """What goes on with the orchestration of this episode; None where it is not kept."""
-        worker = self._worker
-        # What durabletask does about payloads and versions, it does around its executor.
-        if not self._most or worker._payload_store is not None or worker._registry.versioning is not None:  # noqa: SLF001
+        # What durabletask does about payloads, it does around its executor.
+        if not self._most or self._worker.payload_store is not None:
             return None
         events = list(itertools.chain(request.pastEvents, request.newEvents))
         if any(event.WhichOneof("eventType") in _NEVER_KEPT for event in events):
             return None
-        executor: Any = durabletask.worker._OrchestrationExecutor(  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-            worker._registry,  # noqa: SLF001
-            worker._logger,  # noqa: SLF001
-            data_converter=worker._data_converter,  # noqa: SLF001
-            maximum_timer_interval=worker.maximum_timer_interval,
-            exception_properties_provider=worker._exception_properties_provider,  # noqa: SLF001
-        )
         started = next(event.executionStarted for event in events if event.HasField("executionStarted"))
-        executor._orchestration_name = started.name  # noqa: SLF001
-        return executor
+        return self._worker.executor_for(started.name)
 
-    def _keep(self, request: OrchestratorRequest, answer: OrchestratorResponse, executor: Any, loop: Loop) -> None:
+    def _keep(
+        self, request: OrchestratorRequest, answer: OrchestratorResponse, executor: Executor | None, loop: Loop
+    ) -> None:
         """Keep an orchestration if it will have another episode; else it is over."""
         if (
             executor is None
             or loop.closed
+            or not can_go_on(loop.context)
             or any(a.WhichOneof("orchestratorActionType") in _ENDS for a in answer.actions)
         ):
             loop.close()
@@ -228,19 +219,19 @@ class Sessions:
 def _go_on(session: _Session, request: OrchestratorRequest) -> OrchestratorResponse | None:
     """Tell an orchestration what its history holds beyond what it knows: what it does; None where it cannot be so."""
     executor, context = session.executor, session.loop.context
-    context._is_replaying = True  # noqa: SLF001
+    set_replaying(context, True)
     try:
         for event in request.pastEvents[session.told :]:
-            executor.process_event(context, event)
+            executor.tell(context, event)
     except Exception:  # noqa: BLE001 - a replay will say what is wrong, with more right
         return None
-    context._is_replaying = False  # noqa: SLF001
+    set_replaying(context, False)
     try:
         for event in request.newEvents:
-            executor.process_event(context, event)
+            executor.tell(context, event)
     except Exception as error:  # noqa: BLE001 - as durabletask does: it is how the orchestration ends
         context.set_failed(error)
-    status = context._encoded_custom_status  # noqa: SLF001
+    status = custom_status_of(context)
     return OrchestratorResponse(
         instanceId=request.instanceId,
         actions=context.get_actions(),

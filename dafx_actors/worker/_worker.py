@@ -32,6 +32,7 @@ from dafx_actors._durable.connect import (
     make_worker,
     reader_of,
 )
+from dafx_actors._durable.private import PrivateWorker
 from dafx_actors._json.operations import Note
 from dafx_actors._json.steps import ToolStep
 from dafx_actors._json.values import dump_result, load_stored, parameters_of, returned_by
@@ -45,7 +46,7 @@ from dafx_actors.orchestration._agents import told
 from dafx_actors.orchestration._context import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
 from dafx_actors.worker._gate import AgentLoop, Gate, Work, WorkKind, until_turn_ends
-from dafx_actors.worker._intake import Intake, Step, said, watch_of_step
+from dafx_actors.worker._intake import Intake, Step, activity_work, prepared, thread_work, watch_of_step
 from dafx_actors.worker._sessions import Sessions
 
 T = TypeVar("T")
@@ -102,11 +103,13 @@ class DurableAIAgentWorker:
 
         Raises:
             ConfigurationError: It is no durabletask worker.
+            IncompatibleDurableTask: It is one of a version that was not tested.
         """
         check_wrapped("Worker", worker, TaskHubGrpcWorker)
         self.stop_timeout = stop_timeout
         self._on_work = on_work
         self._worker = worker
+        self._private = PrivateWorker(worker)
         self._registry = AgentRegistry()
         self._hosted: list[HostedAgent] = []
         self._loop = AgentLoop()
@@ -127,8 +130,8 @@ class DurableAIAgentWorker:
         self._limit("activity", max_concurrent_steps)
         self._limit("orchestration", _ORCHESTRATIONS)
         worker.use_work_item_filters()
-        sessions = Sessions(worker, extended_sessions if on_work is None else 0)
-        self._intake = Intake(worker, self._gate, self._loop, sessions)
+        sessions = Sessions(self._private, extended_sessions if on_work is None else 0)
+        self._intake = Intake(worker, self._private, self._gate, self._loop, sessions)
 
     @classmethod
     def connect(
@@ -333,22 +336,26 @@ class DurableAIAgentWorker:
         """A client to read threads and turns with, from any thread."""
         with self._making_reader:
             if self._reader is None:
-                self._reader = reader_of(self._worker)
+                self._reader = reader_of(self._private)
             return self._reader
 
-    def run_step(self, step: Callable[[], Awaitable[T]]) -> T:
+    def run_step(self, work: str, step: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine function on the agents' loop, and wait for it on this thread.
 
-        Where the intake has run it already, as part of the work item that this thread does, give what it gave.
+        Where the intake has run it already, for this work, give what it gave.
 
         Raises:
             HandedBack: The worker is stopping.
         """
-        if said.outcome is not None:
-            outcome: T = said.outcome()
-            return outcome
+        if (outcome := prepared.of(work)) is not None:
+            result: T = outcome()
+            return result
         with self._gate.pass_through():
             return self._gate.wait_for(self._loop.call(step))
+
+    def run_operation(self, entity_id: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Run what an operation of a thread waits for, as `run_step` does."""
+        return self.run_step(thread_work(entity_id), step)
 
     async def blocking(self, call: Callable[[], T]) -> T:
         """Make a call that blocks, on a thread, and wait for it on the loop."""
@@ -369,7 +376,7 @@ class DurableAIAgentWorker:
     def _watch_end(self, turn: str, heard: Callable[[bool], None]) -> Callable[[], None]:
         with self._making_reader:
             if self._end_watch is None:
-                self._end_watch = EndWatch(self._worker)
+                self._end_watch = EndWatch(self._private)
             return self._end_watch.watch(turn, heard)
 
     def report(self, thread: AgentThread, note: Note) -> None:
@@ -430,7 +437,7 @@ class DurableAIAgentWorker:
         """
 
         def run(context: task.ActivityContext, raw: Json) -> Json:
-            return self.run_step(lambda: step(context, raw))
+            return self.run_step(activity_work(context.orchestration_id, context.task_id), lambda: step(context, raw))
 
         if self._on_work is None:
             self._intake.steps[name] = step

@@ -139,7 +139,7 @@ def test_any_body_of_a_models_server(server: _Server, body: bytes, status: int) 
     json.dumps(dump_usage(reply.usage) if reply.usage else None)
     calls = [content for content in reply.message.contents if isinstance(content, FunctionCallContent)]
     for plan in anyio.run(_plans, calls):
-        json.dumps(plan)
+        json.dumps(plan.dump())
 
 
 async def _ask(port: int) -> Any:

@@ -106,7 +106,7 @@ class Clerk:
 class NoHost:
     """No operation of a thread needs its worker, but for a turn in one operation, which goes no further here."""
 
-    def run_step(self, step: object) -> Any:
+    def run_operation(self, entity_id: str, step: object) -> Any:
         raise ValueError("there is no worker")
 
 

@@ -452,7 +452,7 @@ async def test_another_scheduler_cannot_tell_and_the_worker_says_what_it_has_its
     port = free_port()
     backend = create_test_backend(port=port)
     reader = TaskHubGrpcClient(host_address=f"127.0.0.1:{port}")
-    names: list[Any] = [{"kind": "activity", "name": name} for name in ("mine", "other")]
+    names = [("activity", name) for name in ("mine", "other")]
     try:
         found = await anyio.to_thread.run_sync(hosts, reader, {"mine"}, names)
         assert found == {"mine": True, "other": False}
