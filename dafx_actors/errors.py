@@ -61,6 +61,8 @@ from typing import Any, Literal
 
 import attrs
 
+from dafx_actors._shown import Shown
+
 ModelFailure = Literal[
     "rate_limit",
     "server_error",
@@ -86,11 +88,11 @@ def _names(names: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
 
 
-class DafxError(Exception):
+class DafxError(Shown, Exception):
     """The root: catch this to catch everything that this package raises on purpose."""
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class ConfigurationError(DafxError):
     """A declaration or the environment is wrong."""
 
@@ -107,7 +109,7 @@ class ModelNotConfigured(ConfigurationError):
     """No model was named and none could be found in the environment."""
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class IncompatibleDurableTask(DafxError):
     """durabletask is another version than the tested ones, or lacks a name that is needed. Nothing was started."""
 
@@ -126,7 +128,7 @@ class IncompatibleDurableTask(DafxError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class InvalidThreadId(DafxError, ValueError):
     """A thread id that an entity key cannot hold."""
 
@@ -140,7 +142,7 @@ class InvalidThreadId(DafxError, ValueError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class UnsupportedTranscript(DafxError):
     """The stored state of a thread cannot be read. It was left as it is."""
 
@@ -156,7 +158,7 @@ class UnsupportedTranscript(DafxError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class ValueMismatch(DafxError, ValueError):
     """A value that user code gave or was to be given does not fit its annotation, or JSON cannot hold it."""
 
@@ -166,7 +168,7 @@ class ValueMismatch(DafxError, ValueError):
         return self.reason
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class InvalidArguments(ValueMismatch):
     """What a model wrote for a tool's arguments does not fit the tool's parameters. The tool was not called."""
 
@@ -184,7 +186,7 @@ class InvalidArguments(ValueMismatch):
         return f"The arguments do not fit the parameters of {self.tool}. Correct these and call it again:{listed}"
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class ResultNotKept(ValueMismatch):
     """A tool or an activity has acted, and what it returned cannot be kept. The call was made."""
 
@@ -198,7 +200,7 @@ class ResultNotKept(ValueMismatch):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class NotDone(DafxError):
     """Raised by a tool's `reconcile`: the effect has not happened, so that the tool may run again."""
 
@@ -212,7 +214,7 @@ class McpError(DafxError):
     """Between this process and an MCP server."""
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class McpUnreachable(McpError):
     """An MCP server cannot be started or reached. Nothing was called."""
 
@@ -226,7 +228,7 @@ class McpUnreachable(McpError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class McpConnectionLost(McpError):
     """An MCP server went away during a call. The tool may have acted."""
 
@@ -241,7 +243,7 @@ class McpConnectionLost(McpError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class McpToolFailed(McpError):
     """A tool of an MCP server says that it failed."""
 
@@ -254,7 +256,7 @@ class McpToolFailed(McpError):
         return self.text or f"{self.tool} failed, and the MCP server {self.server!r} does not say why."
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class NotDurableError(DafxError):
     """An orchestration awaited, or did, something that cannot be replayed."""
 
@@ -269,7 +271,7 @@ class SchedulerError(DafxError):
     """Something between this process and the scheduler."""
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerUnreachable(SchedulerError, ConnectionError):
     """Nothing answers at the endpoint."""
 
@@ -284,7 +286,7 @@ class SchedulerUnreachable(SchedulerError, ConnectionError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerRefused(SchedulerError):
     """The scheduler answers, but it did not do what it was asked: its disk is full, or it wants another token."""
 
@@ -302,7 +304,7 @@ class SchedulerRefused(SchedulerError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerCredentialError(SchedulerError):
     """The scheduler wants to know who calls, and azure-identity has no token to tell it."""
 
@@ -318,7 +320,7 @@ class SchedulerCredentialError(SchedulerError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class MessageTooLarge(SchedulerError):
     """An answer is larger than the messages that the scheduler takes. What made it has run, and is not run again."""
 
@@ -340,7 +342,7 @@ class MessageTooLarge(SchedulerError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerInUse(SchedulerError):
     """Another process has the database of the embedded scheduler open."""
 
@@ -356,7 +358,7 @@ class SchedulerInUse(SchedulerError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerDatabaseError(SchedulerError):
     """The database file of the embedded scheduler cannot be used as it is. It was not changed."""
 
@@ -370,7 +372,7 @@ class SchedulerDatabaseError(SchedulerError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerWriteFailed(SchedulerError):
     """The disk refused a write of the embedded scheduler."""
 
@@ -385,7 +387,7 @@ class SchedulerWriteFailed(SchedulerError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerReadFailed(SchedulerError):
     """The embedded scheduler could not read its database at the moment; the file is not damaged."""
 
@@ -399,7 +401,7 @@ class SchedulerReadFailed(SchedulerError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerNotSecured(SchedulerError):
     """The embedded scheduler was told to listen to other machines without TLS and a token."""
 
@@ -413,7 +415,7 @@ class SchedulerNotSecured(SchedulerError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class SchedulerCannotListen(SchedulerError, OSError):
     """The embedded scheduler cannot have its address."""
 
@@ -427,7 +429,7 @@ class SchedulerCannotListen(SchedulerError, OSError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class OrchestrationFailed(DafxError):
     """An orchestration that a client awaited did not complete."""
 
@@ -446,7 +448,7 @@ class TurnError(DafxError):
     """What can become of a request to an agent, other than an answer."""
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class AgentNotHosted(TurnError):
     """No worker on the task hub takes this agent."""
 
@@ -472,7 +474,7 @@ class AgentNotHosted(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class CorrelationConflict(TurnError):
     """The correlation id was used before, for another request."""
 
@@ -487,7 +489,7 @@ class CorrelationConflict(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class ThreadBusy(TurnError):
     """The thread works on another turn, and this request cannot wait for it."""
 
@@ -511,7 +513,7 @@ class ThreadBusy(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class TurnTimeout(TurnError, TimeoutError):
     """No answer came in time; the turn may still be running."""
 
@@ -536,7 +538,7 @@ class TurnTimeout(TurnError, TimeoutError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class TurnSuperseded(TurnError):
     """The thread no longer works on this turn."""
 
@@ -551,7 +553,7 @@ class TurnSuperseded(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class TurnTerminated(TurnError):
     """The turn was ended from outside before it had an answer."""
 
@@ -567,7 +569,7 @@ class TurnTerminated(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class TurnCancelled(TurnError):
     """The turn was cancelled before it had an answer."""
 
@@ -586,7 +588,7 @@ class TurnCancelled(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class TurnDeadlineExceeded(TurnError, TimeoutError):
     """The turn did not end before its own deadline, and was stopped."""
 
@@ -603,7 +605,7 @@ class TurnDeadlineExceeded(TurnError, TimeoutError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class TurnLimitExceeded(TurnError):
     """The turn would have taken more than it may."""
 
@@ -623,7 +625,7 @@ class TurnLimitExceeded(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class TurnNotFound(TurnError):
     """There is no turn of that id."""
 
@@ -637,7 +639,7 @@ class TurnNotFound(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class DecisionRefused(TurnError):
     """A decision about a tool call was not taken. Nothing was changed."""
 
@@ -660,7 +662,7 @@ class DecisionRefused(TurnError):
         return f"The decision about call {self.key} was refused: {what}{detail}. Nothing was changed; look again."
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class ApprovalExpired(TurnError):
     """Nobody decided in time whether a tool may be called."""
 
@@ -675,7 +677,7 @@ class ApprovalExpired(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class OutcomeUnknown(TurnError):
     """Nobody knows whether a tool of `effect="once"` has acted, and somebody decided to end the turn for that."""
 
@@ -691,7 +693,7 @@ class OutcomeUnknown(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class UnsupportedByPeer(TurnError):
     """The agent is hosted by a worker of the peer, `agent-framework-durabletask`, which cannot do what was asked."""
 
@@ -706,7 +708,7 @@ class UnsupportedByPeer(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class TurnFailed(TurnError):
     """The agent's own code, or the worker around it, raised."""
 
@@ -722,7 +724,7 @@ class TurnFailed(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class StaleTranscript(TurnError):
     """A step kept reading less of the thread than the turn had recorded."""
 
@@ -738,7 +740,7 @@ class StaleTranscript(TurnError):
         )
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class InvalidAnswer(TurnError, ValueError):
     """The answer does not fit `response_format`."""
 
@@ -750,7 +752,7 @@ class InvalidAnswer(TurnError, ValueError):
         return f"The answer does not fit `response_format`: {self.reason}. It is in `.text`."
 
 
-@attrs.define(eq=False, slots=False)
+@attrs.define(eq=False, slots=False, repr=False)
 class ModelError(TurnError):
     """The model's call failed."""
 

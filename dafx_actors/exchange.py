@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import attrs
 
+from dafx_actors._shown import Shown
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Content, Json, UsageStats
 
@@ -88,8 +89,8 @@ def _depth(_: object, field: attrs.Attribute[Any], value: int | None) -> None:
         )
 
 
-@attrs.frozen(kw_only=True)
-class Limits:
+@attrs.frozen(kw_only=True, repr=False)
+class Limits(Shown):
     """What a turn may take at most, with the turns of all agents that it uses as tools, and those of theirs.
 
     None is no limit. What is written for an agent a request can lower, and not lift; what nobody wrote, it can.
@@ -106,8 +107,8 @@ class Limits:
     told that a call which would go deeper was not made."""
 
 
-@attrs.frozen(kw_only=True)
-class RunRequest:
+@attrs.frozen(kw_only=True, repr=False)
+class RunRequest(Shown):
     """One request to a thread."""
 
     correlation_id: str
@@ -130,8 +131,8 @@ class RunRequest:
     """The orchestration that sends it, if one does."""
 
 
-@attrs.frozen(kw_only=True)
-class AgentRunResponse(Generic[T_co]):
+@attrs.frozen(kw_only=True, repr=False)
+class AgentRunResponse(Shown, Generic[T_co]):
     """An agent's answer."""
 
     messages: tuple[ChatMessage, ...]

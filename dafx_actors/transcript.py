@@ -21,6 +21,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
 
+from dafx_actors._shown import Shown
+
 Role: TypeAlias = Literal["user", "assistant", "system", "tool"]
 Json: TypeAlias = Any
 """A value that JSON can hold: None, bool, int, float, str, or a list or a `str`-keyed mapping of such."""
@@ -60,24 +62,24 @@ class UsageStats:
         return f"UsageStats({', '.join(f'{name}={getattr(self, name)!r}' for name in (*always, *found))})"
 
 
-@attrs.frozen
-class TextContent:
+@attrs.frozen(repr=False)
+class TextContent(Shown):
     """Text."""
 
     text: str
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class TextReasoningContent:
+@attrs.frozen(repr=False)
+class TextReasoningContent(Shown):
     """A model's own reasoning. It is kept, and not sent to a model again."""
 
     text: str = ""
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class DataContent:
+@attrs.frozen(repr=False)
+class DataContent(Shown):
     """Bytes in the message itself, as a `data:` URI."""
 
     uri: str
@@ -90,8 +92,8 @@ class DataContent:
         return cls(f"data:{media_type};base64,{base64.b64encode(data).decode()}", media_type)
 
 
-@attrs.frozen
-class UriContent:
+@attrs.frozen(repr=False)
+class UriContent(Shown):
     """Something that the model's provider fetches by itself, such as an image on the web."""
 
     uri: str
@@ -99,8 +101,8 @@ class UriContent:
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class ErrorContent:
+@attrs.frozen(repr=False)
+class ErrorContent(Shown):
     """The turn ended with this error instead of an answer."""
 
     message: str | None = None
@@ -109,8 +111,8 @@ class ErrorContent:
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class FunctionCallContent:
+@attrs.frozen(repr=False)
+class FunctionCallContent(Shown):
     """The model asks for a tool."""
 
     call_id: str
@@ -120,8 +122,8 @@ class FunctionCallContent:
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class FunctionResultContent:
+@attrs.frozen(repr=False)
+class FunctionResultContent(Shown):
     """What a tool gave back."""
 
     call_id: str
@@ -129,40 +131,40 @@ class FunctionResultContent:
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class HostedFileContent:
+@attrs.frozen(repr=False)
+class HostedFileContent(Shown):
     """A file that the model's provider holds."""
 
     file_id: str
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class HostedVectorStoreContent:
+@attrs.frozen(repr=False)
+class HostedVectorStoreContent(Shown):
     """A vector store that the model's provider holds."""
 
     vector_store_id: str
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class UsageContent:
+@attrs.frozen(repr=False)
+class UsageContent(Shown):
     """Usage that a provider reported as part of a message."""
 
     usage: UsageStats
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class UnknownContent:
+@attrs.frozen(repr=False)
+class UnknownContent(Shown):
     """A content that whoever stored it could not name."""
 
     content: Json = None
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen
-class OpaqueContent:
+@attrs.frozen(repr=False)
+class OpaqueContent(Shown):
     """A content of a type that this version does not know, kept as it was stored."""
 
     raw: Mapping[str, Json]
@@ -188,8 +190,8 @@ def _contents(given: str | Iterable[Content]) -> tuple[Content, ...]:
     return (TextContent(given),) if isinstance(given, str) else tuple(given)
 
 
-@attrs.frozen
-class ChatMessage:
+@attrs.frozen(repr=False)
+class ChatMessage(Shown):
     """One message. `ChatMessage("user", "Hello")` is short for a single text content."""
 
     role: Role = attrs.field(validator=attrs.validators.in_(get_args(Role)))
@@ -204,8 +206,8 @@ class ChatMessage:
         return "".join(content.text for content in self.contents if isinstance(content, TextContent))
 
 
-@attrs.frozen(kw_only=True)
-class Request:
+@attrs.frozen(kw_only=True, repr=False)
+class Request(Shown):
     """What was sent to the agent."""
 
     correlation_id: str | None = None
@@ -220,8 +222,8 @@ class Request:
     extra: Mapping[str, Json] = _extra()
 
 
-@attrs.frozen(kw_only=True)
-class Response:
+@attrs.frozen(kw_only=True, repr=False)
+class Response(Shown):
     """What the agent answered, or the error that its turn ended with."""
 
     correlation_id: str | None = None
@@ -245,8 +247,8 @@ class Response:
         return None
 
 
-@attrs.frozen
-class OpaqueEntry:
+@attrs.frozen(repr=False)
+class OpaqueEntry(Shown):
     """An entry of a kind that this version does not know, kept as it was stored."""
 
     raw: Mapping[str, Json]
@@ -255,8 +257,8 @@ class OpaqueEntry:
 Entry: TypeAlias = Request | Response | OpaqueEntry
 
 
-@attrs.frozen(kw_only=True)
-class Transcript:
+@attrs.frozen(kw_only=True, repr=False)
+class Transcript(Shown):
     """Everything that a thread remembers. Iterating gives its messages, oldest first."""
 
     entries: tuple[Entry, ...] = ()

@@ -12,7 +12,7 @@ import dafx_actors
 
 PACKAGE = Path(dafx_actors.__file__).parent
 ROWS = [
-    {"errors", "transcript", "ids", "decisions", "exchange", "_secrets", "_raised", "_lazy"},
+    {"errors", "transcript", "ids", "decisions", "exchange", "_secrets", "_raised", "_lazy", "_shown"},
     {"_json", "_durable"},
     {"models"},
     {"_rules", "tools"},

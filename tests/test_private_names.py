@@ -307,7 +307,7 @@ def test_without_what_is_read_of_a_context_it_is_replayed(name: str) -> None:
 
 @pytest.mark.parametrize("found", ["1.11.0", "1.13.0", "2.0.0"])
 def test_another_version_is_refused_by_name(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "version", lambda package: found)
+    monkeypatch.setattr("importlib.metadata.version", lambda package: found)
     with pytest.raises(IncompatibleDurableTask, match=rf"{found}.*1\.12"):
         DurableAIAgentWorker(TaskHubGrpcWorker())
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -246,6 +245,9 @@ def stub_on(channel: grpc.Channel) -> Any:
 
 def installed() -> str:
     """The version of durabletask."""
+    # Not at the top: the package that knows takes long to import, and is asked once.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("durabletask")
     except PackageNotFoundError:  # in a bundle without metadata: the names decide alone

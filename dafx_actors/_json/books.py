@@ -24,6 +24,7 @@ from dafx_actors._json.shapes import (
     shown,
     text_or_none,
 )
+from dafx_actors._shown import Shown
 from dafx_actors.decisions import ACTIONS, Action, DecisionKind, PendingDecision, call_digest
 from dafx_actors.errors import TurnCancelled
 from dafx_actors.ids import AgentThread
@@ -34,8 +35,8 @@ RecordedAction: TypeAlias = Action | Literal["expire"]
 RECORDED_ACTIONS = (*(action for actions in ACTIONS.values() for action in actions), "expire")
 
 
-@attrs.frozen
-class DecisionRecord:
+@attrs.frozen(repr=False)
+class DecisionRecord(Shown):
     """A decision about a question, or what stands for one when nobody made it in time."""
 
     raw: Mapping[str, Json]
@@ -107,8 +108,8 @@ class DecisionRecord:
         return (self.action, self.arguments, self.result) == (other.action, other.arguments, other.result)
 
 
-@attrs.frozen
-class QuestionRecord:
+@attrs.frozen(repr=False)
+class QuestionRecord(Shown):
     """What a person is to decide about a call."""
 
     raw: Mapping[str, Json]
@@ -215,8 +216,8 @@ class QuestionRecord:
         )
 
 
-@attrs.frozen
-class AttemptRecord:
+@attrs.frozen(repr=False)
+class AttemptRecord(Shown):
     """The latest attempt of a call that may act only once."""
 
     raw: Mapping[str, Json]
@@ -254,8 +255,8 @@ class AttemptRecord:
         return self.raw.get("at")
 
 
-@attrs.frozen
-class ChildRecord:
+@attrs.frozen(repr=False)
+class ChildRecord(Shown):
     """The turn of an agent that is used as a tool."""
 
     raw: Mapping[str, Json]
@@ -292,8 +293,8 @@ class ChildRecord:
         return AgentThread(self.raw["agent"], self.raw["thread"])
 
 
-@attrs.frozen
-class CancelMark:
+@attrs.frozen(repr=False)
+class CancelMark(Shown):
     """Says that a turn is cancelled: who did it, and why."""
 
     raw: Mapping[str, Json]
@@ -334,8 +335,8 @@ class CancelMark:
         return TurnCancelled(agent, turn, self.reason, self.by)
 
 
-@attrs.frozen
-class Place:
+@attrs.frozen(repr=False)
+class Place(Shown):
     """A request's place in the line. Its text stays with its turn, which brings it when the place is the first."""
 
     correlation_id: str

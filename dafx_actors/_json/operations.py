@@ -18,6 +18,7 @@ from dafx_actors._json.messages import dump_message, dump_usage, load_messages, 
 from dafx_actors._json.requests import dump_request, load_request, request_digest
 from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_number, load_time, object_in
 from dafx_actors._json.steps import Settings
+from dafx_actors._shown import Shown
 from dafx_actors.errors import DafxError
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
@@ -78,8 +79,8 @@ def turn_in(raw: Json) -> str:
     return _turn(raw)
 
 
-@attrs.frozen
-class Begin:
+@attrs.frozen(repr=False)
+class Begin(Shown):
     """A turn asks for its thread, and brings its request."""
 
     operation: ClassVar[str] = "begin"
@@ -95,8 +96,8 @@ class Begin:
         return dump_request(self.request)
 
 
-@attrs.frozen
-class Ask:
+@attrs.frozen(repr=False)
+class Ask(Shown):
     """A turn that has brought its request before asks how it stands.
 
     Versions that do not know this form of `begin` refuse it, as a request without a message; then the whole request is
@@ -133,8 +134,8 @@ def load_begin(raw: Json) -> Begin | Ask:
     return Begin(load_request(told))
 
 
-@attrs.frozen(kw_only=True)
-class Record:
+@attrs.frozen(kw_only=True, repr=False)
+class Record(Shown):
     """The active turn adds to what the thread keeps of it."""
 
     operation: ClassVar[str] = "record"
@@ -171,8 +172,8 @@ class Record:
         )
 
 
-@attrs.frozen(kw_only=True)
-class Commit:
+@attrs.frozen(kw_only=True, repr=False)
+class Commit(Shown):
     """A turn ends with an answer."""
 
     operation: ClassVar[str] = "commit"
@@ -230,8 +231,8 @@ class Commit:
         )
 
 
-@attrs.frozen(kw_only=True)
-class Abort:
+@attrs.frozen(kw_only=True, repr=False)
+class Abort(Shown):
     """A turn ends without an answer."""
 
     operation: ClassVar[str] = "abort"
@@ -274,8 +275,8 @@ class Abort:
         )
 
 
-@attrs.frozen(kw_only=True)
-class Cancel:
+@attrs.frozen(kw_only=True, repr=False)
+class Cancel(Shown):
     """Somebody cancels a turn."""
 
     operation: ClassVar[str] = "cancel"
@@ -296,8 +297,8 @@ class Cancel:
         return cls(turn=_turn(raw), mark=_field(raw, "mark", CancelMark.load))
 
 
-@attrs.frozen(kw_only=True)
-class Decide:
+@attrs.frozen(kw_only=True, repr=False)
+class Decide(Shown):
     """Somebody decides about a question of a turn."""
 
     operation: ClassVar[str] = "decide"
@@ -328,8 +329,8 @@ class Decide:
         )
 
 
-@attrs.frozen(kw_only=True)
-class ReadDecision:
+@attrs.frozen(kw_only=True, repr=False)
+class ReadDecision(Shown):
     """A turn asks what is on record about one of its questions."""
 
     operation: ClassVar[str] = "decision"
@@ -350,8 +351,8 @@ class ReadDecision:
         return cls(turn=_turn(raw), key=_field(raw, "key", as_text))
 
 
-@attrs.frozen(kw_only=True)
-class Attempt:
+@attrs.frozen(kw_only=True, repr=False)
+class Attempt(Shown):
     """A step is about to make a call that may act only once."""
 
     operation: ClassVar[str] = "attempt"
@@ -381,8 +382,8 @@ class Attempt:
         )
 
 
-@attrs.frozen(kw_only=True)
-class GiveUp:
+@attrs.frozen(kw_only=True, repr=False)
+class GiveUp(Shown):
     """A turn gives up an attempt of a call, and those before it, since no worker has the tool."""
 
     operation: ClassVar[str] = "giveUp"
@@ -405,8 +406,8 @@ class GiveUp:
         return cls(turn=_turn(raw), key=_field(raw, "key", as_text), number=_field(raw, "number", as_whole_number))
 
 
-@attrs.frozen(kw_only=True)
-class Note:
+@attrs.frozen(kw_only=True, repr=False)
+class Note(Shown):
     """A tool reports how far it is."""
 
     operation: ClassVar[str] = "note"
@@ -432,8 +433,8 @@ class Note:
 # --- What it says -------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class Granted:
+@attrs.frozen(repr=False)
+class Granted(Shown):
     """The turn is active, and goes on."""
 
     length: int
@@ -442,8 +443,8 @@ class Granted:
     """As with `Queued`, where a turn asks again and is active by now."""
 
 
-@attrs.frozen
-class Queued:
+@attrs.frozen(repr=False)
+class Queued(Shown):
     """The turn waits."""
 
     active: str
@@ -452,13 +453,13 @@ class Queued:
     """Turns that are cancelled, and may not know it: whoever cancelled them may have died before it told them."""
 
 
-@attrs.frozen
-class Wanted:
+@attrs.frozen(repr=False)
+class Wanted(Shown):
     """The turn is to bring its request: it may have the thread, or the thread does not know it."""
 
 
-@attrs.frozen
-class Ended:
+@attrs.frozen(repr=False)
+class Ended(Shown):
     """The turn has ended."""
 
     response: Json
@@ -469,8 +470,8 @@ class Ended:
     """Turns that have ended with it, which do not know it yet."""
 
 
-@attrs.frozen
-class Cancelled:
+@attrs.frozen(repr=False)
+class Cancelled(Shown):
     """The turn is marked; from here on none of its tools begins to act."""
 
     turn: str
@@ -478,16 +479,16 @@ class Cancelled:
     mark: CancelMark
 
 
-@attrs.frozen
-class Decided:
+@attrs.frozen(repr=False)
+class Decided(Shown):
     """The decision is on record."""
 
     decision: DecisionRecord
     """The one that counts: of two at a time, the first."""
 
 
-@attrs.frozen
-class Attempted:
+@attrs.frozen(repr=False)
+class Attempted(Shown):
     """Whether a call that may act only once may be made now."""
 
     answer: Literal["go", "unknown", "stop"]
@@ -501,21 +502,21 @@ class Attempted:
         return load_time(self.since) if self.since else None
 
 
-@attrs.frozen
-class GivenUp:
+@attrs.frozen(repr=False)
+class GivenUp(Shown):
     """The call is given up; from here on no step makes it."""
 
     begun: bool
     """Whether a step had put on record that it makes it; only calls that may act once are recorded so."""
 
 
-@attrs.frozen
-class Noted:
+@attrs.frozen(repr=False)
+class Noted(Shown):
     """What was told was kept, or was of no interest any more."""
 
 
-@attrs.frozen
-class Refused:
+@attrs.frozen(repr=False)
+class Refused(Shown):
     """Nothing was changed."""
 
     error: DafxError
@@ -524,8 +525,8 @@ class Refused:
 Outcome: TypeAlias = Granted | Queued | Wanted | Ended | Cancelled | Decided | Attempted | GivenUp | Noted | Refused
 
 
-@attrs.frozen(kw_only=True)
-class Reply:
+@attrs.frozen(kw_only=True, repr=False)
+class Reply(Shown):
     """What an operation gives its caller: the outcome, and what the worker says beside it."""
 
     outcome: Outcome
@@ -620,8 +621,8 @@ def _tells_an_error(message: Mapping[str, Json]) -> bool:
 # --- What a thread is told through an orchestration ---------------------------------------------------------------
 
 
-@attrs.frozen
-class Telling:
+@attrs.frozen(repr=False)
+class Telling(Shown):
     """The input of the orchestration by which clients and steps tell a thread something, and hear what it says."""
 
     thread_id: str

@@ -28,6 +28,7 @@ from dafx_actors._json.shapes import (
     load_time,
     object_in,
 )
+from dafx_actors._shown import Shown
 from dafx_actors.errors import DafxError, ValueMismatch
 from dafx_actors.exchange import Ending, Limits, RunRequest
 from dafx_actors.ids import AgentThread
@@ -36,8 +37,8 @@ from dafx_actors.transcript import ChatMessage, Json, UsageStats
 # --- The tree of turns --------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class Caller:
+@attrs.frozen(repr=False)
+class Caller(Shown):
     """A turn that waits for the turn below it, as it uses that one's agent as a tool."""
 
     thread: AgentThread
@@ -70,8 +71,8 @@ def _above(callers: Iterable[Caller]) -> dict[str, Json]:
     return {"callers": dumped} if dumped else {}
 
 
-@attrs.frozen
-class Spent:
+@attrs.frozen(repr=False)
+class Spent(Shown):
     """What a turn took, with all below it."""
 
     steps: int = 0
@@ -116,16 +117,16 @@ SHORT_QUESTIONS = 3
 tools that is down is tried again as a model is."""
 
 
-@attrs.frozen
-class Listener:
+@attrs.frozen(repr=False)
+class Listener(Shown):
     """An orchestration that is to be told, by an event, when a worker has taken a turn."""
 
     orchestration: str
     event: str
 
 
-@attrs.frozen(kw_only=True)
-class TurnInput:
+@attrs.frozen(kw_only=True, repr=False)
+class TurnInput(Shown):
     """What a turn's orchestration starts with."""
 
     thread_id: str
@@ -186,8 +187,8 @@ class TurnInput:
         return {**as_object(raw), "begun": dump_time(started_at)}
 
 
-@attrs.frozen
-class StartedTurn:
+@attrs.frozen(repr=False)
+class StartedTurn(Shown):
     """What a client reads of the input of an orchestration, which may be one of something else."""
 
     thread_id: str | None
@@ -206,8 +207,8 @@ class StartedTurn:
         return cls(thread if isinstance(thread, str) else None, request)
 
 
-@attrs.frozen(kw_only=True)
-class ShownStatus:
+@attrs.frozen(kw_only=True, repr=False)
+class ShownStatus(Shown):
     """How far a turn is, as it shows whoever asks for it."""
 
     state: str = "running"
@@ -242,8 +243,8 @@ class ShownStatus:
         )
 
 
-@attrs.frozen
-class WholeTurnInput:
+@attrs.frozen(repr=False)
+class WholeTurnInput(Shown):
     """What the operation `run` of a thread is told beside the request."""
 
     form: int = 0
@@ -265,8 +266,8 @@ class WholeTurnInput:
         return cls(told.get("form") or 0, load_callers(told.get("callers")))
 
 
-@attrs.frozen(kw_only=True)
-class Settings:
+@attrs.frozen(kw_only=True, repr=False)
+class Settings(Shown):
     """What a turn keeps of its agent's declaration, so that a newer one does not change what has begun."""
 
     limits: Limits | None = None
@@ -292,8 +293,8 @@ class Settings:
 OnTimeout: TypeAlias = Literal["deny", "fail"]
 
 
-@attrs.frozen
-class ApprovalPlan:
+@attrs.frozen(repr=False)
+class ApprovalPlan(Shown):
     """A person must approve the call."""
 
     seconds: float | None
@@ -301,8 +302,8 @@ class ApprovalPlan:
     on_timeout: OnTimeout
 
 
-@attrs.frozen(kw_only=True)
-class AgentPlan:
+@attrs.frozen(kw_only=True, repr=False)
+class AgentPlan(Shown):
     """The call is a turn of another agent."""
 
     name: str
@@ -312,8 +313,8 @@ class AgentPlan:
     """What its answer may take; plans of earlier versions have no bound."""
 
 
-@attrs.frozen(kw_only=True)
-class Plan:
+@attrs.frozen(kw_only=True, repr=False)
+class Plan(Shown):
     """How a call is to be made: fixed when the model asks for it, and kept in the turn's history."""
 
     refusal: str | None = None
@@ -392,8 +393,8 @@ def _load_agent(raw: Mapping[str, Json]) -> AgentPlan:
 # --- Model steps --------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class ModelStep:
+@attrs.frozen(kw_only=True, repr=False)
+class ModelStep(Shown):
     """What a model step is asked."""
 
     thread_id: str
@@ -451,8 +452,8 @@ class ModelStep:
         )
 
 
-@attrs.frozen(kw_only=True)
-class ModelResult:
+@attrs.frozen(kw_only=True, repr=False)
+class ModelResult(Shown):
     """What a model step gave: a reply, with a plan for each of its calls."""
 
     message: ChatMessage
@@ -493,8 +494,8 @@ class ModelResult:
         )
 
 
-@attrs.frozen(kw_only=True)
-class Begun:
+@attrs.frozen(kw_only=True, repr=False)
+class Begun(Shown):
     """What a model step that was asked together with `begin` found: the turn has its thread."""
 
     length: int
@@ -515,8 +516,8 @@ class Begun:
         return cls(length=raw["granted"], settings=Settings.load(raw.get("settings")), cache_token=raw.get("state"))
 
 
-@attrs.frozen(kw_only=True)
-class ModelAnswer:
+@attrs.frozen(kw_only=True, repr=False)
+class ModelAnswer(Shown):
     """All that a model step says.
 
     With neither a result nor an error it did nothing: its turn was not granted its thread, or nobody knows yet; or,
@@ -549,8 +550,8 @@ class ModelAnswer:
 # --- Tool steps ---------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class ToolStep:
+@attrs.frozen(kw_only=True, repr=False)
+class ToolStep(Shown):
     """What a tool step is asked: to make one call."""
 
     thread_id: str
@@ -612,8 +613,8 @@ class ToolStep:
         return cast("str", raw["name"])
 
 
-@attrs.frozen
-class Returned:
+@attrs.frozen(repr=False)
+class Returned(Shown):
     """The call was made; the tool returned this."""
 
     value: Json
@@ -621,8 +622,8 @@ class Returned:
     """Whether the value only says why what the tool returned is not kept."""
 
 
-@attrs.frozen
-class Failed:
+@attrs.frozen(repr=False)
+class Failed(Shown):
     """The call was not made, or the tool failed."""
 
     text: str
@@ -635,18 +636,18 @@ class Failed:
     """Whether it was not made since the turn does not go on."""
 
 
-@attrs.frozen
-class Unknown:
+@attrs.frozen(repr=False)
+class Unknown(Shown):
     """The call was begun before, and nobody knows whether it acted."""
 
 
-@attrs.frozen
-class NotMade:
+@attrs.frozen(repr=False)
+class NotMade(Shown):
     """It is certain that the call has not acted; it may be made again."""
 
 
-@attrs.frozen
-class StillRunning:
+@attrs.frozen(repr=False)
+class StillRunning(Shown):
     """An attempt that was cut off may not be over yet."""
 
     seconds: float
@@ -692,16 +693,16 @@ def load_tool_outcome(raw: Json) -> ToolOutcome:
 HostedKind: TypeAlias = Literal["activity", "orchestration"]
 
 
-@attrs.frozen
-class HostedName:
+@attrs.frozen(repr=False)
+class HostedName(Shown):
     """The name of a piece of work, which some worker may host."""
 
     kind: HostedKind
     name: str
 
 
-@attrs.frozen(kw_only=True)
-class Probe:
+@attrs.frozen(kw_only=True, repr=False)
+class Probe(Shown):
     """Asks what became of a turn; with `names`, instead, which of them some worker has."""
 
     turn: str
@@ -721,8 +722,8 @@ class Probe:
         return cls(turn=raw["correlationId"], names=names)
 
 
-@attrs.frozen(kw_only=True)
-class Probed:
+@attrs.frozen(kw_only=True, repr=False)
+class Probed(Shown):
     """What a probe found."""
 
     alive: bool

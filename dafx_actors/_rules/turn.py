@@ -21,6 +21,7 @@ import attrs
 
 from dafx_actors._json.books import DecisionRecord
 from dafx_actors._json.steps import Failed, ModelResult, Plan, Returned
+from dafx_actors._shown import Shown
 from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
 from dafx_actors.exchange import AgentRunResponse, Limits
 from dafx_actors.models import ending_of
@@ -37,8 +38,8 @@ NOT_MADE = "the call was not made: the turn ended before it"
 # --- How far a turn has come --------------------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class Progress:
+@attrs.frozen(kw_only=True, repr=False)
+class Progress(Shown):
     """What a turn has taken so far."""
 
     replies: int = 0
@@ -83,8 +84,8 @@ def over_limit(progress: Progress, limits: Limits, turn: str, agent: str) -> Tur
 # --- After a model call -------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class Finish:
+@attrs.frozen(repr=False)
+class Finish(Shown):
     """The reply is the answer."""
 
     message: ChatMessage
@@ -92,8 +93,8 @@ class Finish:
     """Whether the turn is at its limit, so that it cannot go on for others that would join it."""
 
 
-@attrs.frozen(kw_only=True)
-class Call:
+@attrs.frozen(kw_only=True, repr=False)
+class Call(Shown):
     """A tool call that the model asked for, and how it is to be made."""
 
     key: str
@@ -103,8 +104,8 @@ class Call:
     """What the worker said of it with the reply."""
 
 
-@attrs.frozen
-class CallTools:
+@attrs.frozen(repr=False)
+class CallTools(Shown):
     """These calls are made."""
 
     message: ChatMessage
@@ -112,16 +113,16 @@ class CallTools:
     calls: tuple[Call, ...]
 
 
-@attrs.frozen
-class Repair:
+@attrs.frozen(repr=False)
+class Repair(Shown):
     """The model is asked again."""
 
     messages: tuple[ChatMessage, ...]
     """The answer, and what is wrong with it; nothing where the provider broke off what it was saying."""
 
 
-@attrs.frozen
-class Fail:
+@attrs.frozen(repr=False)
+class Fail(Shown):
     """The turn cannot go on."""
 
     error: DafxError
@@ -250,8 +251,8 @@ def batches(calls: Sequence[Call]) -> list[list[Call]]:
 # --- Tool calls ---------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class CallOutcome:
+@attrs.frozen(kw_only=True, repr=False)
+class CallOutcome(Shown):
     """What became of a call, for the model and for the record."""
 
     made: Returned | Failed = attrs.field(kw_only=False)
