@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dafx_actors.client._client import DurableAIAgentClient
     from dafx_actors.client._handles import OrchestrationHandle, PendingStep, TurnHandle, TurnStatus
     from dafx_actors.client._proxies import DurableAIAgent, RunOptions
-    from dafx_actors.decisions import Decision, PendingDecision
+    from dafx_actors.decisions import Decision, PendingApproval, PendingDecision, PendingOutcome
     from dafx_actors.errors import DafxError, NotDone
     from dafx_actors.exchange import AgentRunResponse, Limits
     from dafx_actors.ids import AgentThread
@@ -66,7 +66,9 @@ __all__ = [
     "OrchestrationAgentExecutor",
     "OrchestrationContext",
     "OrchestrationHandle",
+    "PendingApproval",
     "PendingDecision",
+    "PendingOutcome",
     "PendingStep",
     "RetryPolicy",
     "RunOptions",
@@ -112,7 +114,9 @@ _HOMES = {
     "OrchestrationAgentExecutor": "dafx_actors.orchestration._context",
     "OrchestrationContext": "dafx_actors.orchestration._context",
     "OrchestrationHandle": "dafx_actors.client._handles",
+    "PendingApproval": "dafx_actors.decisions",
     "PendingDecision": "dafx_actors.decisions",
+    "PendingOutcome": "dafx_actors.decisions",
     "PendingStep": "dafx_actors.client._handles",
     "RetryPolicy": "durabletask.task",
     "RunOptions": "dafx_actors.client._proxies",

@@ -20,7 +20,7 @@ from dafx_actors.exchange import Limits, Overlap, RunRequest
 from dafx_actors.ids import AGENT_DEFINITION, AgentThread, agent_name_mistake
 from dafx_actors.ids import agent_name as agent_name
 from dafx_actors.models import Model, ModelReply, ModelRequest, ToolDefinition
-from dafx_actors.tools import AgentTool, Tool, ToolSource, as_tool, is_size, tool_mistakes, tools_of
+from dafx_actors.tools import AgentTool, Tool, ToolSource, is_size, tool_mistakes, tools_of
 from dafx_actors.tools._declared import MAX_RESULT_BYTES
 from dafx_actors.transcript import ChatMessage, Json, Transcript
 
@@ -185,8 +185,6 @@ def durable_agent(
         if mistakes := _class_mistakes(decorated, definition):
             raise ConfigurationError(mistakes)
         setattr(decorated, AGENT_DEFINITION, definition)
-        if isinstance(getattr(decorated, "as_tool", None), functools.partial | None):  # a base's, or none at all
-            setattr(decorated, "as_tool", functools.partial(as_tool, decorated))  # noqa: B010 - a type has no such name
         return decorated
 
     return decorate if cls is None else decorate(cls)

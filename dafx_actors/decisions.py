@@ -26,7 +26,16 @@ from dafx_actors.transcript import Json
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["Action", "Decision", "DecisionKind", "DecisionSigner", "PendingDecision", "call_digest"]
+__all__ = [
+    "Action",
+    "Decision",
+    "DecisionKind",
+    "DecisionSigner",
+    "PendingApproval",
+    "PendingDecision",
+    "PendingOutcome",
+    "call_digest",
+]
 
 DecisionKind: TypeAlias = Literal["approval", "outcome"]
 Action: TypeAlias = Literal["approve", "deny", "retry", "result", "fail"]
@@ -40,7 +49,7 @@ ACTIONS: Mapping[DecisionKind, tuple[Action, ...]] = {
 
 @attrs.frozen(kw_only=True)
 class PendingDecision:
-    """A tool call that waits for a person."""
+    """A tool call that waits for a person: a `PendingApproval` or a `PendingOutcome`."""
 
     thread: AgentThread
     correlation_id: str
@@ -60,6 +69,20 @@ class PendingDecision:
     asked_at: datetime
     deadline: datetime | None = None
     """When the turn stops waiting for it."""
+
+
+@attrs.frozen(kw_only=True)
+class PendingApproval(PendingDecision):
+    """A tool call that is not made unless a person approves it: `client.approve`, `client.deny`."""
+
+    kind: DecisionKind = attrs.field(default="approval", init=False)
+
+
+@attrs.frozen(kw_only=True)
+class PendingOutcome(PendingDecision):
+    """A tool call that was made and cut off, and nobody knows whether it acted: `client.resolve`."""
+
+    kind: DecisionKind = attrs.field(default="outcome", init=False)
 
 
 @attrs.frozen(kw_only=True)

@@ -189,3 +189,24 @@ def thread_of(agent: str, given: AgentThread | str) -> AgentThread:
             f"take one of {agent!r} by its `get_new_thread()` or `get_thread(id)`"
         )
     return thread
+
+
+def check_correlation_id(correlation_id: str) -> None:
+    """See that a turn can have this id.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if mistake := instance_id_mistake(correlation_id) or new_id_mistake(correlation_id):
+        raise ValueError(f"{correlation_id!r} cannot be a correlation id: {mistake}")
+
+
+def conversation(thread: AgentThread | str | None, session: AgentThread | str | None) -> AgentThread | str | None:
+    """What a caller names as `thread=`, or as `session=`, its other name.
+
+    Raises:
+        TypeError: Both are given.
+    """
+    if thread is not None and session is not None:
+        raise TypeError("`session` is another name of `thread`: give one of the two")
+    return thread if session is None else session

@@ -24,7 +24,7 @@ import grpc.aio
 import pytest
 from durabletask.client import TaskHubGrpcClient
 
-from dafx_actors import DurableAIAgentClient, PendingDecision
+from dafx_actors import DurableAIAgentClient, PendingApproval
 from dafx_actors._durable.calls import Calls, Sent, apart
 from dafx_actors._durable.connect import Address, make_worker, reader_of
 from dafx_actors._durable.outages import Outage, Seldom, WorkerLogger
@@ -142,8 +142,7 @@ async def warm(client: DurableAIAgentClient, handler: Hanging) -> None:
 Door = Callable[[DurableAIAgentClient, float | None], Coroutine[Any, Any, object]]
 
 THREAD = AgentThread("Joker", "t1")
-ASKED = PendingDecision(
-    kind="approval",
+ASKED = PendingApproval(
     thread=THREAD,
     correlation_id="c1",
     key="c1.1.0",

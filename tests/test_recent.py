@@ -63,7 +63,7 @@ async def test_a_turn_on_one_worker_reads_nothing(tmp_path: Path) -> None:
             thread = agent.get_new_thread()
             await agent.run("Begin", thread=thread)
             await agent.run("Go on", thread=thread)
-            assert worker._reader is None
+            assert worker._host._reader is None
     assert [message.text for message in model.requests[1].messages] == ["Count.", "Begin", "One", "Go on"]
 
 

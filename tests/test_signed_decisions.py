@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from dafx_actors import Approval, ModelRequest, durable_agent, tool
-from dafx_actors.decisions import DecisionSigner, PendingDecision, load_deciders, signature_mistake
+from dafx_actors.decisions import DecisionSigner, PendingApproval, load_deciders, signature_mistake
 from dafx_actors.errors import ConfigurationError, DecisionRefused
 from dafx_actors.ids import AgentThread
 from dafx_actors.testing import AgentHost, ScriptedModel, call
@@ -42,7 +42,7 @@ class Treasurer:
         return f"paid {amount}"
 
 
-async def waiting(host: AgentHost) -> tuple[Any, PendingDecision]:
+async def waiting(host: AgentHost) -> tuple[Any, PendingApproval]:
     turn = await host.client.get_agent(Treasurer).start("Pay 5.")
     await host.settled()
     [approval] = await host.client.pending_approvals(Treasurer, await turn.thread())

@@ -16,7 +16,7 @@ a client's channel and interceptors   errors do not name the endpoint; who hosts
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -47,7 +47,7 @@ _DOES: dict[str, tuple[str, str]] = {
 
 NEEDED = (
     *("host_address", "secure_channel", "interceptors", "owns_channel", "channel", "channel_options", "payload_store"),
-    *("data_converter", "async_worker_manager"),
+    *("data_converter", "async_worker_manager", "is_running"),
     *dict.fromkeys(name for names in _DOES.values() for name in names),
 )
 """Of a worker, without the underscore."""
@@ -151,6 +151,18 @@ class PrivateWorker:
         if _read(worker, "channel") is not None:
             setattr(worker, "_channel", grpc.intercept_channel(self.channel, interceptor))  # noqa: B010 - a private name
         setattr(worker, "_interceptors", [interceptor, *self.interceptors])  # noqa: B010 - likewise
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the worker takes work, so that nothing can be registered any more."""
+        return bool(_read(self._worker, "is_running"))
+
+    def registered(self, names: Iterable[str]) -> list[str]:
+        """Which of these names something is registered by already."""
+        registry = getattr(self._worker, "_registry", None)
+        known = [getattr(registry, kind, None) or {} for kind in ("orchestrators", "activities", "entities")]
+        taken = {name.lower() for each in known for name in each}
+        return [name for name in names if name.lower() in taken]
 
     def use_pool(self, pool: Any) -> None:
         """Have the worker wait for this pool when it stops, in place of its own."""

@@ -25,7 +25,7 @@ from dafx_actors._json.shapes import (
     text_or_none,
 )
 from dafx_actors._shown import Shown
-from dafx_actors.decisions import ACTIONS, Action, DecisionKind, PendingDecision, call_digest
+from dafx_actors.decisions import ACTIONS, Action, DecisionKind, PendingApproval, PendingOutcome, call_digest
 from dafx_actors.errors import TurnCancelled
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
@@ -198,15 +198,14 @@ class QuestionRecord(Shown):
         """Whether `other`, which nobody has decided about, is this very question."""
         return {name: value for name, value in self.raw.items() if name != "decision"} == dict(other.raw)
 
-    def pending(self, thread: AgentThread, turn: str) -> PendingDecision:
+    def pending(self, thread: AgentThread, turn: str) -> PendingApproval | PendingOutcome:
         """The question as a client shows it, of a turn in a thread."""
-        raw = self.raw
-        return PendingDecision(
+        raw, made = self.raw, PendingApproval if self.kind == "approval" else PendingOutcome
+        return made(
             thread=thread,
             correlation_id=turn,
             key=self.key,
             idempotency_key=raw.get("callKey") or self.key,
-            kind=self.kind,
             call_id=raw["callId"],
             tool=self.tool,
             arguments=raw["arguments"],

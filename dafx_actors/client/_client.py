@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
@@ -28,11 +28,20 @@ from dafx_actors._json.values import dump_value, returned_by
 from dafx_actors.client._executor import ClientAgentExecutor
 from dafx_actors.client._handles import OrchestrationHandle
 from dafx_actors.client._proxies import DurableAIAgent
-from dafx_actors.decisions import ACTIONS, Action, Decision, DecisionSigner, PendingDecision
+from dafx_actors.decisions import (
+    ACTIONS,
+    Action,
+    Decision,
+    DecisionSigner,
+    PendingApproval,
+    PendingDecision,
+    PendingOutcome,
+)
 from dafx_actors.ids import AgentThread, agent_name, new_id, thread_of
-from dafx_actors.orchestration._context import OrchestrationContext, definition_of
+from dafx_actors.orchestration._context import definition_of
 from dafx_actors.transcript import Json
 
+T = TypeVar("T")
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -78,7 +87,9 @@ class DurableAIAgentClient:
         credential: Any = None,
         start_timeout: float | None = None,
     ) -> DurableAIAgentClient:
-        """Make a client of what is given, else of ENDPOINT and TASKHUB. Use it with `async with`, or `close()` it.
+        """Make a client of what is given, else of ENDPOINT and TASKHUB. Use it with `async with`, or `aclose()` it.
+
+        Nothing is reached yet: the first call does that, or `ping()`.
 
         Args:
             endpoint: `http://host:port`, or `https://...` for a deployed scheduler.
@@ -106,6 +117,24 @@ class DurableAIAgentClient:
         if self._owned:
             await self._backend.close()
 
+    async def aclose(self) -> None:
+        """Another name of `close`."""
+        await self.close()
+
+    async def ping(self, *, timeout: float | None = None) -> None:
+        """See that the scheduler answers. `connect()` itself reaches nothing: the first call does.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes to say so.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+            SchedulerRefused: It answers that it cannot, or that a token is missing.
+            SchedulerCredentialError: It wants a token of Azure's, and there is none to be had.
+        """
+        with self._backend.bounded(timeout):
+            await self._backend.state(new_id())
+
     async def __aenter__(self) -> DurableAIAgentClient:
         return self
 
@@ -130,7 +159,7 @@ class DurableAIAgentClient:
     @overload
     async def schedule_new_orchestration(
         self,
-        orchestrator: Callable[[OrchestrationContext, In], Coroutine[Any, Any, Out]],
+        orchestrator: Callable[[Any, In], Coroutine[Any, Any, Out] | Generator[Any, Any, Out]],
         *,
         input: In,
         instance_id: str | None = None,
@@ -140,7 +169,7 @@ class DurableAIAgentClient:
     @overload
     async def schedule_new_orchestration(
         self,
-        orchestrator: Callable[[OrchestrationContext], Coroutine[Any, Any, Out]],
+        orchestrator: Callable[[Any], Coroutine[Any, Any, Out] | Generator[Any, Any, Out]],
         *,
         instance_id: str | None = None,
         timeout: float | None = None,
@@ -149,7 +178,7 @@ class DurableAIAgentClient:
     @overload
     async def schedule_new_orchestration(
         self,
-        orchestrator: str | Callable[..., Any],
+        orchestrator: str,
         *,
         input: Any = None,
         instance_id: str | None = None,
@@ -189,37 +218,38 @@ class DurableAIAgentClient:
 
     async def pending_approvals(
         self, agent: str | type | object, thread: AgentThread | str | None = None, *, timeout: float | None = None
-    ) -> list[PendingDecision]:
+    ) -> list[PendingApproval]:
         """Tool calls that wait for `approve` or `deny`.
 
         Args:
             agent: By name or class.
-            thread: Of this thread, and of the agents that it uses as tools; by default of all threads of the agent.
+            thread: Of this thread, and of the agents that it uses as tools; by default of all threads of the agent,
+                each of which is read whole.
             timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Raises:
             SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
-        return [asked for asked in await self._pending(agent, thread, timeout) if asked.kind == "approval"]
+        return [asked for asked in await self._pending(agent, thread, timeout) if isinstance(asked, PendingApproval)]
 
     async def pending_outcomes(
         self, agent: str | type | object, thread: AgentThread | str | None = None, *, timeout: float | None = None
-    ) -> list[PendingDecision]:
+    ) -> list[PendingOutcome]:
         """Tool calls with `effect="once"` that were cut off, so that nobody knows whether they acted: `resolve` them.
 
         Args:
             agent: By name or class.
             thread: As of `pending_approvals`.
-            timeout: Likewise.
+            timeout: As of `pending_approvals`.
 
         Raises:
             SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
-        return [asked for asked in await self._pending(agent, thread, timeout) if asked.kind == "outcome"]
+        return [asked for asked in await self._pending(agent, thread, timeout) if isinstance(asked, PendingOutcome)]
 
     async def approve(
         self,
-        approval: PendingDecision,
+        approval: PendingApproval,
         *,
         arguments: Mapping[str, Json] | None = None,
         by: str = "",
@@ -250,7 +280,7 @@ class DurableAIAgentClient:
 
     async def deny(
         self,
-        approval: PendingDecision,
+        approval: PendingApproval,
         reason: str = "",
         *,
         by: str = "",
@@ -262,7 +292,7 @@ class DurableAIAgentClient:
 
     async def resolve(
         self,
-        outcome: PendingDecision,
+        outcome: PendingOutcome,
         action: Literal["retry", "result", "fail"],
         *,
         result: Any = None,
@@ -294,7 +324,7 @@ class DurableAIAgentClient:
 
     async def _pending(
         self, agent: str | type | object, thread: AgentThread | str | None, timeout: float | None
-    ) -> list[PendingDecision]:
+    ) -> list[PendingApproval | PendingOutcome]:
         name = agent_name(agent)
         with self._backend.bounded(timeout):
             return await self._executor.pending(name, None if thread is None else thread_of(name, thread))
@@ -331,6 +361,15 @@ class DurableAIAgentClient:
             outcome = await self._executor.tell(thread, decide, sent)
         assert isinstance(outcome, Decided), "a decision is on record, or refused"
         return load_decision(outcome.decision)
+
+    @overload
+    def get_orchestration(self, instance_id: str) -> OrchestrationHandle[Any]: ...
+
+    @overload
+    def get_orchestration(self, instance_id: str, *, return_type: type[T]) -> OrchestrationHandle[T]: ...
+
+    @overload
+    def get_orchestration(self, instance_id: str, *, return_type: Any) -> OrchestrationHandle[Any]: ...
 
     def get_orchestration(self, instance_id: str, *, return_type: Any = Any) -> OrchestrationHandle[Any]:
         """An orchestration that was started before, perhaps by another process."""

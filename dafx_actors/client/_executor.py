@@ -23,7 +23,7 @@ from dafx_actors._json.peer import dump_for_peer
 from dafx_actors._json.shapes import object_in
 from dafx_actors._json.steps import StartedTurn, TurnInput
 from dafx_actors.client._peer import PeerThreads, handed_over, request_in
-from dafx_actors.decisions import PendingDecision
+from dafx_actors.decisions import PendingApproval, PendingOutcome
 from dafx_actors.errors import (
     AgentNotHosted,
     CorrelationConflict,
@@ -251,14 +251,14 @@ class ClientAgentExecutor:
         """The stored document of a thread, or None."""
         return await self._backend.thread(thread.entity_id)
 
-    async def pending(self, agent: str, thread: AgentThread | None) -> list[PendingDecision]:
+    async def pending(self, agent: str, thread: AgentThread | None) -> list[PendingApproval | PendingOutcome]:
         """All that waits for a person in a thread and the turns of agents that it uses as tools; or in all threads."""
         if thread is None:
             documents = await self._backend.threads(entity_name(agent))
             todo = [(AgentThread(agent, key), document) for key, document in documents.items()]
         else:
             todo = [(thread, await self.document(thread))]
-        found: list[PendingDecision] = []
+        found: list[PendingApproval | PendingOutcome] = []
         seen: set[str] = set()  # turns of earlier versions may wait for each other in a circle
         while todo:
             where, document = todo.pop(0)

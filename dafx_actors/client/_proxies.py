@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, Literal, TypedDict, TypeVar, overload
 
-from typing_extensions import Unpack
-
 from dafx_actors._durable.calls import Sent
 from dafx_actors._json.values import json_schema
 from dafx_actors.client._executor import ClientAgentExecutor
 from dafx_actors.client._handles import TurnHandle
 from dafx_actors.exchange import AgentRunResponse, Limits, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, instance_id_mistake, new_id, new_id_mistake, thread_of
+from dafx_actors.ids import AgentThread, check_correlation_id, conversation, new_id, thread_of
 from dafx_actors.transcript import Json, Transcript
 
 __all__ = ["DurableAIAgent", "RunOptions"]
@@ -23,21 +21,15 @@ T = TypeVar("T")
 
 
 class RunOptions(TypedDict, total=False):
-    """What `run` and `start` take besides."""
+    """Arguments that `run` and `start` share, for programs that pass them on: `agent.run(text, **options)`."""
 
     thread: AgentThread | str | None
-    """The conversation, or its id; a new one by default."""
+    session: AgentThread | str | None
     correlation_id: str | None
-    """Names the turn; a new one by default. The same id gives the same answer, from one model call, however often and
-    from wherever it is sent."""
     options: Mapping[str, Json] | None
-    """Parameters of the model, by the provider's names."""
     tool_choice: str | None
-    """For the first model call: `auto`, `none`, `required`, or a tool's name."""
     enable_tool_calls: bool
-    """False: the model is offered no tools."""
     limits: Limits | None
-    """What the turn may take at most. It can lower what is written for the agent, and not lift it; defaults it can."""
 
 
 class DurableAIAgent:
@@ -59,6 +51,14 @@ class DurableAIAgent:
         """
         return AgentThread(self.name, thread_id)
 
+    def create_session(self, *, session_id: str | None = None) -> AgentThread:
+        """A conversation, new or by its id: what the peer's users call a session is a thread here.
+
+        Raises:
+            InvalidThreadId: It cannot be one.
+        """
+        return self.get_new_thread() if session_id is None else self.get_thread(session_id)
+
     async def get_transcript(self, thread: AgentThread | str, *, timeout: float | None = None) -> Transcript:
         """What a thread remembers; empty where it has not been used.
 
@@ -77,10 +77,16 @@ class DurableAIAgent:
         self,
         messages: Messages,
         *,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
         timeout: float | None = None,
         cancel_on_timeout: bool = False,
         wait_for_response: Literal[True] = True,
-        **how: Unpack[RunOptions],
     ) -> AgentRunResponse[None]: ...
 
     @overload
@@ -89,10 +95,16 @@ class DurableAIAgent:
         messages: Messages,
         *,
         response_format: type[T],
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
         timeout: float | None = None,
         cancel_on_timeout: bool = False,
         wait_for_response: Literal[True] = True,
-        **how: Unpack[RunOptions],
     ) -> AgentRunResponse[T]: ...
 
     @overload
@@ -101,10 +113,16 @@ class DurableAIAgent:
         messages: Messages,
         *,
         response_format: Any,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
         timeout: float | None = None,
         cancel_on_timeout: bool = False,
         wait_for_response: Literal[True] = True,
-        **how: Unpack[RunOptions],
     ) -> AgentRunResponse[Any]: ...
 
     @overload
@@ -114,9 +132,15 @@ class DurableAIAgent:
         *,
         wait_for_response: Literal[False],
         response_format: Any = None,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
         timeout: float | None = None,
         cancel_on_timeout: bool = False,
-        **how: Unpack[RunOptions],
     ) -> str: ...
 
     async def run(
@@ -124,10 +148,16 @@ class DurableAIAgent:
         messages: Messages,
         *,
         response_format: Any = None,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
         timeout: float | None = None,
         cancel_on_timeout: bool = False,
         wait_for_response: bool = True,
-        **how: Unpack[RunOptions],
     ) -> AgentRunResponse[Any] | str:
         """Send a request and wait for the answer.
 
@@ -135,6 +165,15 @@ class DurableAIAgent:
             messages: A text, a content such as an image, a message, or a list of them.
             response_format: The type of `response.value`: a pydantic model, an attrs class, a dataclass, a TypedDict;
                 or a JSON schema. An answer that does not fit goes back to the model once.
+            thread: The conversation, or its id; a new one by default.
+            session: Another name of `thread`.
+            correlation_id: Names the turn; a new one by default. The same id gives the same answer, from one model
+                call, however often and from wherever it is sent.
+            options: Parameters of the model, by the provider's names.
+            tool_choice: For the first model call: `auto`, `none`, `required`, or a tool's name.
+            enable_tool_calls: False: the model is offered no tools.
+            limits: What the turn may take at most. It can lower what is written for the agent, and not lift it;
+                defaults it can.
             timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes. The turn goes
                 on when it is over.
             cancel_on_timeout: Makes `timeout` the turn's own deadline, kept by the scheduler whether or not this
@@ -142,7 +181,6 @@ class DurableAIAgent:
                 stop it, `TurnTimeout` is raised a while later.
             wait_for_response: False gives the correlation id as soon as the request is stored; the same `run()` with
                 that id picks up the answer. See also `start`.
-            **how: See `RunOptions`.
 
         Raises:
             AgentNotHosted: No worker took it in time; nothing was done.
@@ -158,7 +196,17 @@ class DurableAIAgent:
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
         deadline = timeout if cancel_on_timeout else None
-        where, request = self._request(messages, response_format, deadline, how)
+        where, request = self._request(
+            messages,
+            conversation(thread, session),
+            correlation_id=correlation_id,
+            response_format=response_format,
+            options=options,
+            tool_choice=tool_choice,
+            enable_tool_calls=enable_tool_calls,
+            limits=limits,
+            deadline=deadline,
+        )
         # Its own deadline ends the turn, which is what is waited for; a while longer, for where no worker is left.
         bound = timeout if deadline is None else deadline + self._executor.start_timeout
         sent = Sent()
@@ -171,17 +219,49 @@ class DurableAIAgent:
 
     @overload
     async def start(
-        self, messages: Messages, *, timeout: float | None = None, **how: Unpack[RunOptions]
+        self,
+        messages: Messages,
+        *,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
     ) -> TurnHandle[None]: ...
 
     @overload
     async def start(
-        self, messages: Messages, *, response_format: type[T], timeout: float | None = None, **how: Unpack[RunOptions]
+        self,
+        messages: Messages,
+        *,
+        response_format: type[T],
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
     ) -> TurnHandle[T]: ...
 
     @overload
     async def start(
-        self, messages: Messages, *, response_format: Any, timeout: float | None = None, **how: Unpack[RunOptions]
+        self,
+        messages: Messages,
+        *,
+        response_format: Any,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
     ) -> TurnHandle[Any]: ...
 
     async def start(
@@ -189,16 +269,30 @@ class DurableAIAgent:
         messages: Messages,
         *,
         response_format: Any = None,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
         timeout: float | None = None,
-        **how: Unpack[RunOptions],
     ) -> TurnHandle[Any]:
         """Send a request, and get a handle: await it for the answer, ask it for the status, cancel the turn.
 
         Args:
             messages: See `run`.
             response_format: See `run`.
+            thread: The conversation, or its id; a new one by default.
+            session: Another name of `thread`.
+            correlation_id: Names the turn; a new one by default. The same id gives the same answer, from one model
+                call, however often and from wherever it is sent.
+            options: Parameters of the model, by the provider's names.
+            tool_choice: For the first model call: `auto`, `none`, `required`, or a tool's name.
+            enable_tool_calls: False: the model is offered no tools.
+            limits: What the turn may take at most. It can lower what is written for the agent, and not lift it;
+                defaults it can.
             timeout: Seconds that the scheduler has to take it, outages included; by default as long as it takes.
-            **how: See `RunOptions`.
 
         Raises:
             CorrelationConflict: The correlation id names another request.
@@ -207,35 +301,60 @@ class DurableAIAgent:
             SchedulerRefused: It answers that it cannot; its disk is full, for example.
             TypeError, ValueError: An argument is wrong; nothing was sent.
         """
-        where, request = self._request(messages, response_format, None, how)
+        where, request = self._request(
+            messages,
+            conversation(thread, session),
+            correlation_id=correlation_id,
+            response_format=response_format,
+            options=options,
+            tool_choice=tool_choice,
+            enable_tool_calls=enable_tool_calls,
+            limits=limits,
+            deadline=None,
+        )
         sent = Sent()
         with self._executor.bounded_turn(self.name, where, request.correlation_id, timeout, sent):
             await self._executor.start(where, request, sent)
         return TurnHandle(self._executor, self.name, request.correlation_id, where, response_format)
+
+    @overload
+    def get_turn(self, correlation_id: str) -> TurnHandle[None]: ...
+
+    @overload
+    def get_turn(self, correlation_id: str, *, response_format: type[T]) -> TurnHandle[T]: ...
+
+    @overload
+    def get_turn(self, correlation_id: str, *, response_format: Any) -> TurnHandle[Any]: ...
 
     def get_turn(self, correlation_id: str, *, response_format: Any = None) -> TurnHandle[Any]:
         """A turn that was started before, perhaps by another process."""
         return TurnHandle(self._executor, self.name, correlation_id, None, response_format)
 
     def _request(
-        self, messages: Messages, response_format: Any, deadline: float | None, how: RunOptions
+        self,
+        messages: Messages,
+        thread: AgentThread | str | None,
+        *,
+        correlation_id: str | None,
+        response_format: Any,
+        options: Mapping[str, Json] | None,
+        tool_choice: str | None,
+        enable_tool_calls: bool,
+        limits: Limits | None,
+        deadline: float | None,
     ) -> tuple[AgentThread, RunRequest]:
-        if unknown := how.keys() - RunOptions.__annotations__.keys():
-            raise TypeError(f"run() takes no argument {', '.join(sorted(unknown))}")
         if deadline is not None and not deadline > 0:
             raise ValueError(f"`timeout` must be more than {deadline!r} seconds where it is the turn's own deadline")
-        thread = how.get("thread")
         request = RunRequest(
-            correlation_id=how.get("correlation_id") or new_id(),
+            correlation_id=correlation_id or new_id(),
             messages=as_messages(messages),
             response_schema=None if response_format is None else json_schema(response_format),
-            options=how.get("options") or {},
-            tool_choice=how.get("tool_choice"),
-            enable_tool_calls=how.get("enable_tool_calls", True),
-            limits=how.get("limits"),
+            options=options or {},
+            tool_choice=tool_choice,
+            enable_tool_calls=enable_tool_calls,
+            limits=limits,
             deadline=deadline,
             created_at=datetime.now(timezone.utc),
         )
-        if mistake := instance_id_mistake(request.correlation_id) or new_id_mistake(request.correlation_id):
-            raise ValueError(f"{request.correlation_id!r} cannot be a correlation id: {mistake}")
+        check_correlation_id(request.correlation_id)
         return self.get_new_thread() if thread is None else thread_of(self.name, thread), request

@@ -18,9 +18,9 @@ from dafx_actors._json.operations import Cancel
 from dafx_actors._json.steps import Listener, TurnInput
 from dafx_actors._json.values import json_schema
 from dafx_actors._raised import safe
-from dafx_actors.errors import AgentNotHosted, DafxError, UnsupportedByPeer
-from dafx_actors.exchange import AgentRunResponse, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, thread_of, turn_name
+from dafx_actors.errors import AgentNotHosted, DafxError, TurnTimeout, UnsupportedByPeer
+from dafx_actors.exchange import AgentRunResponse, Limits, Messages, RunRequest, as_messages
+from dafx_actors.ids import AgentThread, check_correlation_id, conversation, thread_of, turn_name
 from dafx_actors.orchestration._coroutines import DurableTask, when_complete
 from dafx_actors.transcript import Json
 
@@ -51,12 +51,14 @@ class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
         self.thread = thread
         self.follow(turn, lambda raw: answer(stored(raw), thread, response_format), crossed)
 
-    def give_up(self, begun: task.Task[Any], timer: task.Task[Any], withdraw: Callable[[], DafxError]) -> None:
-        """Withdraw the turn when `timer` completes before it has begun, and fail with what `withdraw` gives."""
+    def give_up(
+        self, timer: task.Task[Any], why: Callable[[], DafxError], *, unless: task.Task[Any] | None = None
+    ) -> None:
+        """Fail with what `why` gives when `timer` completes before the turn has, and before `unless` has."""
 
         def too_late() -> None:
-            if not (self.is_complete or begun.is_complete):
-                self.fail_with(withdraw())
+            if not (self.is_complete or (unless is not None and unless.is_complete)):
+                self.fail_with(why())
 
         when_complete(timer, too_late)
 
@@ -81,26 +83,50 @@ class OrchestrationAgentExecutor:
         *,
         thread: AgentThread | str | None = None,
         response_format: Any = None,
+        correlation_id: str | None = None,
         options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
         start_timeout: float | None = None,
     ) -> DurableAgentTask[Any]:
         """Start a turn of `agent`, in a new thread unless one is given.
 
         Raises:
-            TypeError, ValueError: `messages` are none, or `thread` is not the agent's.
+            TypeError, ValueError: `messages` are none, `thread` is not the agent's, or an argument is wrong.
             ValueMismatch: `response_format` has no JSON schema.
             UnsupportedByPeer: The peer hosts the agent, and cannot take this.
         """
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"`timeout` must be more than {timeout!r} seconds")
         request = RunRequest(
-            correlation_id=self._context.new_uuid(),
+            correlation_id=correlation_id or self._context.new_uuid(),
             messages=as_messages(messages),
             response_schema=None if response_format is None else json_schema(response_format),
             options=options or {},
+            tool_choice=tool_choice,
+            enable_tool_calls=enable_tool_calls,
+            limits=limits,
+            deadline=timeout if cancel_on_timeout else None,
             created_at=in_utc(self._context.current_utc_datetime),
             orchestration_id=self._context.instance_id,
         )
+        check_correlation_id(request.correlation_id)
         where = self.new_thread(agent) if thread is None else thread_of(agent, thread)
+        durable = self._start(where, request, response_format, start_timeout)
+        if timeout is not None and not cancel_on_timeout:
+            late = TurnTimeout(agent, where.thread_id, request.correlation_id, timeout)
+            timer: task.Task[Any] = self._context.create_timer(timedelta(seconds=timeout))
+            durable.give_up(timer, lambda: late)
+        return durable
+
+    def _start(
+        self, where: AgentThread, request: RunRequest, response_format: Any, start_timeout: float | None
+    ) -> DurableAgentTask[Any]:
         turn: task.Task[Any]
+        agent = where.agent
         if self._hosted_by_peer:
             if start_timeout is not None:
                 raise UnsupportedByPeer(agent, "say that it has begun with a turn (`start_timeout`)")
@@ -137,7 +163,7 @@ class OrchestrationAgentExecutor:
             return AgentNotHosted(where.agent, "", "", seconds)
 
         durable = DurableAgentTask[Any](turn, where, response_format)
-        durable.give_up(begun, timer, withdraw)
+        durable.give_up(timer, withdraw, unless=begun)
         return durable
 
     def new_thread(self, agent: str) -> AgentThread:
@@ -164,13 +190,28 @@ class OrchestrationAgent:
         """
         return AgentThread(self.name, thread_id)
 
+    def create_session(self, *, session_id: str | None = None) -> AgentThread:
+        """A conversation, new or by its id: what the peer's users call a session is a thread here.
+
+        Raises:
+            InvalidThreadId: It cannot be one.
+        """
+        return self.get_new_thread() if session_id is None else self.get_thread(session_id)
+
     @overload
     def run(
         self,
         messages: Messages,
         *,
         thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
         options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
         start_timeout: float | None = None,
     ) -> DurableAgentTask[None]: ...
 
@@ -179,9 +220,16 @@ class OrchestrationAgent:
         self,
         messages: Messages,
         *,
-        thread: AgentThread | str | None = None,
         response_format: type[T],
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
         options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
         start_timeout: float | None = None,
     ) -> DurableAgentTask[T]: ...
 
@@ -190,9 +238,16 @@ class OrchestrationAgent:
         self,
         messages: Messages,
         *,
-        thread: AgentThread | str | None = None,
         response_format: Any,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
         options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
         start_timeout: float | None = None,
     ) -> DurableAgentTask[Any]: ...
 
@@ -200,33 +255,56 @@ class OrchestrationAgent:
         self,
         messages: Messages,
         *,
-        thread: AgentThread | str | None = None,
         response_format: Any = None,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
         options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
         start_timeout: float | None = None,
     ) -> DurableAgentTask[Any]:
         """Send a request to the agent; await the task for its answer, or wait for several at once.
 
         Args:
             messages: A text, a content, a message, or a list of them.
-            thread: The conversation, or its id; a new one by default.
             response_format: The type of `response.value`: a pydantic model, an attrs class, a dataclass, a TypedDict;
                 or a JSON schema.
+            thread: The conversation, or its id; a new one by default.
+            session: Another name of `thread`.
+            correlation_id: Names the turn; a new one by default. The same id gives the same answer, from one model
+                call, however often and from wherever it is sent; the same at every replay, of course.
             options: Parameters of the model, by the provider's names.
+            tool_choice: For the first model call: `auto`, `none`, `required`, or a tool's name.
+            enable_tool_calls: False: the model is offered no tools.
+            limits: What the turn may take at most. It can lower what is written for the agent, and not lift it;
+                defaults it can.
+            timeout: Seconds to wait, by a durable timer; then the task fails with `TurnTimeout`, and the turn goes on.
+            cancel_on_timeout: Makes `timeout` the turn's own deadline: it is stopped then, and ends with
+                `TurnDeadlineExceeded`.
             start_timeout: Seconds in which a worker is to take the turn, by a durable timer; else it is withdrawn and
                 the task fails with `AgentNotHosted`. By default it waits for a worker as long as it takes.
 
         Raises:
-            UnsupportedByPeer: `start_timeout`, of an agent that the peer hosts.
-            TypeError, ValueError: `messages` are none, `thread` is not the agent's, or `response_format` has no JSON
-                schema.
+            UnsupportedByPeer: The agent is one that the peer hosts, which cannot do this.
+            TypeError, ValueError: `messages` are none, `thread` is not the agent's, `response_format` has no JSON
+                schema, or another argument is wrong.
         """
         return self._executor.run(
             self.name,
             messages,
-            thread=thread,
+            thread=conversation(thread, session),
             response_format=response_format,
+            correlation_id=correlation_id,
             options=options,
+            tool_choice=tool_choice,
+            enable_tool_calls=enable_tool_calls,
+            limits=limits,
+            timeout=timeout,
+            cancel_on_timeout=cancel_on_timeout,
             start_timeout=start_timeout,
         )
 

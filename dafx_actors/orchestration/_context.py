@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+In = TypeVar("In")
 F = TypeVar("F", bound=Callable[..., Any])
 Duration: TypeAlias = "float | timedelta"
 """Seconds, or a timedelta."""
@@ -134,23 +135,61 @@ class OrchestrationContext:
         self,
         activity: Callable[..., Any] | str,
         *,
-        return_type: type[T],
         input: Any = None,
+        return_type: type[T],
         retry_policy: task.RetryPolicy | None = None,
     ) -> DurableTask[T]: ...
 
     @overload
     def call_activity(
         self,
-        activity: Callable[..., Coroutine[Any, Any, T]],
+        activity: Callable[[In], Coroutine[Any, Any, T]],
         *,
-        input: Any = None,
+        input: In,
         retry_policy: task.RetryPolicy | None = None,
     ) -> DurableTask[T]: ...
 
     @overload
     def call_activity(
-        self, activity: Callable[..., T], *, input: Any = None, retry_policy: task.RetryPolicy | None = None
+        self,
+        activity: Callable[[task.ActivityContext, In], Coroutine[Any, Any, T]],
+        *,
+        input: In,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_activity(
+        self,
+        activity: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_activity(
+        self,
+        activity: Callable[[In], T],
+        *,
+        input: In,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_activity(
+        self,
+        activity: Callable[[task.ActivityContext, In], T],
+        *,
+        input: In,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_activity(
+        self,
+        activity: Callable[[], T],
+        *,
+        retry_policy: task.RetryPolicy | None = None,
     ) -> DurableTask[T]: ...
 
     @overload
@@ -195,9 +234,20 @@ class OrchestrationContext:
     @overload
     def call_sub_orchestrator(
         self,
-        orchestrator: Callable[..., Coroutine[Any, Any, T]],
+        orchestrator: Callable[..., Any] | str,
         *,
         input: Any = None,
+        instance_id: str | None = None,
+        return_type: type[T],
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_sub_orchestrator(
+        self,
+        orchestrator: Callable[[Any, In], Coroutine[Any, Any, T] | Generator[Any, Any, T]],
+        *,
+        input: In,
         instance_id: str | None = None,
         retry_policy: task.RetryPolicy | None = None,
     ) -> DurableTask[T]: ...
@@ -205,7 +255,16 @@ class OrchestrationContext:
     @overload
     def call_sub_orchestrator(
         self,
-        orchestrator: Callable[..., Any] | str,
+        orchestrator: Callable[[Any], Coroutine[Any, Any, T] | Generator[Any, Any, T]],
+        *,
+        instance_id: str | None = None,
+        retry_policy: task.RetryPolicy | None = None,
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_sub_orchestrator(
+        self,
+        orchestrator: str,
         *,
         input: Any = None,
         instance_id: str | None = None,
@@ -236,6 +295,16 @@ class OrchestrationContext:
             return self._follow(called, return_type or annotation)
 
         return once() if retry_policy is None else self.create_task(self._retrying(once, retry_policy))
+
+    @overload
+    def call_entity(
+        self, entity: EntityInstanceId, operation: str, input: Any = None, *, return_type: type[T]
+    ) -> DurableTask[T]: ...
+
+    @overload
+    def call_entity(
+        self, entity: EntityInstanceId, operation: str, input: Any = None, *, return_type: Any = None
+    ) -> DurableTask[Any]: ...
 
     def call_entity(
         self, entity: EntityInstanceId, operation: str, input: Any = None, *, return_type: Any = None

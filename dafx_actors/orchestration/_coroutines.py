@@ -369,6 +369,10 @@ def when_all(tasks: Iterable[Awaitable[T]]) -> DurableTask[list[T]]: ...
 def when_all(tasks: Iterable[task.Task[T]]) -> DurableTask[list[T]]: ...
 
 
+@overload
+def when_all(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[list[Any]]: ...
+
+
 def when_all(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[list[Any]]:
     """Wait for all: results in the order given. If some fail, the first failure is raised after all have ended.
 

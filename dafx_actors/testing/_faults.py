@@ -19,7 +19,8 @@ from typing import Any, Literal, TypeAlias
 import attrs
 import grpc
 
-from dafx_actors.worker._gate import HandedBack, Work, WorkKind
+from dafx_actors.worker._gate import HandedBack
+from dafx_actors.worker._work import Work, WorkKind
 
 When: TypeAlias = Literal["before", "after", "recorded"]
 """`before` it has begun; `after` it has run, and its answer gets lost; when its answer has just been `recorded`."""

@@ -26,7 +26,7 @@ from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing._clock import HandClock
 from dafx_actors.testing._faults import LIFE, Cable, Fault, FaultPlan, Faults, Point, When
 from dafx_actors.testing._replay import History, history_of
-from dafx_actors.worker._gate import WorkKind
+from dafx_actors.worker._work import WorkKind
 from dafx_actors.worker._worker import DurableAIAgentWorker
 
 T = TypeVar("T")

@@ -36,9 +36,10 @@ from dafx_actors._durable.private import PrivateWorker
 from dafx_actors._raised import contained, has_loop, safe
 from dafx_actors.orchestration._coroutines import work_item
 from dafx_actors.transcript import Json
-from dafx_actors.worker._gate import AgentLoop, Gate, HandedBack
+from dafx_actors.worker._gate import Gate, HandedBack
 from dafx_actors.worker._last_line import Answering, details_of, failed
 from dafx_actors.worker._lines import Line, Watch, line_maker
+from dafx_actors.worker._loop import AgentLoop
 from dafx_actors.worker._sessions import Sessions
 
 Step: TypeAlias = Callable[[task.ActivityContext, Json], Awaitable[Json]]

@@ -8,9 +8,7 @@ import inspect
 import logging
 import os
 import signal
-import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -19,35 +17,33 @@ import anyio
 import anyio.from_thread
 import anyio.to_thread
 from durabletask import task
-from durabletask.client import TaskHubGrpcClient
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors._durable import credentials as _credentials
 from dafx_actors._durable.connect import (
     Address,
-    EndWatch,
     address,
     check_wrapped,
     credential_for,
     make_worker,
-    reader_of,
 )
 from dafx_actors._durable.private import PrivateWorker
-from dafx_actors._json.operations import Note
 from dafx_actors._json.steps import ToolStep
 from dafx_actors._json.values import dump_result, load_stored, parameters_of, returned_by
-from dafx_actors._raised import attempted, contained, in_words
+from dafx_actors._raised import contained
 from dafx_actors._turns.hosted import HostedAgent
-from dafx_actors.agents import Agent, AgentRegistry
+from dafx_actors.agents import AgentRegistry
 from dafx_actors.errors import ConfigurationError
-from dafx_actors.ids import AgentThread, entity_name, model_step_name, probe_name, tell_name, turn_name
-from dafx_actors.models import Model
+from dafx_actors.ids import entity_name, model_step_name, probe_name, tell_name, turn_name
 from dafx_actors.orchestration._agents import told
 from dafx_actors.orchestration._context import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
-from dafx_actors.worker._gate import AgentLoop, Gate, Work, WorkKind, until_turn_ends
-from dafx_actors.worker._intake import Intake, Step, activity_work, prepared, thread_work, watch_of_step
+from dafx_actors.worker._gate import Gate
+from dafx_actors.worker._host import WorkerHost
+from dafx_actors.worker._intake import Intake, Step, activity_work
+from dafx_actors.worker._loop import AgentLoop
 from dafx_actors.worker._sessions import Sessions
+from dafx_actors.worker._work import Work, WorkKind
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -57,8 +53,6 @@ _ORCHESTRATIONS = 16
 """How many orchestrations take a step at once: they only compute, so that more would only wait for each other, here in
 the order in which they came; in the scheduler they wait by name, in turns, and a crowd of one kind lets others pass."""
 
-_CALLS = 64
-"""How many reads of threads are made at once; a few records of attempts wait here too, for as long as they take."""
 _ENDED_WITHIN = 5.0
 """Seconds that steps get which were cancelled since their worker stops."""
 
@@ -114,16 +108,7 @@ class DurableAIAgentWorker:
         self._hosted: list[HostedAgent] = []
         self._loop = AgentLoop()
         self._gate = Gate()
-        self._models: dict[Any, Model] = {}
-        self._made: list[Model] = []
-        self._reader: TaskHubGrpcClient | None = None
-        self._end_watch: EndWatch | None = None
-        self._making_reader = threading.Lock()
-        self._calls: ThreadPoolExecutor | None = None
-        self._reports: dict[str, tuple[AgentThread, Note]] = {}
-        self._reporting = threading.Lock()
-        # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
-        self._reporter: ThreadPoolExecutor | None = None
+        self._host = WorkerHost(self._private, self._registry, self._gate, self._loop)
         self._stack: AsyncExitStack | None = None
         self._sign_in: Callable[[], None] | None = None
         self._max_concurrent_steps = max_concurrent_steps
@@ -179,34 +164,63 @@ class DurableAIAgentWorker:
         """The agents, in the order in which they were added."""
         return self._registry.names
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether what does not end soon is handed out again, to another worker."""
+        return self._gate.is_closed
+
     def add_agent(self, *agents: object) -> None:
         """Host agents: classes, or instances of those that needed arguments.
 
         Raises:
-            ConfigurationError: Lists all that is wrong with any of them; none is hosted then.
+            ConfigurationError: Lists all that is wrong with any of them, or what of their names the worker has already;
+                none is hosted then.
             RuntimeError: The worker is running.
         """
         added = self._registry.add(*agents)
-        for agent in added:
-            hosted = HostedAgent.on(self, agent)
-            self._hosted.append(hosted)
-            try:
-                self._worker.add_entity(self._announced("thread", agent.name, hosted.entity), entity_name(agent.name))
-            except RuntimeError as error:
-                self._registry.discard(added)
-                self._hosted.remove(hosted)
-                raise RuntimeError("agents cannot be added while the worker is running; add them before") from error
-            self._worker.add_orchestrator(self._announced("turn", agent.name, hosted.turn()))
-            self._worker.add_orchestrator(self._announced("tell", agent.name, hosted.tell()))
-            kinds: dict[str, WorkKind] = {model_step_name(agent.name): "model", probe_name(agent.name): "probe"}
-            for name, step in hosted.activities.items():
-                self._add_step(kinds.get(name, "tool"), agent.name, name, step)
-            self._intake.entities.add(entity_name(agent.name).lower())
-            if agent.definition.durability == "turn":
-                self._limit("entity", self._max_concurrent_steps)
-            if self._on_work is None:
-                self._intake.turns[entity_name(agent.name).lower()] = hosted.whole.ahead
-            self._intake.orchestrations |= {turn_name(agent.name), tell_name(agent.name)}
+        try:
+            hosted = [HostedAgent.on(self._host, agent) for agent in added]
+            self._check_names(hosted)
+        except (ConfigurationError, RuntimeError):
+            self._registry.discard(added)
+            raise
+        for each in hosted:
+            self._add_hosted(each)
+
+    def _check_names(self, hosted: Iterable[HostedAgent]) -> None:
+        """See that all of these can be hosted, before any is.
+
+        Raises:
+            ConfigurationError: The wrapped worker has something of one of the names.
+            RuntimeError: The worker is running.
+        """
+        if self._private.is_running:
+            raise RuntimeError("agents cannot be added while the worker is running; add them before")
+        names = [
+            name
+            for each in hosted
+            for agent in [each.agent.name]
+            for name in (entity_name(agent), turn_name(agent), tell_name(agent), *each.activities)
+        ]
+        if taken := self._private.registered(names):
+            raise ConfigurationError(f"the worker has {', '.join(taken)} already, which an agent of ours needs")
+
+    def _add_hosted(self, hosted: HostedAgent) -> None:
+        agent = hosted.agent
+        name = agent.name
+        self._hosted.append(hosted)
+        self._worker.add_entity(self._announced("thread", name, hosted.entity), entity_name(name))
+        self._worker.add_orchestrator(self._announced("turn", name, hosted.turn()))
+        self._worker.add_orchestrator(self._announced("tell", name, hosted.tell()))
+        kinds: dict[str, WorkKind] = {model_step_name(name): "model", probe_name(name): "probe"}
+        for step_name, step in hosted.activities.items():
+            self._add_step(kinds.get(step_name, "tool"), name, step_name, step)
+        self._intake.entities.add(entity_name(name).lower())
+        if agent.definition.durability == "turn":
+            self._limit("entity", self._max_concurrent_steps)
+        if self._on_work is None:
+            self._intake.turns[entity_name(name).lower()] = hosted.whole.ahead
+        self._intake.orchestrations |= {turn_name(name), tell_name(name)}
 
     def add_orchestrator(self, function: Callable[..., Any]) -> str:
         """Host an orchestration: decorated with `@orchestrator`, or what that could decorate. Gives its name.
@@ -239,7 +253,7 @@ class DurableAIAgentWorker:
         async def step(context: task.ActivityContext, raw: Json) -> Json:
             try:
                 returns = returned_by(function)
-                return dump_result(name, await contained(bind(context, raw), lambda: self.is_stopping), returns)
+                return dump_result(name, await contained(bind(context, raw), lambda: self._gate.is_closed), returns)
             except Exception as error:  # noqa: BLE001 - it is the activity's outcome
                 failed = error
             raise told(failed)
@@ -251,7 +265,7 @@ class DurableAIAgentWorker:
                     returns = returned_by(function)
                     return dump_result(name, bind(context, raw)(), returns)
                 except BaseException as error:
-                    if isinstance(error, asyncio.CancelledError) and self.is_stopping:
+                    if isinstance(error, asyncio.CancelledError) and self._gate.is_closed:
                         raise
                     failed = error
             raise told(failed)
@@ -284,6 +298,10 @@ class DurableAIAgentWorker:
         self._drain()
         self._loop.call(self._close_agents).result()
         self._loop.stop()
+
+    async def aclose(self) -> None:
+        """`stop()`, from an event loop; for a worker that `start()` has started."""
+        await self._shielded(functools.partial(anyio.to_thread.run_sync, self.stop))
 
     def abandon(self) -> None:
         """Let nothing that runs come to its end, as if the process died; `stop()` still has to follow. For tests.
@@ -324,104 +342,6 @@ class DurableAIAgentWorker:
                 _logger.info("Stopping after %s.", signal.Signals(received).name)
                 return
 
-    # --- What the agents need (`_host.Host`) ----------------------------------------------------------------------
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether what does not end soon is handed out again, to another worker."""
-        return self._gate.is_closed
-
-    @property
-    def reader(self) -> TaskHubGrpcClient:
-        """A client to read threads and turns with, from any thread."""
-        with self._making_reader:
-            if self._reader is None:
-                self._reader = reader_of(self._private)
-            return self._reader
-
-    def run_step(self, work: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Run a coroutine function on the agents' loop, and wait for it on this thread.
-
-        Where the intake has run it already, for this work, give what it gave.
-
-        Raises:
-            HandedBack: The worker is stopping.
-        """
-        if (outcome := prepared.of(work)) is not None:
-            result: T = outcome()
-            return result
-        with self._gate.pass_through():
-            return self._gate.wait_for(self._loop.call(step))
-
-    def run_operation(self, entity_id: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Run what an operation of a thread waits for, as `run_step` does."""
-        return self.run_step(thread_work(entity_id), step)
-
-    async def blocking(self, call: Callable[[], T]) -> T:
-        """Make a call that blocks, on a thread, and wait for it on the loop."""
-        with self._making_reader:
-            self._calls = calls = self._calls or ThreadPoolExecutor(_CALLS, "dafx-calls")
-        return await asyncio.wrap_future(calls.submit(call))
-
-    async def until_ended(self, turn: str, step: Callable[[], Awaitable[T]]) -> T:
-        """Await a step of a turn, unless the turn ends before it.
-
-        Raises:
-            TurnEnded: It has; the step was cancelled.
-        """
-        if (watch := watch_of_step.get()) is not None:
-            return await until_turn_ends(step, watch, after=0)
-        return await until_turn_ends(step, functools.partial(self._watch_end, turn))
-
-    def _watch_end(self, turn: str, heard: Callable[[bool], None]) -> Callable[[], None]:
-        with self._making_reader:
-            if self._end_watch is None:
-                self._end_watch = EndWatch(self._private)
-            return self._end_watch.watch(turn, heard)
-
-    def report(self, thread: AgentThread, note: Note) -> None:
-        """Send a tool's progress to its thread, some time soon; the latest of each call."""
-        with self._reporting:
-            is_sending = bool(self._reports)
-            self._reports[note.key] = (thread, note)
-            if not is_sending:
-                self._reporter = self._reporter or ThreadPoolExecutor(1, "dafx-progress")
-                self._reporter.submit(self._send_reports)
-
-    def _send_reports(self) -> None:
-        while True:
-            with self._reporting:
-                if not self._reports:
-                    return
-                key = next(iter(self._reports))
-                thread, note = self._reports[key]
-            try:
-                self.reader.signal_entity(thread.entity_id, note.operation, input=note.dump())
-            except Exception as error:  # noqa: BLE001 - the reports after this one are to be sent
-                # Progress is for people who watch: the next report makes up for this one.
-                _logger.warning("The progress of call %s could not be reported: %s", key, in_words(error))
-            with self._reporting:
-                if self._reports[key] == (thread, note):
-                    del self._reports[key]
-
-    def model_of(self, agent: Agent) -> Model:
-        """The model of an agent, made when it is first asked for.
-
-        Raises:
-            ConfigurationError: None is configured.
-        """
-        given = agent.definition.model
-        # A class has the methods, too: it is a function that makes a model.
-        if isinstance(given, Model) and not isinstance(given, type):
-            return given
-        if given not in self._models:
-            # Not at the top: what providers need is imported by programs that use one.
-            from dafx_actors.models.environment import model_from_environment
-
-            self._models[given] = made = given() if callable(given) else model_from_environment(os.environ, given)
-            self._made.append(made)
-        return self._models[given]
-
     # --- Inside ---------------------------------------------------------------------------------------------------
 
     def _limit(self, kind: Literal["activity", "entity", "orchestration"], most: int) -> None:
@@ -437,7 +357,9 @@ class DurableAIAgentWorker:
         """
 
         def run(context: task.ActivityContext, raw: Json) -> Json:
-            return self.run_step(activity_work(context.orchestration_id, context.task_id), lambda: step(context, raw))
+            return self._host.run_step(
+                activity_work(context.orchestration_id, context.task_id), lambda: step(context, raw)
+            )
 
         if self._on_work is None:
             self._intake.steps[name] = step
@@ -464,22 +386,7 @@ class DurableAIAgentWorker:
         self._gate.emptied(_ENDED_WITHIN)
         self._intake.settle(self.stop_timeout)
         self._worker.stop()  # type: ignore[no-untyped-call]  # likewise
-        with self._reporting:
-            reporter, self._reporter = self._reporter, None
-        if reporter is not None:
-            reporter.shutdown()  # what was reported is sent
-        calls, self._calls = self._calls, None
-        if calls is not None:
-            # None begins any more: gRPC crashes the process over a call on a channel that is closed.
-            calls.shutdown(wait=False, cancel_futures=True)
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-        if calls is not None:
-            calls.shutdown()
-        if self._end_watch is not None:
-            self._end_watch.close()
-            self._end_watch = None
+        self._host.close()
 
     @staticmethod
     async def _shielded(clean_up: Callable[[], Awaitable[None]]) -> None:
@@ -491,9 +398,7 @@ class DurableAIAgentWorker:
         """Give back what models and tools hold, on the loop that they were used on."""
         for hosted in self._hosted:
             await hosted.toolbox.aclose()
-        while self._made:
-            await attempted(self._made.pop().aclose, _logger, "A model")
-        self._models.clear()
+        await self._host.aclose_models()
 
 
 def _work_of(kind: WorkKind, name: str, context: Any, raw: Json) -> Work:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import anyio
 
-from dafx_actors import DurableAIAgentClient, PendingDecision, TurnHandle
+from dafx_actors import DurableAIAgentClient, PendingApproval, TurnHandle
 from dafx_actors.errors import TurnError
 
 logger = logging.getLogger("__main__")
@@ -60,7 +60,7 @@ async def main(options: argparse.Namespace) -> None:
     logger.info("SupportAgent: %s", response.text)
 
 
-async def next_approval(client: DurableAIAgentClient, turn: TurnHandle[None]) -> PendingDecision | None:
+async def next_approval(client: DurableAIAgentClient, turn: TurnHandle[None]) -> PendingApproval | None:
     """Wait until the turn asks for an approval; None when it has ended."""
     while (await turn.status()).state not in ENDED:
         for approval in await client.pending_approvals(turn.agent, await turn.thread()):
@@ -69,7 +69,7 @@ async def next_approval(client: DurableAIAgentClient, turn: TurnHandle[None]) ->
     return None
 
 
-async def decide(client: DurableAIAgentClient, approval: PendingDecision, options: argparse.Namespace) -> bool:
+async def decide(client: DurableAIAgentClient, approval: PendingApproval, options: argparse.Namespace) -> bool:
     """Approve or deny, as the arguments or whoever sits at the terminal say; False where nobody does."""
     logger.info("The agent wants to call %s with %s", approval.tool, dict(approval.arguments))
     if options.approve or (options.deny is None and sys.stdin.isatty() and await says_yes()):

@@ -20,7 +20,7 @@ from typing import Any, TypedDict
 import anyio
 import grpc
 
-from dafx_actors import DurableAIAgent, DurableAIAgentClient, PendingDecision, TurnHandle
+from dafx_actors import DurableAIAgent, DurableAIAgentClient, PendingApproval, PendingOutcome, TurnHandle
 from dafx_actors.errors import DecisionRefused, SchedulerError, TurnCancelled, TurnError
 from tests.chaos.effects import Effects
 
@@ -128,18 +128,18 @@ class Client:
             async with passing_troubles():
                 for asked in await self._client.pending_approvals(AGENT):
                     await self._approve(asked)
-                for asked in await self._client.pending_outcomes(AGENT):
-                    await self._resolve(asked)
+                for unknown in await self._client.pending_outcomes(AGENT):
+                    await self._resolve(unknown)
             await anyio.sleep(0.2)
 
-    async def _approve(self, asked: PendingDecision) -> None:
+    async def _approve(self, asked: PendingApproval) -> None:
         with suppress(DecisionRefused):
             if random.Random(asked.key).random() < 0.2:
                 await self._client.deny(asked, "not this one", by=self.name)
             else:
                 await self._client.approve(asked, by=self.name)
 
-    async def _resolve(self, asked: PendingDecision) -> None:
+    async def _resolve(self, asked: PendingOutcome) -> None:
         """Say what became of an attempt, after a look at what it acts on."""
         key, attempt = asked.key.rsplit(".outcome", 1)
         with suppress(DecisionRefused):

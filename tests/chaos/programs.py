@@ -101,7 +101,7 @@ def run_worker(endpoint: str, folder: Path) -> None:
     worker.start()
     print("ready", flush=True)
     for _ in sys.stdin:
-        inside = len(worker._gate._inside) + len(worker._reports)
+        inside = len(worker._gate._inside) + len(worker._host._reports)
         tasks = worker._loop.call(_count_tasks).result() - 1
         names = sorted(each.name.rstrip("0123456789_-") for each in threading.enumerate())
         held = {**resources_of(os.getpid()), "work": inside, "tasks": tasks, "named": names}

@@ -25,7 +25,7 @@ from dafx_actors import (
     durable_agent,
     tool,
 )
-from dafx_actors.decisions import PendingDecision
+from dafx_actors.decisions import PendingApproval
 from dafx_actors.errors import OrchestrationFailed, TurnCancelled
 from dafx_actors.ids import tell_name, turn_name
 from dafx_actors.models import ModelRequest
@@ -72,7 +72,7 @@ class Office:
         agent = self.client.get_agent(Notary)
         return await agent.start(f"Request {number}", thread=thread, correlation_id=f"{thread}.{number}")
 
-    async def asked(self, thread: str, number: int) -> PendingDecision:
+    async def asked(self, thread: str, number: int) -> PendingApproval:
         while True:
             for approval in await self.client.pending_approvals(Notary, thread):
                 if approval.correlation_id == f"{thread}.{number}":

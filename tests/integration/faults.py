@@ -179,14 +179,14 @@ class Desk:
         outcomes = await client.pending_outcomes(Clerk, thread)
         for asked in approvals:
             await self._host.fast_forward(client.approve(asked, by="the desk"))
-        for asked in outcomes:
+        for unknown in outcomes:
             self._report.asked_a_person += 1
-            key = asked.key.partition(".outcome")[0]  # the call's; each question about it has one of its own
+            key = unknown.key.partition(".outcome")[0]  # the call's; each question about it has one of its own
             if self._world.acted[key]:
-                resolving = client.resolve(asked, "result", result="sent charged", by="the desk")
+                resolving = client.resolve(unknown, "result", result="sent charged", by="the desk")
             else:
                 self._world.cleared[key] += 1
-                resolving = client.resolve(asked, "retry", by="the desk")
+                resolving = client.resolve(unknown, "retry", by="the desk")
             await self._host.fast_forward(resolving)
         return bool(approvals or outcomes)
 

@@ -14,7 +14,7 @@ from dafx_actors import (
     DurableAIAgentClient,
     DurableAIAgentWorker,
     NotDone,
-    PendingDecision,
+    PendingOutcome,
     ToolContext,
     TurnHandle,
     durable_agent,
@@ -123,9 +123,10 @@ class Crash:
         path = self._folder / file
         return path.read_text().splitlines() if path.exists() else []
 
-    async def unknown(self) -> PendingDecision:
+    async def unknown(self) -> PendingOutcome:
         """What a person is to decide."""
-        return await asked_of(self.client, kind="outcome")
+        pending: PendingOutcome = await asked_of(self.client, kind="outcome")
+        return pending
 
 
 @asynccontextmanager
@@ -183,7 +184,7 @@ async def test_a_tool_that_was_planned_as_once_is_so_also_where_its_declaration_
 
 async def test_a_person_may_end_the_turn(tmp_path: Path) -> None:
     async with crashed(tmp_path, Cashier) as crash:
-        pending = await crash.unknown()
+        pending: Any = await crash.unknown()
         with pytest.raises(ValueError, match="waits for retry or result or fail, not 'approve'"):
             await crash.client.approve(pending)
         await crash.client.resolve(pending, "fail", reason="too late")
@@ -283,7 +284,7 @@ async def test_several_outcomes_can_be_unknown_at_a_time(hosting: Hosting) -> No
     async with hosting(agent(model, charge)) as client:
         handle = await client.get_agent("Worker").start("Charge")
 
-        async def all_asked() -> list[PendingDecision]:
+        async def all_asked() -> list[PendingOutcome]:
             found = await client.pending_outcomes("Worker")
             return found if len(found) == 3 else []
 

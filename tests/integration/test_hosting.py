@@ -35,7 +35,7 @@ from dafx_actors.ids import turn_name
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel, call, history_of
 from dafx_actors.testing._clock import HandClock
-from dafx_actors.worker._gate import Work
+from dafx_actors.worker._work import Work
 from tests.conftest import free_port
 from tests.integration.turns import asked_of, sdk, tells, until
 

@@ -31,8 +31,8 @@ from dafx_actors import (
 )
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
-from dafx_actors.worker._gate import AgentLoop
 from dafx_actors.worker._lines import Bundles, Calls
+from dafx_actors.worker._loop import AgentLoop
 from tests.conftest import free_port
 from tests.scheduler.bench import QUIET
 
@@ -127,11 +127,12 @@ async def test_a_limit_holds_for_activities(
         crowd.leave()
         return number
 
-    activity: Callable[..., Any] = asynchronous if is_async else synchronous
+    activity: Any = asynchronous if is_async else synchronous
 
     @orchestrator
     async def fan_out(context: OrchestrationContext, count: int) -> list[int]:
-        return await when_all([context.call_activity(activity, input=number) for number in range(count)])
+        numbers: list[int] = await when_all([context.call_activity(activity, input=n) for n in range(count)])
+        return numbers
 
     worker = wrapped(scheduler, interceptors, maximum_concurrent_activity_work_items=3)
     worker.add_activity(activity)
@@ -330,11 +331,12 @@ async def test_what_was_done_counts_when_the_stream_it_came_on_has_ended(is_asyn
         go_on.wait(60)
         return "done"
 
-    activity: Callable[..., Any] = asynchronous if is_async else synchronous
+    activity: Any = asynchronous if is_async else synchronous
 
     @orchestrator
     async def asks(context: OrchestrationContext) -> str:
-        return await context.call_activity(activity, input="x")
+        answer: str = await context.call_activity(activity, input="x")
+        return answer
 
     backend = create_test_backend(port=port)
     try:
@@ -378,11 +380,12 @@ async def test_the_converter_of_a_wrapped_worker_converts(
     def synchronous(text: str) -> str:
         return f"{text}!"
 
-    activity: Callable[..., Any] = asynchronous if is_async else synchronous
+    activity: Any = asynchronous if is_async else synchronous
 
     @orchestrator
     async def asks(context: OrchestrationContext, text: str) -> str:
-        return await context.call_activity(activity, input=text)
+        answer: str = await context.call_activity(activity, input=text)
+        return answer
 
     inner = TaskHubGrpcWorker(
         host_address=scheduler.endpoint, interceptors=interceptors, data_converter=Reversing(), logger=QUIET

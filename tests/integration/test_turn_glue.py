@@ -14,7 +14,7 @@ from dafx_actors import Approval, DurableAIAgentClient, DurableAIAgentWorker, Li
 from dafx_actors.errors import ApprovalExpired, TurnCancelled, TurnDeadlineExceeded, TurnTerminated
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import AgentHost, ScriptedModel
-from dafx_actors.worker._gate import Work
+from dafx_actors.worker._work import Work
 from tests.integration.conftest import Hosting
 from tests.integration.test_overlap import Steered, start, told
 from tests.integration.test_robustness import Held

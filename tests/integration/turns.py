@@ -17,7 +17,8 @@ from dafx_actors import (
     DurableAIAgentClient,
     ModelReply,
     ModelRequest,
-    PendingDecision,
+    PendingApproval,
+    PendingOutcome,
     Transcript,
     TurnHandle,
     TurnStatus,
@@ -83,11 +84,11 @@ async def until(check: Callable[[], Awaitable[T]]) -> T:
 
 async def asked_of(
     client: DurableAIAgentClient, agent: str = "Worker", thread: AgentThread | str | None = None, kind: str = "approval"
-) -> PendingDecision:
+) -> Any:
     """What a person is to decide, as soon as there is something."""
     look = client.pending_approvals if kind == "approval" else client.pending_outcomes
 
-    async def found() -> list[PendingDecision]:
+    async def found() -> list[PendingApproval] | list[PendingOutcome]:
         return await look(agent, thread)
 
     return (await until(found))[0]

@@ -18,7 +18,7 @@ from dafx_actors import (
     Limits,
     ModelRequest,
     OrchestrationContext,
-    PendingDecision,
+    PendingApproval,
     TurnStatus,
     UsageStats,
     orchestrator,
@@ -132,12 +132,11 @@ async def test_what_it_cannot_do_is_a_typed_error(peer: Peer, client: DurableAIA
     joker = client.get_agent("Joker")
     turn = await joker.start("Hello")
     await turn
-    approval = PendingDecision(
+    approval = PendingApproval(
         thread=await turn.thread(),
         correlation_id=str(turn),
         key="k",
         idempotency_key="k",
-        kind="approval",
         call_id="c",
         tool="t",
         arguments={},

@@ -11,10 +11,12 @@ from typing import Any
 
 import attrs
 from durabletask import task
+from durabletask.entities import EntityInstanceId
 from typing_extensions import assert_type
 
 from dafx_actors import (
     AgentRunResponse,
+    AgentThread,
     DurableAgentTask,
     DurableAIAgent,
     DurableAIAgentClient,
@@ -22,6 +24,8 @@ from dafx_actors import (
     Limits,
     OrchestrationContext,
     OrchestrationHandle,
+    PendingApproval,
+    PendingOutcome,
     TurnHandle,
     durable_agent,
     orchestrator,
@@ -87,6 +91,12 @@ async def orchestrations_are_typed(client: DurableAIAgentClient) -> None:
     assert_type(await handle.result(timeout=1), int)
     assert_type(await client.schedule_new_orchestration(bare), OrchestrationHandle[str])
     assert_type(await client.schedule_new_orchestration("by name", input=1), OrchestrationHandle[Any])
+    assert_type(await client.schedule_new_orchestration(generator, input="x"), OrchestrationHandle[str])
+    await client.schedule_new_orchestration(count, input="x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+    await client.schedule_new_orchestration(bare, input=1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+    await client.schedule_new_orchestration(generator, input=1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert_type(client.get_orchestration("o1"), OrchestrationHandle[Any])
+    assert_type(client.get_orchestration("o1", return_type=int), OrchestrationHandle[int])
     await client.schedule_new_orchestration(5)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
@@ -98,12 +108,26 @@ async def halve(_: task.ActivityContext, number: int) -> float:
     return number / 2
 
 
+async def nothing() -> str:
+    return "x"
+
+
 async def activities_are_typed(context: OrchestrationContext) -> list[int]:
     assert_type(await context.call_activity(double, input=1), int)
     assert_type(await context.call_activity(halve, input=1), float)
     assert_type(await context.call_activity("double", input=1), Any)
     assert_type(await context.call_activity("double", input=1, return_type=int), int)
+    assert_type(await context.call_activity(nothing), str)
+    await context.call_activity(double, input="x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+    await context.call_activity(halve, input="x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
     assert_type(await context.call_sub_orchestrator(count, input=[]), int)
+    assert_type(await context.call_sub_orchestrator(generator, input="x"), str)
+    assert_type(await context.call_sub_orchestrator("count", input=1, return_type=int), int)
+    assert_type(await context.call_sub_orchestrator("count", input=1), Any)
+    await context.call_sub_orchestrator(count, input="x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+    entity = EntityInstanceId("counter", "one")
+    assert_type(await context.call_entity(entity, "get", return_type=int), int)
+    assert_type(await context.call_entity(entity, "get"), Any)
     assert_type(await context.wait_for_external_event("decided", data_type=Joke), Joke)
     assert_type(await context.wait_for_external_event("decided"), Any)
     return await when_all([context.call_activity(double, input=n) for n in range(3)])
@@ -114,6 +138,10 @@ async def turns_are_typed(agent: DurableAIAgent) -> None:
     assert_type(turn, TurnHandle[Joke])
     assert_type((await turn).value, Joke)
     assert_type(await agent.start("x"), TurnHandle[None])
+    assert_type(agent.get_turn("t1"), TurnHandle[None])
+    assert_type(agent.get_turn("t1", response_format=Joke), TurnHandle[Joke])
+    assert_type(agent.create_session(session_id="s1"), AgentThread)
+    assert_type(await agent.run("x", session=agent.create_session(), limits=Limits(steps=1)), AgentRunResponse[None])
     await agent.start("x", limit=5)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
 
 
@@ -128,11 +156,25 @@ async def tasks_are_typed(context: OrchestrationContext) -> None:
     assert_type(await context.sleep(1), None)
     assert_type(await count(context, []), int)
     await count(context, "x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    both: list[Any] = await when_all([agent.run("x"), agent.run("y", response_format=Joke)])  # in any mix
+    both += await when_all([agent.run("x"), context.sleep(5), bare(context)])
+    assert_type(agent.run("x", timeout=5, limits=Limits(steps=1), correlation_id="c"), DurableAgentTask[None])
     mixed: list[Any] = [agent.run("x"), context.sleep(1), bare(context)]
     assert_type(await when_all(mixed), list[Any])
     plain: list[task.Task[int]] = []
     assert_type(await when_all(plain), list[int])
     await when_all([1, 2])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+async def decisions_are_typed(client: DurableAIAgentClient) -> None:
+    approvals, outcomes = await client.pending_approvals(Joker), await client.pending_outcomes(Joker)
+    assert_type(approvals, list[PendingApproval])
+    assert_type(outcomes, list[PendingOutcome])
+    await client.approve(approvals[0])
+    await client.resolve(outcomes[0], "retry")
+    await client.approve(outcomes[0])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await client.deny(outcomes[0])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await client.resolve(approvals[0], "retry")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 def errors_have_fields(busy: ThreadBusy) -> None:
