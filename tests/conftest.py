@@ -37,7 +37,7 @@ class TestLoop(asyncio.SelectorEventLoop):
     __test__ = False
 
     def call_soon_threadsafe(
-        self, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: contextvars.Context | None = None
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         if self.is_closed() and getattr(callback, "__name__", "") == "_handle_callback_wrapper":
             return asyncio.Handle(callback, args, self, context)

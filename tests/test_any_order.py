@@ -13,7 +13,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,7 +82,7 @@ from tests.memory_context import Execution, Open
 SCHEMA = json.loads((Path(__file__).parent / "data" / "durable-agent-entity-state.json").read_text())
 VALIDATOR: Any = jsonschema.Draft202012Validator(SCHEMA)
 THREAD = AgentThread("Joker", "t1")
-NOON = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 AT_NOON = NOON.isoformat()
 LIMITS = Limits(steps=12)
 A_DAY = 86_400.0

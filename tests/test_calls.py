@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ ASKED = PendingApproval(
     arguments={},
     idempotency_key="k",
     call_id="c",
-    asked_at=datetime.now(timezone.utc),
+    asked_at=datetime.now(UTC),
 )
 TURNS: dict[str, Door] = {
     "run": lambda client, timeout: client.get_agent("Joker").run("Hi", correlation_id="c1", timeout=timeout),

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ from dafx_actors.transcript import (
 SCHEMA: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "durable-agent-entity-state.json").read_text())
 """Microsoft's published schema; see `data/README.md`."""
 THREAD = AgentThread("Joker", "t1")
-NOON = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 
 
 def valid(document: Any, part: str | None = None) -> None:
@@ -281,7 +281,7 @@ def test_a_time_without_a_zone_is_utc_on_every_machine() -> None:
 @given(st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29), timezones=st.timezones()))
 def test_every_time_survives(moment: datetime) -> None:
     # In UTC: Python holds no two times equal where one is of an hour that daylight saving repeats.
-    assert _json.load_time(_json.dump_time(moment)) == moment.astimezone(timezone.utc)
+    assert _json.load_time(_json.dump_time(moment)) == moment.astimezone(UTC)
 
 
 # --- The whole document -------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ contents = st.one_of(
     st.builds(UnknownContent, json_values),
 )
 moments = st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29)).map(
-    lambda moment: moment.replace(tzinfo=timezone.utc)
+    lambda moment: moment.replace(tzinfo=UTC)
 )
 messages = st.builds(
     ChatMessage,

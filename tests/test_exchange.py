@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -74,7 +74,7 @@ def test_the_answer_is_the_last_message() -> None:
         messages=(ChatMessage("assistant", "Let me see."), ChatMessage("assistant", "Ha.")),
         correlation_id="c",
         thread=AgentThread("Joker", "t"),
-        created_at=datetime.now(timezone.utc),
+        created_at=datetime.now(UTC),
     )
     assert response.text == str(response) == "Ha."
 

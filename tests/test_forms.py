@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def test_what_is_stored_is_read_in_either_form(data: bytes) -> None:
     ("moment", "text", "before"),
     [
         (datetime(2024, 7, 1, 15), "2024-07-01T15:00:00", "2024-07-01T15:00:00+00:00"),
-        (datetime(2024, 7, 1, 15, tzinfo=timezone.utc), "2024-07-01T15:00:00+00:00", "2024-07-01T15:00:00+00:00"),
+        (datetime(2024, 7, 1, 15, tzinfo=UTC), "2024-07-01T15:00:00+00:00", "2024-07-01T15:00:00+00:00"),
         (
             datetime(2024, 7, 1, 15, tzinfo=timezone(timedelta(hours=2))),
             "2024-07-01T15:00:00+02:00",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -17,7 +17,7 @@ from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage
 
 THREAD = AgentThread("Joker", "t1")
-NOW = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+NOW = datetime(2025, 1, 2, 12, tzinfo=UTC)
 KEY = "c1.1.0"
 
 

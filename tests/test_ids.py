@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -140,7 +140,7 @@ def test_what_nobody_can_see_is_refused_in_new_ids_only(character: str) -> None:
     assert mistake.isascii()
     thread = AgentThread("Joker", f"a{character}b")
     request = RunRequest(correlation_id="c1", messages=(ChatMessage("user", "Hello"),))
-    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
     state, refused = _thread.begin(_state.ThreadState(), thread, request, now)
     assert state == _state.ThreadState()
     assert isinstance(refused, _ops.Refused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 THREAD = AgentThread("Joker", "t1")
 LOGGER = logging.getLogger("dafx_actors.tests")
-NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 WRONG = {
     "NaN": '{"a": NaN}',
     "infinity": '{"a": [-Infinity]}',

@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import anyio
@@ -1118,7 +1118,7 @@ class Order:
 
 
 async def test_inputs_and_outputs_are_converted_by_their_annotations(run: Run) -> None:
-    due = datetime(2025, 1, 2, tzinfo=timezone.utc)
+    due = datetime(2025, 1, 2, tzinfo=UTC)
 
     def twice(order: Order) -> Order:
         return attrs.evolve(order, count=order.count * 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, DataContent
 from tests.test_codec import CONTENTS
 
-NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ITS_REQUEST = {"message": "Hello", "role": "user", "correlationId": "c1", "wait_for_response": True, "options": {}}
 
 

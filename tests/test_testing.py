@@ -8,7 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ async def test_what_a_model_was_asked_reads_well() -> None:
 
 
 async def test_a_clock_stands_still_until_it_is_moved() -> None:
-    start, rung = datetime(2030, 1, 1, tzinfo=timezone.utc), list[str]()
+    start, rung = datetime(2030, 1, 1, tzinfo=UTC), list[str]()
     clock = HandClock(start)
     second = 1_000_000
     for name, after in (("late", 20), ("early", 10), ("never", 15)):
@@ -172,12 +172,12 @@ def cashier(model: ScriptedModel, **approval: Any) -> type:
 
 async def test_thirty_days_of_waiting_for_a_person_take_no_time(agent_host: AgentHosts) -> None:
     model = ScriptedModel(call("pay", amount=5), "Paid.")
-    host = await agent_host(cashier(model), start=datetime(2030, 1, 1, tzinfo=timezone.utc))
+    host = await agent_host(cashier(model), start=datetime(2030, 1, 1, tzinfo=UTC))
     turn = await host.client.get_agent("Cashier").start("Pay 5")
     begun = time.monotonic()
     await host.advance(timedelta(days=29, hours=23))
     [asked] = await host.client.pending_approvals("Cashier")
-    assert asked.deadline == datetime(2030, 1, 31, tzinfo=timezone.utc)
+    assert asked.deadline == datetime(2030, 1, 31, tzinfo=UTC)
     await host.client.approve(asked, by="ana")
     assert (await turn).text == "Paid."
     assert model.conversation()[-1] == "tool: <- 'paid 5'"
@@ -229,7 +229,7 @@ async def test_all_time_of_an_orchestration_is_that_of_the_clock(agent_host: Age
             seen.append(context.current_utc_datetime)
         return [when.isoformat() for when in seen]
 
-    start = datetime(2030, 1, 1, tzinfo=timezone.utc)
+    start = datetime(2030, 1, 1, tzinfo=UTC)
     host = await agent_host(orchestrators=[months], start=start)
     handle = await host.client.schedule_new_orchestration(months)
     await host.advance(timedelta(days=365))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from dafx_actors.transcript import ChatMessage, UsageStats
 SCHEMA = json.loads((Path(__file__).parent / "data" / "durable-agent-entity-state.json").read_text())
 VALIDATOR: Any = jsonschema.Draft202012Validator(SCHEMA)
 THREAD = AgentThread("Joker", "t1")
-NOW = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
-LATER = datetime(2025, 1, 2, 13, tzinfo=timezone.utc)
+NOW = datetime(2025, 1, 2, 12, tzinfo=UTC)
+LATER = datetime(2025, 1, 2, 13, tzinfo=UTC)
 EMPTY = ThreadState()
 
 

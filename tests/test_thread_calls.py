@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -22,8 +22,8 @@ from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent
 
 THREAD = AgentThread("Joker", "t1")
-NOW = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
-LATER = datetime(2025, 1, 2, 13, tzinfo=timezone.utc)
+NOW = datetime(2025, 1, 2, 12, tzinfo=UTC)
+LATER = datetime(2025, 1, 2, 13, tzinfo=UTC)
 KEY = "c1.1.0"
 PAY = {"to": "Bob", "amount": 5}
 DIGEST = call_digest("pay", PAY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Request
 
 THREAD = AgentThread("Joker", "t1")
-NOW = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+NOW = datetime(2025, 1, 2, 12, tzinfo=UTC)
 LONG = "x" * 60_000
 MARK = {"by": "Ann", "reason": "enough"}
 

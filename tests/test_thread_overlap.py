@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -30,7 +30,7 @@ from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent
 
 THREAD = AgentThread("Joker", "t1")
-NOW = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+NOW = datetime(2025, 1, 2, 12, tzinfo=UTC)
 MARK = CancelMark({"by": "Ann", "reason": "enough"})
 CALL = ChatMessage("assistant", (FunctionCallContent("x", "look"),))
 RESULT = ChatMessage("tool", (FunctionResultContent("x", "seen"),))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Optional
 
 import anyio
 import attrs
@@ -22,7 +22,7 @@ import pytest
 from durabletask.task import RetryPolicy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typing_extensions import Doc, NotRequired, TypedDict
+from typing_extensions import Doc, TypedDict
 
 from dafx_actors import AgentThread, Transcript, durable_agent
 from dafx_actors._json.values import dump_value

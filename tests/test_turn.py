@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import attrs
@@ -240,7 +240,7 @@ def test_another_agents_model_is_told_that_an_answer_was_cut_off() -> None:
         messages=(ChatMessage("assistant", "The dose is 10"),),
         correlation_id="c1",
         thread=AgentThread("Joker", "t1"),
-        created_at=datetime(2026, 1, 2, tzinfo=timezone.utc),
+        created_at=datetime(2026, 1, 2, tzinfo=UTC),
         finish_reason="length",
     )
     assert "cut off" in told_to_caller(answer)

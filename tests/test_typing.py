@@ -34,7 +34,7 @@ def test_pyright_agrees(tmp_path: Path) -> None:
                 "include": [str(ROOT / user) for user in USERS],
                 "extraPaths": [str(ROOT)],
                 "typeCheckingMode": "strict",
-                "pythonVersion": "3.10",
+                "pythonVersion": "3.11",
                 "reportUnnecessaryTypeIgnoreComment": "error",
                 "enableTypeIgnoreComments": False,
             }

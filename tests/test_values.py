@@ -8,10 +8,10 @@ import enum
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from ipaddress import IPv4Address
-from typing import Annotated, Any, Generic, Literal, NewType, Optional, TypeVar
+from typing import Annotated, Any, Generic, Literal, Never, NewType, Optional, Required, TypeVar
 from uuid import UUID
 
 import attrs
@@ -20,7 +20,7 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typing_extensions import Never, Required, TypedDict
+from typing_extensions import TypedDict
 
 from dafx_actors import AgentRunResponse, AgentThread, ChatMessage
 from dafx_actors._json.values import (
@@ -35,7 +35,7 @@ from dafx_actors._json.values import (
 from dafx_actors.errors import ValueMismatch
 from dafx_actors.transcript import UsageStats
 
-NOON = datetime(2025, 1, 2, 12, tzinfo=timezone.utc)
+NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 OSLO = timezone(timedelta(hours=2))
 T = TypeVar("T")
 

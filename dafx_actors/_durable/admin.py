@@ -15,8 +15,7 @@ import grpc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from typing_extensions import Self
+    from typing import Self
 
 _SERVICE = "/dafx.scheduler.v1.Admin/"
 _TIMEOUT = 10.0

@@ -225,7 +225,7 @@ def _union(cls: Any, converter: Converter) -> Hook:
         for member in members:
             try:
                 fitting.append((_unknown_keys(value, member), converter.structure(value, member)))
-            except Exception as error:  # noqa: BLE001, PERF203 - validators of user classes raise what they like
+            except Exception as error:  # noqa: BLE001 - validators of user classes raise what they like
                 reasons.append(error)
         if fitting:
             # The first that fits; of classes whose fields have defaults, the one that knows the most of the keys.

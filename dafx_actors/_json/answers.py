@@ -160,6 +160,6 @@ def answer(raw: Json, thread: AgentThread, response_format: Any) -> AgentRunResp
     for value in values:
         try:
             return attrs.evolve(response, value=load_value(value, annotation))
-        except ValueMismatch as error:  # noqa: PERF203 - there are few
+        except ValueMismatch as error:
             mismatches.append(error)
     raise InvalidAnswer(response.text, str(mismatches[0])) from mismatches[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import attrs
@@ -179,7 +179,7 @@ def load_response(raw: Json, thread: AgentThread) -> AgentRunResponse[Any]:
         usage=entry.usage or UsageStats(),
         correlation_id=entry.correlation_id,
         thread=thread,
-        created_at=entry.created_at or datetime.now(timezone.utc),
+        created_at=entry.created_at or datetime.now(UTC),
         finish_reason=finish_reason_in(raw),
     )
 

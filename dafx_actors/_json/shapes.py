@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeGuard, cast
 
 from dafx_actors.transcript import Json
@@ -117,9 +117,9 @@ def parse_time(text: Json) -> datetime:
 
 
 def _in_utc(moment: datetime) -> datetime:
-    if moment.tzinfo is timezone.utc:
+    if moment.tzinfo is UTC:
         return moment
-    return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def as_object(value: Json, _: Any = None) -> Mapping[str, Json]:

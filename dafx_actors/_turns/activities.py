@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import cast
 
 import anyio
@@ -268,7 +268,7 @@ def _may_still_run(tool: Tool, since: datetime | None) -> float:
     """
     if tool.timeout is None or since is None:
         return 0.0
-    return tool.timeout + _MARGIN - (datetime.now(timezone.utc) - since).total_seconds()
+    return tool.timeout + _MARGIN - (datetime.now(UTC) - since).total_seconds()
 
 
 def _request_of(transcript: Transcript, step: ModelStep) -> RunRequest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import attrs
 from durabletask.entities import EntityContext
@@ -58,7 +58,7 @@ class ThreadEntity:
 
     def _change(self, context: EntityContext, thread: AgentThread, raw: Json, rule: _operations.Rule) -> Reply:
         state = _state.load(context.get_state())
-        told = _operations.Told(thread=thread, raw=raw, now=datetime.now(timezone.utc), definition=self.definition)
+        told = _operations.Told(thread=thread, raw=raw, now=datetime.now(UTC), definition=self.definition)
         changed, outcome = rule(state, told)
         begins, token = context.operation == Begin.operation, None
         if changed is not state:
@@ -87,13 +87,13 @@ class ThreadEntity:
             context.schedule_new_orchestration(turn_name(thread.agent), sent, request.correlation_id)
             return None
         before = _state.load(context.get_state())
-        state, outcome = _thread.begin(before, thread, request, datetime.now(timezone.utc))
+        state, outcome = _thread.begin(before, thread, request, datetime.now(UTC))
         if isinstance(outcome, Queued):
             busy = ThreadBusy(thread.agent, thread.thread_id, outcome.active)
             if not (by_peer and request.orchestration_id == request.correlation_id):
                 raise busy
             # Handed over by a client of ours, which reads the thread.
-            now = datetime.now(timezone.utc)
+            now = datetime.now(UTC)
             state, _ = _thread.abort(state, thread, request.correlation_id, busy, now, request=request)
             context.set_state(_state.dump(state))
             return None

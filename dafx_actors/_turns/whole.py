@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import attrs
@@ -72,7 +72,7 @@ class WholeTurn:
         if not _peer_forms.waits_for_answer(raw):
             return None
         thread, request = AgentThread(self.steps.agent.name, key), load_request(raw)
-        state, outcome = _thread.begin(load(document), thread, request, datetime.now(timezone.utc))
+        state, outcome = _thread.begin(load(document), thread, request, datetime.now(UTC))
         return await self.take(thread, request, state, raw) if isinstance(outcome, Granted) else None
 
     async def take(
@@ -88,7 +88,7 @@ class WholeTurn:
         with anyio.move_on_after(limits.seconds):
             return await self._take(asked, state)
         error = TurnDeadlineExceeded(thread.agent, turn, limits.seconds or 0.0)
-        return _thread.abort(state, thread, turn, error, datetime.now(timezone.utc))
+        return _thread.abort(state, thread, turn, error, datetime.now(UTC))
 
     async def _take(self, asked: _Asked, state: ThreadState) -> tuple[ThreadState, Outcome]:
         thread, request, turn, progress = asked.thread, asked.request, asked.request.correlation_id, _turn.Progress()
@@ -114,7 +114,7 @@ class WholeTurn:
             else:
                 began_at, failures = time.monotonic(), 0
                 progress, step = _turn.next_step(result, progress, asked.limits, turn, thread.agent, asked.key_of)
-            now = datetime.now(timezone.utc)
+            now = datetime.now(UTC)
             match step:
                 case _turn.Finish(message):
                     usage, about = progress.usage, progress.about

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
@@ -347,7 +347,7 @@ class DurableAIAgentClient:
         decision = Decision(
             action=action,
             by=by,
-            at=datetime.now(timezone.utc),
+            at=datetime.now(UTC),
             reason=reason,
             arguments=None if arguments is None else dump_value(arguments),
             result=result,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict, TypeVar, overload
 
 from dafx_actors._durable.calls import Sent
@@ -354,7 +354,7 @@ class DurableAIAgent:
             enable_tool_calls=enable_tool_calls,
             limits=limits,
             deadline=deadline,
-            created_at=datetime.now(timezone.utc),
+            created_at=datetime.now(UTC),
         )
         check_correlation_id(request.correlation_id)
         return self.get_new_thread() if thread is None else thread_of(self.name, thread), request

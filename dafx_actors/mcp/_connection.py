@@ -84,7 +84,7 @@ class Connection:
         """
         try:
             await asyncio.wait_for(asyncio.shield(self._client), seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             await self.aclose()
             raise McpUnreachable(self._server, f"it did not answer within {seconds:g} s") from None
         return self

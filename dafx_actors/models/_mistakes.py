@@ -12,7 +12,7 @@ import os
 import ssl
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -114,7 +114,7 @@ def typed_failures(base: str, *, trust_env: bool = True, answering: bool = False
     from httpx2 import InvalidURL, RequestError, TimeoutException
     from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     try:
         yield
     except APIStatusError as error:

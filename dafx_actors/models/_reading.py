@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeGuard
 
 import attrs
@@ -41,7 +41,7 @@ Failed: TypeAlias = Callable[[Json], ModelError]
 
 def _failed(said: Json) -> ModelError:
     message = "The model's server said that the call failed."
-    return failure(None, said, message=message, headers={}, now=datetime.now(timezone.utc))
+    return failure(None, said, message=message, headers={}, now=datetime.now(UTC))
 
 
 def reply(answer: Json, failed: Failed = _failed) -> ModelReply:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import cast
 
@@ -141,11 +141,11 @@ def _seconds(text: str | None, now: datetime) -> float | None:
 def _date(text: str) -> datetime | None:
     try:
         is_iso = re.match(r"\s*\d{4}-\d\d-\d\dT", text)
-        date = datetime.fromisoformat(text.strip().replace("Z", "+00:00")) if is_iso else parsedate_to_datetime(text)
+        date = datetime.fromisoformat(text.strip()) if is_iso else parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError):
         return None
     # RFC 5322's "-0000": UTC
-    return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _duration(text: str) -> float | None:

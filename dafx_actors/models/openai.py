@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 from urllib.request import getproxies
 
@@ -488,7 +488,7 @@ def _failed_at(base: str, headers: Mapping[str, str]) -> Callable[[Json], ModelE
     def failed(said: Json) -> ModelError:
         message = "The model's server said that the call failed."
         found = failure(
-            None, said, message=message, headers=headers, now=datetime.now(timezone.utc), address=shown_address(base)
+            None, said, message=message, headers=headers, now=datetime.now(UTC), address=shown_address(base)
         )
         if without_version(base) and "endpoint" in found.message.lower():  # LM Studio
             raise wrong_base(base, found.message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar, overload
 
 import attrs
@@ -311,4 +311,4 @@ class OrchestrationAgent:
 
 def in_utc(moment: datetime) -> datetime:
     """A time of durabletask's, which are in UTC and do not say so."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator
     from types import TracebackType
-
-    from typing_extensions import Self
+    from typing import Self
 
     from dafx_actors.scheduler._ground.clock import Clock
     from dafx_actors.scheduler.storage.database import Synchronous

@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -94,7 +94,7 @@ def failed(request: Any, token: str, details: pb.TaskFailureDetails) -> Any:
     if isinstance(request, pb.EntityRequest):
         request, infos = helpers.convert_to_entity_batch_request(request)
     now = Timestamp()
-    now.FromDatetime(datetime.now(timezone.utc))
+    now.FromDatetime(datetime.now(UTC))
     failure = pb.OperationResultFailure(failureDetails=details, startTimeUtc=now, endTimeUtc=now)
     return pb.EntityBatchResult(
         results=[pb.OperationResult(failure=failure) for _ in request.operations],

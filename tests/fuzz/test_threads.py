@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -202,7 +202,7 @@ def test_any_request_is_read_or_refused(raw: Any) -> None:
         return
     again = load_request(json.loads(json.dumps(dump_request(read))))
     assert attrs.evolve(again, created_at=None) == attrs.evolve(read, created_at=None)
-    assert read.created_at is None or read.created_at <= datetime.max.replace(tzinfo=timezone.utc)
+    assert read.created_at is None or read.created_at <= datetime.max.replace(tzinfo=UTC)
 
 
 # --- What was found -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import sys
 import tempfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ async def _record(file: Path) -> None:
         async with EmbeddedScheduler(db=db) as scheduler:
             work = [sys.executable, __file__, "--work", scheduler.endpoint]
             async with DurableAIAgentClient.connect(endpoint=scheduler.endpoint) as client:
-                noon = datetime(2024, 7, 1, 12, tzinfo=timezone.utc)
+                noon = datetime(2024, 7, 1, 12, tzinfo=UTC)
                 async with await anyio.open_process(work, stdout=None, stderr=None) as worker:
                     handle = await client.schedule_new_orchestration(fetch, input=noon, instance_id="fetch")
                     while await handle.custom_status() != "made":

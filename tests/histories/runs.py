@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,7 +31,7 @@ from dafx_actors.testing import AgentHost, History, ScriptedModel, call
 from dafx_actors.testing._model import Reply
 
 FOLDER = Path(__file__).parent
-START = datetime(2030, 1, 1, tzinfo=timezone.utc)
+START = datetime(2030, 1, 1, tzinfo=UTC)
 THREAD = "8d6e0f0e-2a56-4c1c-9d2f-6f6a3c0f7a11"
 
 LETTER = "Dear Clerk," + 8_300 * " you"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import anyio
@@ -141,7 +141,7 @@ async def test_what_it_cannot_do_is_a_typed_error(peer: Peer, client: DurableAIA
         tool="t",
         arguments={},
         digest="d",
-        asked_at=datetime.now(timezone.utc),
+        asked_at=datetime.now(UTC),
     )
     refused: list[Callable[[], Awaitable[Any]]] = [
         turn.cancel,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -34,7 +34,7 @@ from tests.interop.conftest import Hosting, Peer, agent_named, echo
 
 pytestmark = pytest.mark.anyio
 
-NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 OURS: list[tuple[Any, dict[str, Any]]] = [
     (TextContent("Hello"), {"type": "text", "text": "Hello"}),
     (TextReasoningContent("Hm."), {"type": "text_reasoning", "text": "Hm."}),

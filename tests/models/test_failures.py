@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from dafx_actors.errors import ModelError, ModelFailure
 from dafx_actors.models._failures import failure
 from dafx_actors.models._waits import retry_after
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def failed(status: int | None, body: Any, **headers: str) -> ModelError:

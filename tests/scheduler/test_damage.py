@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -167,7 +167,7 @@ async def test_a_timer_that_cannot_be_delivered_keeps_no_other_from_firing(tmp_p
     names = ["first", "second", "third"]
     async with Bench(path, clock=clock) as bench:
         await bench.worker(Counter)
-        soon = datetime.fromtimestamp(clock.now() / 1e6 + 60, timezone.utc)
+        soon = datetime.fromtimestamp(clock.now() / 1e6 + 60, UTC)
         for name in names:
             entity = EntityInstanceId("counter", name)
             await bench.client.signal_entity(entity, "append", name + "x" * 3_000)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import anyio
@@ -46,7 +46,7 @@ def naps(context: task.OrchestrationContext, _: object) -> Steps:
 
 async def test_everything_that_waits_survives(tmp_path: Path) -> None:
     """A timer, an event, a delayed signal, a scheduled start: stored, and delivered by the next scheduler."""
-    soon = datetime.now(timezone.utc) + timedelta(seconds=1)
+    soon = datetime.now(UTC) + timedelta(seconds=1)
     counter = EntityInstanceId("counter", "late")
     async with Bench(tmp_path / "dafx.db") as bench:
         await bench.worker(naps)

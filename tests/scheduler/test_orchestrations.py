@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -74,7 +74,7 @@ async def test_a_history_reads_as_the_sdks_expect(bench: Bench) -> None:
     ]
     times = [event.timestamp for event in events if isinstance(event, history.OrchestratorStartedEvent)]
     assert times == sorted(times)
-    assert all(event.timestamp > datetime(2020, 1, 1, tzinfo=timezone.utc) for event in events)
+    assert all(event.timestamp > datetime(2020, 1, 1, tzinfo=UTC) for event in events)
 
 
 async def test_many_activities_at_once(bench: Bench) -> None:
@@ -342,22 +342,22 @@ async def test_instance_ids_and_reuse_policies(bench: Bench) -> None:
 
 async def test_a_scheduled_start_waits(bench: Bench) -> None:
     await bench.worker(one, do_add)
-    start_at = datetime.now(timezone.utc) + timedelta(milliseconds=600)
+    start_at = datetime.now(UTC) + timedelta(milliseconds=600)
     instance_id = await bench.client.schedule_new_orchestration(one, input=1, start_at=start_at)
     state = await bench.client.get_orchestration_state(instance_id)
     assert state is not None
     assert state.runtime_status is OrchestrationStatus.PENDING
     state = await bench.end_of(instance_id)
-    assert state.last_updated_at.replace(tzinfo=timezone.utc) >= start_at
+    assert state.last_updated_at.replace(tzinfo=UTC) >= start_at
 
 
 async def test_the_epoch_means_now(bench: Bench) -> None:
     """At least one SDK always sends it."""
     await bench.worker(one, do_add)
-    state = await bench.run(one, 1, start_at=datetime(1970, 1, 1, tzinfo=timezone.utc))
+    state = await bench.run(one, 1, start_at=datetime(1970, 1, 1, tzinfo=UTC))
     assert state.runtime_status is OrchestrationStatus.COMPLETED
     events = await bench.client.get_orchestration_history(state.instance_id)
-    assert events[0].timestamp > datetime(2020, 1, 1, tzinfo=timezone.utc)
+    assert events[0].timestamp > datetime(2020, 1, 1, tzinfo=UTC)
 
 
 async def test_what_a_client_sees(bench: Bench) -> None:

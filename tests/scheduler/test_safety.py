@@ -7,6 +7,7 @@ import os
 import sqlite3
 import sys
 import tempfile
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ async def test_tls_and_a_token_with_clients_and_workers_of_the_public_sdk(tmp_pa
 
 def self_signed(folder: Path) -> tuple[Path, Path]:
     """A certificate for localhost, and its key."""
-    from datetime import datetime, timedelta, timezone
+    from datetime import datetime, timedelta
 
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -185,7 +186,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

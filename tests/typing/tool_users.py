@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, assert_type
 
 from durabletask.task import RetryPolicy
-from typing_extensions import assert_type
 
 from dafx_actors import Transcript, durable_agent
 from dafx_actors.mcp import McpServer

@@ -7,12 +7,11 @@ and both checkers complain about one that is not needed.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, assert_type
 
 import attrs
 from durabletask import task
 from durabletask.entities import EntityInstanceId
-from typing_extensions import assert_type
 
 from dafx_actors import (
     AgentRunResponse,

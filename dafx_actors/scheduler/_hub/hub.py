@@ -13,10 +13,9 @@ import functools
 import gc
 import logging
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, assert_never, cast
 
 import attrs
-from typing_extensions import assert_never
 
 from dafx_actors.errors import SchedulerDatabaseError, SchedulerError, SchedulerReadFailed, SchedulerWriteFailed
 from dafx_actors.scheduler._ground import events as _events

@@ -221,11 +221,8 @@ class Store:
 
     def _size_in(self, table: str, column: str, row: int) -> int:
         """Bytes of a text, of which SQLite's own functions tell only how many characters it has."""
-        open_blob: Any = getattr(self._reader, "blobopen", None)  # new in Python 3.11
-        if open_blob is None:
-            return 0
         try:
-            with open_blob(table, column, row, readonly=True) as blob:
+            with self._reader.blobopen(table, column, row, readonly=True) as blob:
                 return len(blob)
         except sqlite3.Error:  # nothing is there
             return 0
