@@ -170,6 +170,8 @@ class Turns(RuleBasedStateMachine):
         self.effects: Counter[str] = Counter()
         self.again: Counter[str] = Counter()
         """How often a person wanted a call made again."""
+        self.anew: set[str] = set()
+        """Turns that were started again: their calls may have the keys of calls of the time before."""
         self.tokens = 0
         self.is_gone = False
         """Whether no worker has the tools any more."""
@@ -269,6 +271,7 @@ class Turns(RuleBasedStateMachine):
         """A client starts a turn, or again one whose orchestration is gone."""
         if turn in self.live and not self.live[turn].is_over:
             return
+        self.anew |= {turn} & set(self.live)
         self.sent = [sent for sent in self.sent if sent[2]["correlationId"] != turn]
         self.events = [event for event in self.events if event[0] != turn]
         self.mail = [mail for mail in self.mail if mail[0] != turn]
@@ -615,6 +618,8 @@ class Turns(RuleBasedStateMachine):
         for raw in self.responses():
             response = load_entry(raw)
             assert isinstance(response, Response)
+            if raw["correlationId"] in self.anew:
+                continue
             for content in (each for message in response.messages for each in message.contents):
                 if isinstance(content, FunctionResultContent) and "was not made" in str(content.result):
                     key = content.extra["dafx"].get("key")

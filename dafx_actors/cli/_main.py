@@ -104,9 +104,22 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
+class _Version(argparse.Action):
+    """Says the version, which takes a while to find out, only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="say the version, and end")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import dafx_actors
+
+        parser.exit(message=f"dafx {dafx_actors.__version__}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="dafx", description="Durable AI agents.")
+    parser.add_argument("--version", action=_Version)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         command.declare(subparsers.add_parser(name, help=command.help, description=command.help))

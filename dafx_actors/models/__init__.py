@@ -1,4 +1,6 @@
-"""Language models: the protocol, and where its implementations are.
+"""One call to a language model; it knows no thread, no turn and no retry.
+
+Language models: the protocol, and where its implementations are.
 
 A model is anything with an async `complete()` and `aclose()`. The package brings three: `models.openai` (OpenAI, Azure
 OpenAI and every server that speaks the same protocol), `models.local` (a small one on this machine's CPU) and

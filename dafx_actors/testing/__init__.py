@@ -1,4 +1,6 @@
-"""For tests of programs that use agents: no network, no key, no waiting.
+"""All of it in one process, with a clock that is moved by hand.
+
+For tests of programs that use agents: no network, no key, no waiting.
 
 ::
 

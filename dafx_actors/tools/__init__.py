@@ -1,4 +1,6 @@
-"""Tools: what an agent may do, declared with `@tool`, and told to the model as a JSON schema.
+"""What users declare, checked when it is declared.
+
+Tools: what an agent may do, declared with `@tool`, and told to the model as a JSON schema.
 
 The decorator attaches a frozen declaration to the function and hands the function back. A worker makes of it a `Tool`
 that is bound to the agent's instance (`tools_of`), and reports all mistakes at once (`tool_mistakes`). *When* a tool

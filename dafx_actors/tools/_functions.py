@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import attrs
-import typing_extensions
 
 from dafx_actors._json.values import arguments_of, dump_value, json_schema, returned_by, unreadable
 from dafx_actors._raised import safe
@@ -88,8 +87,7 @@ def _no_schema(hint: Any) -> str | None:
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    # Not that of `typing`, which makes an optional of `x: Any = None` before Python 3.11.
-    return typing_extensions.get_type_hints(underlying(function), include_extras=True)
+    return typing.get_type_hints(underlying(function), include_extras=True)
 
 
 def underlying(function: Callable[..., Any]) -> Any:

@@ -237,7 +237,7 @@ def statements(script: str) -> Sequence[str]:
     return [text for text in found if text.strip(" \n;")]
 
 
-# SQLite's primary result codes. (Python names them, and errors carry them, from 3.11 on.)
+# SQLite's primary result codes.
 _MEANINGS = {
     3: "the file may not be opened",
     5: "another program has locked the file",
@@ -252,21 +252,13 @@ _MEANINGS = {
 
 def _code(error: Exception) -> int | None:
     code: object = getattr(error, "sqlite_errorcode", None)
-    return code & 0xFF if isinstance(code, int) else _TEXTS.get(str(error))
+    return code & 0xFF if isinstance(code, int) else None
 
 
 def _why(error: Exception) -> str:
     meaning = _MEANINGS.get(_code(error) or 0)
     return f"{meaning} ({error})" if meaning else str(error)
 
-
-_TEXTS = {
-    "database disk image is malformed": 11,
-    "file is not a database": 26,
-    "database is locked": 5,
-    "database table is locked": 6,
-}
-"""What must be told apart before 3.11 as well."""
 
 _DAMAGED = {11, 26}
 _LOCKED = {5, 6}
