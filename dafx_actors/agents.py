@@ -31,7 +31,7 @@ Durability: TypeAlias = Literal["step", "turn"]
 
 @attrs.frozen(kw_only=True)
 class AgentDefinition:
-    """What `@durable_agent` was told."""
+    """The definition of an agent: the arguments of `@durable_agent`."""
 
     name: str
     description: str = ""
@@ -45,7 +45,7 @@ class AgentDefinition:
     """What a turn may take at most, with the agents that it uses as tools. A request may lower what is written here,
     and not lift it; what is not written it may."""
     retry: RetryPolicy | None = None
-    """How failed model calls are made again; None: five attempts within ten minutes, at growing intervals."""
+    """The retry policy of failed model calls; None for five attempts within ten minutes, at growing intervals."""
     deciders: Mapping[str, bytes] = attrs.field(factory=dict[str, bytes])
     """The Ed25519 public keys of those who may decide about its calls, 32 bytes each; empty: whoever says so may."""
     overlap: Overlap = "queue"
@@ -55,7 +55,7 @@ class AgentDefinition:
     `steer`: it joins the running turn at its next model call, and both get one answer.
     """
     max_result_bytes: int = MAX_RESULT_BYTES
-    """What the result of a tool may take as JSON, in UTF-8, unless the tool says otherwise."""
+    """The most bytes that the result of a tool may have as JSON in UTF-8, unless the tool says otherwise."""
 
 
 @attrs.frozen(kw_only=True)
@@ -65,18 +65,18 @@ class Turn:
     thread: AgentThread
     request: RunRequest
     transcript: Transcript
-    """All that the thread remembers, this request included."""
+    """The transcript of the thread, with this request."""
     messages: tuple[ChatMessage, ...]
-    """What a model would be sent: the instructions, and the conversation up to this request."""
+    """The messages that a model is sent: the instructions, and the conversation up to this request."""
     tools: tuple[ToolDefinition, ...] = ()
-    """What the model is offered."""
+    """The tools that the model is offered."""
     tool_choice: str | None = None
-    """What it is told about them; see `ModelRequest.tool_choice`."""
+    """The choice that the model is told to make among them; see `ModelRequest.tool_choice`."""
     _complete: Callable[[ModelRequest], Awaitable[ModelReply]] = attrs.field(repr=False, alias="complete")
 
     @property
     def correlation_id(self) -> str:
-        """Names this turn."""
+        """The id of this turn."""
         return self.request.correlation_id
 
     @property
@@ -209,7 +209,7 @@ class Agent:
 
     @functools.cached_property
     def tools(self) -> list[Tool | AgentTool | ToolSource]:
-        """Its tools; the schemas of their arguments are made when they are first asked for.
+        """The tools of the agent. The schemas of their arguments are made when they are first asked for.
 
         Raises:
             ConfigurationError: Lists everything that is wrong with them.
@@ -218,7 +218,7 @@ class Agent:
 
     @property
     def responds(self) -> bool:
-        """Whether the agent answers with its own code."""
+        """True if the agent answers with its own code."""
         return _overrides_respond(self.instance)
 
     async def instructions(self, turn: Turn) -> str:
@@ -314,7 +314,10 @@ def _host(given: object) -> tuple[Agent | None, list[str]]:
 
 
 def _class_mistakes(cls: type, definition: AgentDefinition) -> list[str]:
-    """What can be told from the class; instructions that `__init__` sets are looked for when an agent is added."""
+    """List the mistakes that the class shows.
+
+    Instructions that `__init__` sets are looked for when an agent is added.
+    """
     mistakes = [f"{cls.__qualname__}: {mistake}" for mistake in [agent_name_mistake(definition.name)] if mistake]
     if definition.durability not in ("step", "turn"):
         mistakes.append(f"{cls.__qualname__}: durability is 'step' or 'turn', not {definition.durability!r}")
@@ -412,7 +415,7 @@ def _is_model(given: object) -> bool:
 
 
 def _takes_the_turn(given: object) -> bool:
-    """Whether a method can be called with a turn; what is no plain method is left alone."""
+    """Say whether a method can be called with a turn; what is no plain method is left alone."""
     if not inspect.isfunction(given):
         return True
     try:

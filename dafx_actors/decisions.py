@@ -55,9 +55,10 @@ class PendingDecision:
     correlation_id: str
     """The turn."""
     key: str
-    """Names what is to be decided."""
+    """The id of the question, unique in its turn."""
     idempotency_key: str
-    """Of the call: what the tool gives to the services that it acts on, where you can look what became of it."""
+    """The idempotency key of the call. The tool gives it to the services that it acts on, where you can look up what
+    became of it."""
     kind: DecisionKind
     """`approval`: may it be called? `outcome`: it was called and cut off, and nobody knows whether it acted."""
     call_id: str
@@ -87,11 +88,12 @@ class PendingOutcome(PendingDecision):
 
 @attrs.frozen(kw_only=True)
 class Decision:
-    """What a person decided about a call."""
+    """The decision of a person about a call."""
 
     action: Action
     by: str = ""
-    """Who decided, as the program that told it says; where the agent has `deciders`, whose key signed it."""
+    """The name of whoever decided, as the program says that sent it; for an agent with `deciders`, the name of the key
+    that signed it."""
     at: datetime
     reason: str = ""
     arguments: Mapping[str, Json] | None = None
@@ -226,6 +228,6 @@ def signature_mistake(
 
 
 def _signed(thread: AgentThread, turn: str, key: str, digest: str, decision: Mapping[str, Json]) -> bytes:
-    """What is signed: the decision, with all that says which call of which thread it is about."""
+    """The bytes that are signed: the decision, and the call of the thread that it is about."""
     about = ["dafx.decision.1", thread.agent, thread.thread_id, turn, key, digest, dict(decision)]
     return json.dumps(about, sort_keys=True, separators=(",", ":")).encode()

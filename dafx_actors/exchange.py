@@ -1,4 +1,4 @@
-"""What is sent to an agent, and what comes back."""
+"""Requests to an agent, limits, and answers."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ class Limits(Shown):
     steps: int | None = attrs.field(default=Unwritten(100), validator=_positive)
     """Model calls and tool calls together, without retries."""
     tokens: int | None = attrs.field(default=None, validator=_positive)
-    """Of all its model calls, as the provider counts them; looked at after each."""
+    """The most tokens of all its model calls, as the provider counts them. They are looked at after each call."""
     seconds: float | None = attrs.field(default=None, validator=[_positive, _countable])
-    """From its start to its end, the wait in line for its thread included."""
+    """The most seconds from its start to its end, with the wait in line for its thread."""
     depth: int | None = attrs.field(default=Unwritten(8), validator=_depth)
     """How many agents it may use one below the other: an agent as a tool is one, a tool of that another. The model is
     told that a call which would go deeper was not made."""
@@ -112,7 +112,7 @@ class RunRequest(Shown):
     """One request to a thread."""
 
     correlation_id: str
-    """Names the turn, from the request to its answer; also the instance id of its orchestration."""
+    """The id of the turn, from the request to its answer; also the instance id of its orchestration."""
     messages: tuple[ChatMessage, ...]
     response_schema: Mapping[str, Json] | None = None
     """The JSON schema that the answer must fit."""
@@ -121,7 +121,7 @@ class RunRequest(Shown):
     tool_choice: str | None = None
     """For the first model call: `auto`, `none`, `required`, or a tool's name."""
     enable_tool_calls: bool = True
-    """Whether the model is offered the agent's tools."""
+    """True if the model is offered the agent's tools."""
     limits: Limits | None = None
     """They lower what is written for the agent, and replace what is not."""
     deadline: float | None = attrs.field(default=None, validator=_countable)
@@ -136,7 +136,7 @@ class AgentRunResponse(Shown, Generic[T_co]):
     """An agent's answer."""
 
     messages: tuple[ChatMessage, ...]
-    """All that the turn recorded; the answer is the last of them."""
+    """The messages that the turn recorded; the answer is the last of them."""
     usage: UsageStats = attrs.field(factory=UsageStats)
     """The tokens of all model calls of the turn."""
     correlation_id: str

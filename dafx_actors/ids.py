@@ -90,7 +90,7 @@ def tell_name(agent: str) -> str:
 
 
 def call_key(thread: AgentThread, turn: str, step: int, index: int) -> str:
-    """Names a tool call of a turn: the same in every repeat, where a model's own ids of calls may come again.
+    """The key of a tool call of a turn: the same in every repeat, where a model's own ids of calls may come again.
 
     It is also the id of the turn that an agent used as a tool runs for it. A hash over all that tells calls apart: so
     no two calls share one, and an id that somebody picks for a turn of theirs does not stand in a call's place.
@@ -100,7 +100,7 @@ def call_key(thread: AgentThread, turn: str, step: int, index: int) -> str:
 
 
 def earlier_call_key(turn: str, step: int, index: int) -> str:
-    """Likewise, in turns that began when it was made of the turn's id alone."""
+    """The key of a tool call in turns of versions that made it of the turn's id alone."""
     place = f".{step}.{index}"
     if len(turn) + len(place) > _MAX_CALL_KEY:
         turn = hashlib.sha256(turn.encode()).hexdigest()[:32]
@@ -202,7 +202,7 @@ def check_correlation_id(correlation_id: str) -> None:
 
 
 def conversation(thread: AgentThread | str | None, session: AgentThread | str | None) -> AgentThread | str | None:
-    """What a caller names as `thread=`, or as `session=`, its other name.
+    """The conversation that a caller names as `thread=`, or as `session=`.
 
     Raises:
         TypeError: Both are given.

@@ -41,9 +41,9 @@ class UsageStats:
     output_tokens: int = 0
     total_tokens: int = 0
     cached_tokens: int = attrs.field(default=0, kw_only=True)
-    """Of the input, those that the provider had kept from an earlier call."""
+    """The input tokens that the provider had kept from an earlier call."""
     reasoning_tokens: int = attrs.field(default=0, kw_only=True)
-    """Of the output, those that are reasoning and not the answer."""
+    """The output tokens that are reasoning and not the answer."""
     extra: Mapping[str, Json] = _extra()
 
     def __add__(self, other: UsageStats) -> UsageStats:
@@ -124,7 +124,7 @@ class FunctionCallContent(Shown):
 
 @attrs.frozen(repr=False)
 class FunctionResultContent(Shown):
-    """What a tool gave back."""
+    """The result of a tool call."""
 
     call_id: str
     result: Json = None
@@ -202,13 +202,13 @@ class ChatMessage(Shown):
 
     @property
     def text(self) -> str:
-        """All text of the message, without its reasoning."""
+        """The text of the message, without its reasoning."""
         return "".join(content.text for content in self.contents if isinstance(content, TextContent))
 
 
 @attrs.frozen(kw_only=True, repr=False)
 class Request(Shown):
-    """What was sent to the agent."""
+    """A request to the agent."""
 
     correlation_id: str | None = None
     messages: tuple[ChatMessage, ...]
@@ -224,7 +224,7 @@ class Request(Shown):
 
 @attrs.frozen(kw_only=True, repr=False)
 class Response(Shown):
-    """What the agent answered, or the error that its turn ended with."""
+    """The answer of the agent, or the error that its turn ended with."""
 
     correlation_id: str | None = None
     messages: tuple[ChatMessage, ...]
@@ -234,7 +234,7 @@ class Response(Shown):
 
     @property
     def text(self) -> str:
-        """All text of the answer."""
+        """The text of the answer."""
         return "".join(message.text for message in self.messages)
 
     @property
@@ -264,7 +264,7 @@ class Transcript(Shown):
     entries: tuple[Entry, ...] = ()
     """The turns that have begun, in their order."""
     draft: tuple[ChatMessage, ...] = ()
-    """What the turn that is running has recorded so far; its `Response` will begin with it."""
+    """The messages that the running turn has recorded so far; its `Response` will begin with them."""
     schema_version: str = "1.1.0"
 
     def __iter__(self) -> Iterator[ChatMessage]:

@@ -213,7 +213,7 @@ class Calls:
 
         Raises:
             SchedulerRefused: It was answered.
-            grpc.RpcError: Likewise.
+            grpc.RpcError: The call failed, for another reason than an outage.
         """
         detail = details_of(error)
         if is_lost(error):

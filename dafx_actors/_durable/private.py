@@ -50,11 +50,11 @@ NEEDED = (
     *("data_converter", "async_worker_manager", "is_running"),
     *dict.fromkeys(name for names in _DOES.values() for name in names),
 )
-"""Of a worker, without the underscore."""
+"""Names of a worker, without the underscore. If one is missing, the worker is refused."""
 FOR_SESSIONS = ("registry", "logger", "exception_properties_provider")
-"""Likewise; without one of them orchestrations are replayed."""
+"""Names of a worker without the underscore. If one is missing, orchestrations are replayed."""
 OF_CONTEXTS = ("_is_replaying", "_encoded_custom_status", "set_failed", "get_actions")
-"""Of an orchestration's context, for the same."""
+"""Names of an orchestration's context. If one is missing, orchestrations are replayed."""
 
 
 def _read(owner: object, name: str) -> Any:

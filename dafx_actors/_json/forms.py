@@ -86,7 +86,7 @@ def _in_base85(text: str) -> bytes | None:
 
 
 def load_bytes_of_arguments(text: str) -> bytes:
-    """Bytes that a model wrote for a parameter of a tool; likewise."""
+    """Read the bytes that a model wrote for a parameter of a tool."""
     return text.encode() if _form.get() == 1 else load_bytes(text)
 
 

@@ -44,7 +44,7 @@ def decide(
 
 
 def decision(state: ThreadState, turn: str, key: str) -> tuple[ThreadState, Outcome]:
-    """What is on record about a tool call of the active turn: nothing while it waits, or after a cancel."""
+    """Read the decision about a tool call of the active turn: there is none while it waits, or after a cancel."""
     question = state.books.asks.get(key) if may_act(state, turn) else None
     made = None if question is None else question.decision
     return state, Noted() if made is None else Decided(made)
@@ -77,19 +77,19 @@ def note(state: ThreadState, turn: str, key: str, progress: Json) -> tuple[Threa
 
 
 def may_act(state: ThreadState, turn: str) -> bool:
-    """Whether a tool of this turn may begin to act."""
+    """Say whether a tool of this turn may begin to act."""
     return state.active == turn and turn not in state.cancelled
 
 
 def is_approved(state: ThreadState, key: str, digest: str) -> bool:
-    """Whether a person approved this call, by its key and a hash of the arguments that it would be made with."""
+    """Say whether a person approved this call, by its key and a hash of the arguments that it would be made with."""
     question = state.books.asks.get(key)
     made = None if question is None else question.decision
     return made is not None and (made.action, made.digest) == ("approve", digest)
 
 
 def is_asked(state: ThreadState, question: QuestionRecord) -> bool:
-    """Whether this very question was asked before: then it keeps the decision that was made about it."""
+    """Say whether this very question was asked before: then it keeps the decision about it."""
     asked = state.books.asks.get(question.key)
     return asked is not None and asked.asks_the_same(question)
 
@@ -109,5 +109,5 @@ def give_up(state: ThreadState, thread: AgentThread, turn: str, key: str, number
 
 
 def is_given_up(state: ThreadState, key: str, number: int) -> bool:
-    """Whether this attempt of a call must not be made any more."""
+    """Say whether this attempt of a call must not be made any more."""
     return key in state.books.given_up and number <= state.books.given_up[key]

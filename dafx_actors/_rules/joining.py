@@ -21,7 +21,7 @@ MOST_STEERED = 128 * 1024
 
 
 def may_join(state: ThreadState, active: str, request: RunRequest) -> bool:
-    """Whether a request may become part of the active turn: it wants the same form of answer, and there is room.
+    """Say whether a request may become part of the active turn: it wants the same form of answer, and there is room.
 
     What is to join is in the thread's state as a whole, and so is what has joined, until the turn ends.
     """
@@ -33,7 +33,7 @@ def may_join(state: ThreadState, active: str, request: RunRequest) -> bool:
 
 
 def join(state: ThreadState) -> ThreadState:
-    """What was steered becomes part of the turn, unless a call is open: its result must come first.
+    """Let steered requests become part of the turn, unless a call is open: its result must come first.
 
     Nothing joins a turn that was cancelled: it would end with it, and can be answered after it.
     """
@@ -80,7 +80,7 @@ def unlabelled(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
 
 
 def about_itself(about: Mapping[str, Json] | None) -> Mapping[str, Json]:
-    """What a turn that was found completed says of itself, and not of those that had joined it.
+    """The part of `about` that a completed turn says of itself, and not of the requests that had joined it.
 
     It completed before the thread was reset: they may be waiting anew, or be cancelled.
     """

@@ -35,11 +35,11 @@ from dafx_actors.transcript import Json
 
 
 class Definition(Protocol):
-    """What of an agent's definition decides about its threads."""
+    """The part of an agent's definition that decides about its threads."""
 
     @property
     def overlap(self) -> Overlap:
-        """What becomes of a request while its thread works on another."""
+        """The rule for a request that comes while its thread works on another."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Definition(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Told:
-    """What a thread is told, by whom it does not matter."""
+    """A message to a thread, with all that a rule needs to decide."""
 
     thread: AgentThread
     raw: Json
@@ -59,7 +59,7 @@ class Told:
 
     @property
     def turn(self) -> str:
-        """The turn that it is about.
+        """The turn that the message is about.
 
         Raises:
             ValueError: It names none.

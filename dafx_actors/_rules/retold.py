@@ -47,7 +47,7 @@ _INLINE = re.compile(r"data:([^;,\s]*)[^,\s]*,")
 
 
 def is_retold(response: Response) -> bool:
-    """Whether a turn that ended with an error has something to tell."""
+    """Say whether a turn that ended with an error has something to tell."""
     return not _is_refused(response) or any(_calls(response.messages))
 
 
@@ -95,7 +95,7 @@ def _kind(error: DafxError | None) -> str | None:
 
 
 def _end(response: Response) -> str:
-    """How it ended. What the provider's filter withheld, and what it refused, is not quoted."""
+    """Say how a turn ended. What the provider withheld or refused is not quoted."""
     error, content = _error(response), response.error
     if (kind := _kind(error)) in _REFUSED:
         return f"the model's provider refused to go on ({kind})"
@@ -155,7 +155,7 @@ def _object_or_none(value: Json) -> Mapping[str, Json]:
 
 
 def _said(message: ChatMessage) -> str:
-    """What a message says in words; what it shows is named."""
+    """The words of a message; images and files are named."""
     parts: list[str] = []
     for content in message.contents:
         if isinstance(content, TextContent):

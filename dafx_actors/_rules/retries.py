@@ -33,7 +33,7 @@ MODEL_RETRIES = RetryPolicy(
 def pause_before(
     attempt: int, policy: RetryPolicy, waited: timedelta, seed: str, *, at_least: float | None = None
 ) -> timedelta | None:
-    """How long to wait before an attempt is made again; None where it is not.
+    """The pause before an attempt is made again; None if it is not made again.
 
     Args:
         attempt: The number of the attempt that failed, from 1.

@@ -21,16 +21,19 @@ JOINED = "joined"
 
 @attrs.frozen(kw_only=True)
 class Books:
-    """What a thread keeps of its active turn besides the draft, by the keys of tool calls. Gone when the turn ends."""
+    """The records of a thread about its active turn besides the draft, by the keys of tool calls.
+
+    They are gone when the turn ends.
+    """
 
     asks: Mapping[str, QuestionRecord] = attrs.field(factory=dict[str, QuestionRecord])
-    """What a person is to decide, each with its decision once it was made."""
+    """The questions for persons, each with its decision once there is one."""
     attempts: Mapping[str, AttemptRecord] = attrs.field(factory=dict[str, AttemptRecord])
-    """Who made the latest attempt of a call that may act only once."""
+    """The latest attempts of calls that may act only once."""
     children: Mapping[str, ChildRecord] = attrs.field(factory=dict[str, ChildRecord])
     """Turns of agents used as tools."""
     progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
-    """What tools have reported last."""
+    """The latest progress reports of tools."""
     given_up: Mapping[str, int] = attrs.field(factory=dict[str, int])
     """The attempts of calls that are not to be made any more; see `_given_up`."""
     joined: tuple[str, ...] = ()
@@ -46,7 +49,7 @@ class ThreadState:
     active: str | None = None
     """The correlation id of the turn that is running."""
     draft: tuple[ChatMessage, ...] = ()
-    """What the active turn has recorded."""
+    """The messages that the active turn has recorded."""
     books: Books = Books()
     waiting: tuple[Place, ...] = ()
     """Requests that wait for the turns before them, oldest first; the first may have an idle one."""
@@ -102,7 +105,7 @@ def load(document: Json) -> ThreadState:
 
 
 def _line(ours: Unfinished) -> tuple[Place, ...]:
-    """Who waits, once each.
+    """The places of the turns that wait, once each.
 
     Versions before this one kept whole requests, in another field: they do not see the line, and take whoever of it
     asks first. So one that is in the line may be active, or be among those that they let wait.
@@ -136,7 +139,7 @@ def dump(state: ThreadState) -> dict[str, Json]:
 
 
 def is_entry(raw: Json, kind: str, turn: str) -> bool:
-    """Whether a stored entry is the request or the response of a turn."""
+    """Say whether a stored entry is the request or the response of a turn."""
     return (raw.get("correlationId"), raw.get("$type")) == (turn, kind)
 
 
@@ -157,7 +160,7 @@ def ended_in(state: ThreadState, turn: str) -> Json | None:
 
 
 def has_own_response(state: ThreadState, turn: str) -> bool:
-    """Whether a turn has ended with a response that is its own, and not that of a turn that it became part of."""
+    """Say whether a turn has ended with a response of its own, and not with that of a turn that it became part of."""
     return any(is_entry(raw, "response", turn) for raw in state.history)
 
 
@@ -176,5 +179,5 @@ def find_entry(state: ThreadState, kind: str, turn: str) -> Json | None:
 
 
 def among(requests: Iterable[Waits], turn: str) -> Waits | None:
-    """What waits of a turn, among what waits."""
+    """Find the request or the place of a turn among those that wait."""
     return next((request for request in requests if request.correlation_id == turn), None)

@@ -247,7 +247,10 @@ def reset(state: ThreadState) -> tuple[ThreadState, Outcome]:
 
 
 def is_granted(state: ThreadState, turn: str) -> bool | None:
-    """Whether a turn is active, or its `begin` was refused, queued, or answered; None while that may be on its way."""
+    """Say whether a turn is active.
+
+    False if its `begin` was refused, queued or answered; None while `begin` may be on its way.
+    """
     if state.active is not None:
         return state.active == turn
     if among(state.waiting, turn) is not None:
@@ -265,7 +268,7 @@ def _conflict(state: ThreadState, asked: Place) -> Refused | None:
 
 
 def _digest_of(state: ThreadState, turn: str) -> str | None:
-    """Of what a turn that the thread knows asks."""
+    """The digest of the request of a turn that the thread knows."""
     if (kept := _withdrawn(state, turn)) is not None:
         return kept
     stored = find_entry(state, "request", turn)
@@ -279,7 +282,7 @@ def _digest_of(state: ThreadState, turn: str) -> str | None:
 
 
 def _is_known(state: ThreadState, turn: str) -> bool:
-    """Whether a request waits, or has joined the active turn."""
+    """Say whether a request waits, or has joined the active turn."""
     return turn in state.books.joined or _waiting_in(state, turn) is not None
 
 
@@ -467,7 +470,7 @@ def _cancelled_message(thread: AgentThread, state: ThreadState, turn: str) -> Ch
 
 
 def _waiting_in(state: ThreadState, turn: str) -> RunRequest | Place | None:
-    """What the thread has of a turn that waits."""
+    """Find what the thread keeps of a turn that waits."""
     return among(state.waiting, turn) or among(state.steered, turn)
 
 

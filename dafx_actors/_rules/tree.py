@@ -22,7 +22,7 @@ from dafx_actors.transcript import Json, UsageStats
 
 
 def waits_for(callers: Iterable[Caller], thread: AgentThread) -> bool:
-    """Whether one of these turns has the thread, so that a turn in it would wait for what waits for it."""
+    """Say whether one of these turns has the thread: a turn in that thread would wait for what waits for it."""
     return any(str(each.thread.entity_id) == str(thread.entity_id) for each in callers)
 
 
@@ -35,7 +35,7 @@ def circle(agent: str) -> str:
 
 
 def within(written: Limits, asked: Limits | None) -> Limits:
-    """What a turn may take.
+    """The limits of a turn.
 
     Args:
         written: The agent's limits. What their author wrote can be lowered, and not lifted.
@@ -58,14 +58,15 @@ def _lower(written: float | None, asked: float | None) -> Json:
 
 
 def shares(limits: Limits, steps: int, usage: UsageStats | None, waited: timedelta, count: int) -> list[Limits | str]:
-    """What a turn leaves to each of some turns of other agents that run at the same time.
+    """The limits that a turn leaves to each turn of other agents that run at the same time.
 
     Args:
-        limits: Of the turn.
-        steps: That it has taken. Another one is kept for it: what it hears is of no use without a model call after it.
-        usage: Likewise, its tokens.
-        waited: Since it began.
-        count: How many they are.
+        limits: The limits of the turn.
+        steps: The steps that the turn has taken. One more is kept for it: the answers of the others are of no use
+            without a model call after them.
+        usage: The tokens that the turn has taken.
+        waited: The time since the turn began.
+        count: The number of the other turns.
 
     Returns:
         For each its limits, or why it is not to run at all, in words for the model. What has no limit here has that of

@@ -40,25 +40,25 @@ NOT_MADE = "the call was not made: the turn ended before it"
 
 @attrs.frozen(kw_only=True, repr=False)
 class Progress(Shown):
-    """What a turn has taken so far."""
+    """The progress of a turn: what it has taken so far."""
 
     replies: int = 0
     """Replies of the model."""
     steps: int = 0
     """Model calls and tool calls, without retries; with those of the agents that it used as tools."""
     usage: UsageStats | None = None
-    """Likewise."""
+    """The tokens of all its model calls, with those of the agents that it used as tools."""
     repairs: int = 0
     cuts: int = 0
     """Replies, one after the other, that were cut off or broke off."""
     finish_reason: str | None = None
-    """Of the latest reply."""
+    """The finish reason of the latest reply."""
     retries: tuple[Json, ...] = ()
     """Attempts that failed and were made again, each with its step and error."""
 
     @property
     def about(self) -> dict[str, Json]:
-        """What a response says of how it came about."""
+        """The part of a response that says how it came about."""
         about: dict[str, Json] = {"steps": self.steps} if self.steps > 1 else {}
         if self.retries:
             about["retries"] = list(self.retries)
@@ -90,7 +90,7 @@ class Finish(Shown):
 
     message: ChatMessage
     last: bool = False
-    """Whether the turn is at its limit, so that it cannot go on for others that would join it."""
+    """True if the turn is at its limit, so that it cannot go on for requests that would join it."""
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -98,10 +98,10 @@ class Call(Shown):
     """A tool call that the model asked for, and how it is to be made."""
 
     key: str
-    """Names it; see `ids.call_key`."""
+    """The key of the call; see `ids.call_key`."""
     content: FunctionCallContent
     plan: Plan
-    """What the worker said of it with the reply."""
+    """The plan that the worker made with the reply."""
 
 
 @attrs.frozen(repr=False)
@@ -109,7 +109,7 @@ class CallTools(Shown):
     """These calls are made."""
 
     message: ChatMessage
-    """Of the model, which asks for them."""
+    """The model's message, which asks for the calls."""
     calls: tuple[Call, ...]
 
 
@@ -127,7 +127,7 @@ class Fail(Shown):
 
     error: DafxError
     messages: tuple[ChatMessage, ...] = ()
-    """What it had not recorded yet."""
+    """The messages that the turn had not recorded yet."""
 
 
 Step: TypeAlias = Finish | CallTools | Repair | Fail
@@ -138,7 +138,7 @@ KeyOf: TypeAlias = Callable[[int, int], str]
 def next_step(
     result: ModelResult, progress: Progress, limits: Limits, turn: str, agent: str, key_of: KeyOf
 ) -> tuple[Progress, Step]:
-    """What follows from a model step that gave a reply; and the progress with it.
+    """Decide what follows from a model step that gave a reply; gives the progress with it, too.
 
     Args:
         result: Of the step.
@@ -196,7 +196,7 @@ def next_step(
 def _cut_off(
     result: ModelResult, message: ChatMessage, progress: Progress, limits: Limits, key_of: KeyOf
 ) -> tuple[Progress, Step]:
-    """What follows from a reply that ends before it can be used: its calls are not made, it is no answer.
+    """Decide what follows from a reply that ends before it can be used: its calls are not made, and it is no answer.
 
     The model is asked once more, where that may give something else: a provider broke off, or calls can be shorter.
     """
@@ -253,15 +253,15 @@ def batches(calls: Sequence[Call]) -> list[list[Call]]:
 
 @attrs.frozen(kw_only=True, repr=False)
 class CallOutcome(Shown):
-    """What became of a call, for the model and for the record."""
+    """The outcome of a call, for the model and for the record."""
 
     made: Returned | Failed = attrs.field(kw_only=False)
     decision: DecisionRecord | None = None
-    """What a person decided about it, or the deadline."""
+    """The decision of a person about the call, or of its deadline."""
     resolved: tuple[DecisionRecord, ...] = ()
-    """What persons said became of attempts that were cut off."""
+    """The answers of persons about attempts that were cut off."""
     fatal: DafxError | None = None
-    """What it ends the turn with."""
+    """The error that ends the turn."""
 
 
 def results_message(calls: Iterable[Call], outcomes: Mapping[str, CallOutcome]) -> ChatMessage | None:
@@ -271,7 +271,7 @@ def results_message(calls: Iterable[Call], outcomes: Mapping[str, CallOutcome]) 
 
 
 def result_of(call: Call, outcome: CallOutcome) -> FunctionResultContent:
-    """What the model is told of a call: its result, or what went wrong, in words."""
+    """The result of a call as the model is told it: the value, or what went wrong, in words."""
     made = outcome.made
     ours: dict[str, Json] = {"key": call.key}
     if isinstance(made, Failed):
@@ -295,7 +295,7 @@ def denied(decision: DecisionRecord) -> CallOutcome:
 
 
 def with_calls_not_made(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
-    """What a turn ends with that cannot go on: the calls in it were not made, and are known not to have acted."""
+    """The last messages of a turn that cannot go on: their calls were not made, and are known not to have acted."""
     told = f"Error: {NOT_MADE}"
     results = tuple(
         FunctionResultContent(call.call_id, told, extra={"dafx": {"failed": True}})

@@ -40,7 +40,7 @@ class Agents:
         self._children: dict[str, ChildRecord] = {}
         """The turns that are on record, by the keys of their calls."""
         self._shares: dict[str, Limits | str] = {}
-        """What is left to those of one batch, or why they do not run."""
+        """The limits that are left to the calls of one batch, or the reasons why they do not run."""
 
     def plan(self, calls: Sequence[_turn.Call]) -> list[ChildRecord]:
         """The turns that these calls will be, for the record."""
@@ -117,7 +117,7 @@ class Agents:
         return (*self._turn.callers, Caller(self._turn.thread, self._turn.id))
 
     def _is_to_run(self, call: _turn.Call) -> bool:
-        """Whether it is a call of an agent, and not one that would wait for what waits for it."""
+        """Say whether a call is that of an agent which does not wait for this very turn."""
         plan = call.plan.agent
         if plan is None or plan.new_thread or not self._turn.is_of_the_tree:
             return plan is not None
@@ -150,7 +150,10 @@ def _kept(answer: str, plan: AgentPlan) -> Returned | Failed:
 
 
 def _spent_by_failed(failure: task.FailureDetails | None, share: Limits) -> Spent:
-    """What a turn took that failed. One that was ended from outside does not say so: all that it was given is gone."""
+    """The steps and tokens of a turn that failed.
+
+    A turn that was ended from outside does not say: all that it was given counts.
+    """
     if failure is None or failure.error_type == _NOT_STARTED:
         return Spent()
     return Spent.beside_error(failure.message) or Spent(share.steps or 0)

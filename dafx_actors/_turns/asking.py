@@ -162,7 +162,7 @@ class AgentSteps:
     def tool_context(
         self, thread: AgentThread, turn: str, key: str, call_id: str, attempt: int, read: Callable[[], Transcript]
     ) -> ToolContext:
-        """What a tool is told of a call."""
+        """Make the context that a tool is given with a call."""
         most = self.agent.definition.max_result_bytes
 
         def report(progress: Json) -> None:

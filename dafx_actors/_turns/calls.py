@@ -40,7 +40,7 @@ _CUT_OFF = "The turn ended before this call was answered. It may have acted, or 
 
 
 def _of_broken(call: _turn.Call, broken: Broken) -> ToolOutcome:
-    """What becomes of a call whose step failed as a whole, and did not say what the tool did."""
+    """The outcome of a call whose step failed as a whole, and did not say what the tool did."""
     if call.plan.once:
         return Unknown()
     return _unkept(call.content.name) if broken.is_too_large else Failed(str(broken.error))
@@ -64,15 +64,15 @@ class ToolCalls:
         self._begun: set[str] = set()
         """The keys of those that a step or another agent was given: they may have acted."""
         self._decisions: dict[str, DecisionRecord] = {}
-        """What persons, or deadlines, decided about them, for the record."""
+        """The decisions about the calls, of persons or deadlines, for the record."""
         self._resolved: dict[str, tuple[DecisionRecord, ...]] = {}
-        """What persons said became of attempts that were cut off, for the record."""
+        """The answers of persons about attempts that were cut off, for the record."""
         self.fatal: DafxError | None = None
-        """What one of them ended the turn with."""
+        """The error of a call that ends the turn."""
         self._waits: list[DurableTask[None]] = []
         """For persons, a task each, which completes when there is no sense any more in waiting."""
         self._deadlines: dict[str, datetime] = {}
-        """Of approvals, by the keys of their calls."""
+        """The deadlines of approvals, by the keys of their calls."""
 
     async def make(self, step: _turn.CallTools) -> None:
         """Record the calls, make them, record their results; unless one of them ends the turn."""
@@ -131,7 +131,7 @@ class ToolCalls:
                 wait.complete(None)
 
     async def _outcome(self, call: _turn.Call) -> CallOutcome:
-        """What becomes of a call."""
+        """Bring a call to its outcome."""
         if call.plan.refusal is not None:
             return CallOutcome(Failed(call.plan.refusal))
         if (approval := call.plan.approval) is None:
@@ -200,7 +200,7 @@ class ToolCalls:
         return _of_broken(call, outcome) if isinstance(outcome, Broken) else outcome
 
     async def _step(self, call: _turn.Call, number: int, asked: ToolStep) -> ToolOutcome | None:
-        """What a step gave; or that it was given up, because no worker has its tool any more."""
+        """The outcome of a step; or that the call was given up, because no worker has its tool any more."""
         activity = tool_step_name(self._turn.thread.agent, call.plan.activity)
         step = self._turn.context.call_activity(activity, input=asked.dump())
 
@@ -241,7 +241,7 @@ class ToolCalls:
     def _question(
         self, kind: DecisionKind, call: _turn.Call, arguments: Mapping[str, Json], *, key: str | None = None
     ) -> QuestionRecord:
-        """What a person is to decide; an approval, before its deadline."""
+        """Make a question for a person; an approval has its deadline."""
         now = self._turn.context.current_utc_datetime
         approval = call.plan.approval if kind == "approval" else None
         deadline = None
@@ -259,7 +259,10 @@ class ToolCalls:
         )
 
     async def _approval(self, call: _turn.Call) -> DecisionRecord | None:
-        """What a person decided about the call, or `expire`. Of both at a time the thread says which counts."""
+        """Wait for a person's decision about the call, or for `expire`.
+
+        If both come at once, the thread says which counts.
+        """
         deadline = self._deadlines.get(call.key)
         timer = None if deadline is None else self._turn.context.create_timer(deadline)
         decision = await self._decision(call.key, timer)
@@ -272,7 +275,7 @@ class ToolCalls:
         return outcome.decision if isinstance(outcome, Decided) else None
 
     async def _decision(self, key: str, timer: DurableTask[None] | None = None) -> DecisionRecord | None:
-        """What is decided, as the thread has it on record; None where the timer came first, or the turn ends.
+        """Wait for a decision, and read it in the thread; None if the timer came first, or the turn ends.
 
         The event is only a knock at the door, and what comes with it is not looked at: anybody could raise it.
         """

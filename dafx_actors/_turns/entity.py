@@ -25,7 +25,7 @@ from dafx_actors.transcript import Json
 
 
 def settings_of(definition: AgentDefinition) -> Settings:
-    """What a turn keeps of an agent's declaration."""
+    """The settings that a turn keeps of an agent's declaration."""
     return Settings(limits=definition.limits, retry=definition.retry)
 
 

@@ -1,4 +1,4 @@
-"""What a worker lends to its agents."""
+"""The worker, as its agents see it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Host(Protocol):
 
     @property
     def is_stopping(self) -> bool:
-        """Whether what does not end soon is handed out again, to another worker."""
+        """True while the worker stops: a step that does not end soon is handed out again, to another worker."""
         ...
 
     @property

@@ -44,7 +44,7 @@ _AWAY = 2 * NEXT_LOOK
 
 @attrs.frozen
 class Missing:
-    """What the looks at one name have given."""
+    """The result of the looks at one name."""
 
     since: datetime | None = None
     """When it was first seen that nobody has it; None where somebody has it, as far as is known."""
@@ -62,12 +62,12 @@ class Missing:
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody had it for so long that nobody will."""
+        """True once nobody had the name for so long that it is given up."""
         return self.since is not None and self.seen is not None and self.seen - self.since >= PATIENCE
 
 
 def pause(missing: bool, waited: timedelta) -> timedelta:
-    """How long until the next look: at what somebody has, ever longer, so that a tool may take hours."""
+    """The pause until the next look. It grows for a name that somebody has, since a tool may take hours."""
     return NEXT_LOOK if missing else min(max(NEXT_LOOK, waited / 8), LONGEST_PAUSE)
 
 
@@ -110,7 +110,7 @@ class _Wait(Generic[R]):
     """Completes when there is no sense any more in waiting."""
     missing: Missing = Missing()
     record: R | None = None
-    """What says that it is given up, once that is on record."""
+    """The record that the step is given up, once there is one."""
 
 
 class Hosting:
@@ -184,7 +184,7 @@ class Hosting:
                     wait.over.complete(None)
 
     async def _ask(self, waits: list[_Wait[Any]]) -> Mapping[str, bool]:
-        """Which of the names some worker has; nothing, where a worker of an older version cannot tell."""
+        """Ask which of the names some worker has; empty if a worker of an older version cannot tell."""
         names = tuple(dict.fromkeys(HostedName(wait.kind, wait.name) for wait in waits))
         asked = Probe(turn=self._turn.id, names=names)
         probe = self._turn.context.call_activity(probe_name(self._turn.thread.agent), input=asked.dump())

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def keys_of(thread: AgentThread, turn: str, form: int) -> KeyOf:
-    """Names the tool calls of a turn that goes in this form."""
+    """Give the function that names the tool calls of a turn of this form."""
     return (
         functools.partial(earlier_call_key, turn) if form < OF_THE_TREE else functools.partial(call_key, thread, turn)
     )
@@ -49,7 +49,7 @@ class Broken:
 
     @property
     def is_too_large(self) -> bool:
-        """Whether it failed since its answer cannot be sent, though what it did is done."""
+        """True if the step failed only because its answer cannot be sent: what it did is done."""
         return isinstance(self.error, MessageTooLarge)
 
 
@@ -83,22 +83,22 @@ class TurnBase:
         self.progress: Progress = Progress()
         self.limits: Limits = Limits()
         self.length: int = 0
-        """Of the thread, as the turn knows it."""
+        """The length of the thread, as the turn knows it."""
         self.cache_token: str | None = None
-        """Names what the thread's last operation stored, for a worker that still has it."""
+        """The token under which a worker may still have what the thread's last operation stored."""
         self.blocked: list[str] = []
-        """Names of tools and agents that it waits for and that no worker has."""
+        """The names of tools and agents that the turn waits for and that no worker has."""
         self._shown = ShownStatus()
         self.stops: list[DurableTask[Any]] = []
         """The wait for `CANCEL`, then timers of deadlines."""
 
     @property
     def is_of_the_tree(self) -> bool:
-        """Whether it shares limits and cancels with the turns above and below it."""
+        """True if the turn shares limits and cancels with the turns above and below it."""
         return self.form >= OF_THE_TREE
 
     def spent(self, response: Json) -> dict[str, Json]:
-        """What it took with all below it, as far as is known: by its response, if there is one."""
+        """The steps and tokens of the turn and of all turns below it, by its response if there is one."""
         taken = Spent.in_response(response) if response else Spent(self.progress.steps, self.progress.usage)
         return taken.dump()
 
@@ -108,7 +108,7 @@ class TurnBase:
         return Reply.load(said, self.thread, self.id)
 
     def checked(self, reply: Reply) -> Reply:
-        """What the thread said.
+        """Check a reply of the thread.
 
         Raises:
             DafxError: It refused.
@@ -170,12 +170,12 @@ class TurnBase:
     def pause(
         self, attempt: int, policy: RetryPolicy, started_at: datetime, seed: str, at_least: float | None = None
     ) -> timedelta | None:
-        """How long to wait before another attempt; None where there is to be none."""
+        """The pause before another attempt; None if there is to be none."""
         waited = self.context.current_utc_datetime - started_at
         return pause_before(attempt, policy, waited, seed, at_least=at_least)
 
     async def as_value(self, step: Awaitable[Json], load: Callable[[Json], T]) -> T | Broken:
-        """What a step gave, as `load` reads it: its failures are values, too, also what it raised in spite of that."""
+        """Await a step and read its result with `load`. A failure is a value, too, also if the step raised."""
         kind, text = "an error", "the step gave no result"
         try:
             if (result := await step) is not None:

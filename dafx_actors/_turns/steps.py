@@ -246,7 +246,7 @@ class TurnSteps(TurnBase):
         return await self.tell_thread(Begin(self._request))
 
     def _heard(self, reply: Reply) -> Granted | Queued | Ended:
-        """What `begin` gave; turns whose place this one took, and which may not know it, are told."""
+        """Take a reply to `begin`. Turns whose place this one took, and which may not know it, are told."""
         outcome = reply.outcome
         if isinstance(outcome, Granted):
             self.settle(outcome, reply.cache_token)
@@ -272,7 +272,7 @@ class TurnSteps(TurnBase):
         self._limit_time()
 
     def _limited(self) -> dict[str, Json]:
-        """How the first model step is told of time: it is not made where the agent's limit is still to be seen to."""
+        """The time limit that the first model step is told: it asks no model while the agent's limit has no timer."""
         if self.is_of_the_tree:
             return {} if self._seconds is None else {"seconds": self._seconds}
         return {"limited": True} if self._request.limits else {}

@@ -41,7 +41,7 @@ _ONLY_IN_STEPS = "it cannot be called here: the whole turn runs in one operation
 
 @attrs.frozen
 class _Asked:
-    """What a turn is to do, and within what."""
+    """The request of a turn, with its limits."""
 
     thread: AgentThread
     request: RunRequest

@@ -86,12 +86,12 @@ class _Vigil:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to look."""
+        """Say whether it is time to look for a worker."""
         return self._look <= time.monotonic()
 
     @property
     def left(self) -> float:
-        """Seconds until then."""
+        """The seconds until the next look."""
         return max(self._look - time.monotonic(), 0.001)
 
 
@@ -120,7 +120,7 @@ class ClientAgentExecutor:
             return load_transcript(await self._backend.thread(thread.entity_id))
 
     async def is_unhosted(self, agent: str) -> bool:
-        """Whether the scheduler says that no worker hosts it; False where it cannot tell.
+        """Say whether the scheduler knows that no worker hosts the agent; False where the scheduler cannot tell.
 
         Raises:
             SchedulerUnreachable: Nothing answers.
@@ -244,7 +244,7 @@ class ClientAgentExecutor:
         return _thread_of(agent, state), state
 
     def is_handed_over(self, record: OrchestrationState) -> bool:
-        """Whether the peer has the turn that this orchestration stands for."""
+        """Say whether the peer's worker has the turn that this orchestration stands for."""
         return self._hosted_by_peer or handed_over(record)
 
     async def document(self, thread: AgentThread) -> Json:
@@ -252,7 +252,7 @@ class ClientAgentExecutor:
         return await self._backend.thread(thread.entity_id)
 
     async def pending(self, agent: str, thread: AgentThread | None) -> list[PendingApproval | PendingOutcome]:
-        """All that waits for a person in a thread and the turns of agents that it uses as tools; or in all threads."""
+        """List the questions of a thread, and of the turns of agents that it uses as tools; or those of all threads."""
         if thread is None:
             documents = await self._backend.threads(entity_name(agent))
             todo = [(AgentThread(agent, key), document) for key, document in documents.items()]
@@ -275,7 +275,10 @@ class ClientAgentExecutor:
         return found
 
     async def _is_by_peer(self, agent: str) -> bool:
-        """Whether the peer hosts the agent, as far as that is known at once. One of ours is not asked for again."""
+        """Say whether the peer hosts the agent, as far as that is known at once.
+
+        An agent of ours is not asked about again.
+        """
         if self._hosted_by_peer or agent in self._seen:
             return self._hosted_by_peer
         hosted = await self._backend.hosted()
@@ -372,7 +375,7 @@ class ClientAgentExecutor:
         return ended
 
     async def _was_withdrawn(self, state: OrchestrationState) -> bool:
-        """Whether a turn was withdrawn, and that before any worker had begun it."""
+        """Say whether a turn was withdrawn before any worker had begun it."""
         return _withdrawal_in(state) is not None and not await self._backend.was_begun(state.instance_id)
 
     async def _answer(
@@ -400,7 +403,7 @@ def _withdrawal(waited: float, hosted: list[str] | None) -> Json:
 
 
 def _withdrawal_in(state: OrchestrationState) -> Mapping[str, Json] | None:
-    """Likewise, of a turn; None where it ended otherwise."""
+    """The withdrawal that a turn ended with; None where the turn ended otherwise."""
     if state.runtime_status is not OrchestrationStatus.TERMINATED:
         return None
     output: Json = output_of(state)

@@ -64,7 +64,7 @@ class TurnStatus:
     steps: int = 0
     """Model calls and tool calls so far."""
     progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
-    """What running tools have reported last, by the keys of their calls."""
+    """The latest progress report of each running tool, by the key of its call."""
     attempt: int | None = None
     """While `retrying`: the model call's attempts that failed."""
     waits_for: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class TurnStatus:
     error: str | None = None
     """While `retrying`, what the latest attempt failed with; of a turn that failed, its error."""
     finish_reason: str | None = None
-    """Of a turn that was answered: see `AgentRunResponse.finish_reason`."""
+    """The reason why the answer ended, once there is one; see `AgentRunResponse.finish_reason`."""
 
 
 class TurnHandle(Generic[T]):
@@ -174,7 +174,7 @@ class TurnHandle(Generic[T]):
 
         Args:
             reason: For the transcript, and for whoever awaits the turn.
-            by: Who cancels it; likewise.
+            by: The name of whoever cancels it, for the transcript and for whoever awaits the turn.
             timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
 
         Returns:
@@ -208,7 +208,7 @@ class TurnHandle(Generic[T]):
 
 
 def _status_by_peer(document: Json, thread: AgentThread, turn: str) -> TurnStatus:
-    """Of a turn that the peer has: its thread shows it only when it has ended."""
+    """The status of a turn that the peer's worker has. Its thread shows the turn only when it has ended."""
     if (response := response_in(document, turn)) is None:
         return TurnStatus(state="running")
     try:
@@ -271,7 +271,7 @@ class OrchestrationHandle(Generic[T]):
                     return state
 
     async def state(self, *, timeout: float | None = None) -> OrchestrationState | None:
-        """What durabletask knows of it now, or None if there is no such orchestration.
+        """The orchestration's state as durabletask has it now; None if there is no such orchestration.
 
         Args:
             timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
@@ -283,7 +283,7 @@ class OrchestrationHandle(Generic[T]):
             return await self._backend.state(self.instance_id)
 
     async def custom_status(self, *, timeout: float | None = None) -> Any:
-        """What the orchestration has shown last with `context.set_custom_status`; None where it has shown nothing.
+        """The latest value that the orchestration gave to `context.set_custom_status`; None if there is none.
 
         Args:
             timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.

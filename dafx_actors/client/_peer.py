@@ -34,13 +34,13 @@ _TIME_FOR_A_SIGN = 2.0
 
 
 def handed_over(state: OrchestrationState) -> bool:
-    """Whether the turn that this orchestration stands for is the business of the peer's worker."""
+    """Say whether the peer's worker has to answer the turn that this orchestration stands for."""
     ended = state.runtime_status is OrchestrationStatus.TERMINATED
     return ended and _HANDED_OVER in (state.serialized_output or "")
 
 
 def _was_not_known(record: OrchestrationState) -> bool:
-    """Whether a worker without work-item filters took it, and failed it since it knows nothing of it."""
+    """Say whether a worker without work-item filters took the turn, and failed it as one that it does not know."""
     failure = record.failure_details
     return failure is not None and failure.error_type.endswith("OrchestratorNotRegisteredError")
 
@@ -51,7 +51,7 @@ def pause_after(pause: float, waited: float) -> float:
 
 
 def hosted_by_peer(agent: str, *, entities: Collection[str], has_turns: bool) -> bool:
-    """Whether connected workers take the agent's threads by name, and none takes its turns."""
+    """Say whether connected workers take the agent's threads by name, and none takes its turns."""
     return entity_name(agent).lower() in entities and not has_turns
 
 
@@ -64,11 +64,11 @@ class PeerThreads:
         """Turns that were handed over here, whose orchestrations the scheduler may still show as they were."""
 
     def has_given(self, correlation_id: str) -> bool:
-        """Whether a turn was handed over by this client, of late."""
+        """Say whether this client has handed a turn over lately."""
         return correlation_id in self._given
 
     async def hosts(self, agent: str) -> bool:
-        """Whether the peer hosts the agent; asked for where no worker of ours has taken a turn.
+        """Find out whether the peer hosts the agent; for when no worker of ours has taken a turn.
 
         Where the scheduler cannot tell, a new thread is given an empty state, by an operation that every
         entity written as a class has, as the peer's is and ours is not. It is deleted again; if nobody hosts the agent,

@@ -60,7 +60,7 @@ class DurableAIAgent:
         return self.get_new_thread() if session_id is None else self.get_thread(session_id)
 
     async def get_transcript(self, thread: AgentThread | str, *, timeout: float | None = None) -> Transcript:
-        """What a thread remembers; empty where it has not been used.
+        """The transcript of a thread; it is empty if the thread has not been used.
 
         Args:
             thread: The thread, or its id.

@@ -61,7 +61,7 @@ _ENDINGS: Mapping[str, Ending] = {
 
 
 def ending_of(reason: FinishReason) -> Ending:
-    """What a finish reason means for the reply; a word that nobody knows says nothing against it."""
+    """The meaning of a finish reason for the reply. A word that nobody knows says nothing against it."""
     return _ENDINGS.get(reason.strip().lower(), "whole")
 
 
@@ -81,7 +81,7 @@ class ToolDefinition:
     parameters: Mapping[str, Json]
     """A JSON schema of the arguments, of type `object`."""
     strict: bool = False
-    """Whether the provider should hold the model to the schema."""
+    """True if the provider should hold the model to the schema."""
 
 
 @attrs.frozen(kw_only=True)
@@ -101,7 +101,7 @@ class ModelRequest:
 
 @attrs.frozen(kw_only=True)
 class ModelReply:
-    """What a model call gave."""
+    """The reply of a model."""
 
     message: ChatMessage
     """From the assistant: text, or tool calls, or both."""
@@ -118,7 +118,7 @@ class ModelDelta:
 
 @runtime_checkable
 class Model(Protocol):
-    """What an agent needs of a model."""
+    """A language model, as an agent needs it."""
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Make one call. It is not repeated here: retrying is the turn's business, which can wait durably.

@@ -92,7 +92,7 @@ def back_of_message(message: ChatMessage, origin: str, *, tools_called: bool) ->
 
 
 def back_of_call(message: ChatMessage, call: FunctionCallContent, origin: str) -> Mapping[str, Json]:
-    """Likewise the fields of one of its calls."""
+    """Keep the fields of one of its calls."""
     back = _ours(call.extra).get("back")
     return back if _ours(message.extra).get("from") == origin and is_object(back) else {}
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def told(error: BaseException) -> Exception:
-    """An error as it is told outside: typed where that is possible, and always so that durabletask can record it.
+    """Make of an error what leaves an orchestration: typed where possible, and such that it can be recorded.
 
     Raise it where no other error is being handled; see `_raised.safe`.
     """

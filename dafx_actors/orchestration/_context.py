@@ -60,7 +60,10 @@ _module_logger = logging.getLogger("dafx_actors.orchestration")
 
 
 class OrchestrationContext:
-    """What an orchestration may do. Everything that waits is a task: await it, or give it to `when_all`."""
+    """The calls that an orchestration may make.
+
+    Each call that waits gives a task: await it, or give it to `when_all`.
+    """
 
     def __init__(self, durable: task.OrchestrationContext, loop: Loop | None = None) -> None:
         self._durable_context = durable
@@ -87,7 +90,7 @@ class OrchestrationContext:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether what is running now has run before."""
+        """True while the orchestration repeats steps that it has taken before."""
         return self._durable_context.is_replaying
 
     @property
@@ -457,7 +460,7 @@ def definition_of(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_orchestrator(function: Callable[..., Any]) -> bool:
-    """Whether `function` was decorated."""
+    """Say whether `function` was decorated with `@orchestrator`."""
     return hasattr(function, _DEFINITION)
 
 

@@ -74,7 +74,7 @@ class DurableTask(task.CompletableTask[T]):
 
     @property
     def failure(self) -> task.FailureDetails | None:
-        """What another orchestration, an activity or an operation failed with, as it is on record; None where not."""
+        """The recorded failure of the activity, orchestration or operation; None if it did not fail."""
         error = self._child.get_exception() if self._child is not None and self._child.is_failed else None
         return error.details if isinstance(error, task.TaskFailedError) else None
 
@@ -139,7 +139,7 @@ class CoroutineTask(DurableTask[T]):
         self._loop = loop
         self._coroutine = coroutine
         self._made: list[DurableTask[Any]] = []
-        """What it has made and may be waiting for, some of it completed."""
+        """The tasks that the coroutine has made and may be waiting for; some have completed."""
         self._kept = _MOST_MADE
         self._is_root = not loop.has_begun
         # Its own: `set` in one coroutine is not seen by those beside it, as under asyncio.
@@ -250,7 +250,7 @@ class Loop:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a coroutine."""
+        """True once there is a coroutine."""
         return bool(self._tasks)
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> CoroutineTask[T]:
@@ -307,7 +307,7 @@ def at_end_of_work_item(callback: Callable[[], None]) -> bool:
 
 @contextmanager
 def work_item() -> Generator[None]:
-    """What this thread does for durabletask: run something, and send its answer."""
+    """Mark a work item, which this thread runs and answers for durabletask."""
     callbacks: list[Callable[[], None]] = []
     _thread.callbacks = callbacks
     try:
@@ -432,7 +432,7 @@ _ELSE = "Do it in an activity, and `await context.call_activity(...)`."
 
 
 def _not_durable(coroutine: CoroutineType[Any, Any, Any], awaited: object) -> NotDurableError:
-    """What `coroutine` is awaiting, by the names of the innermost function that does."""
+    """The mistake of a coroutine that awaits no durable task, by the name of the innermost function."""
     inner: Any = coroutine
     while (below := getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)) is not None:
         if not (hasattr(below, "cr_frame") or hasattr(below, "gi_frame")):

@@ -25,7 +25,7 @@ class _HandAlarm:
 
 
 class HandClock:
-    """Tells a scheduler the time: `EmbeddedScheduler(clock=HandClock())`. It stands still until it is moved."""
+    """A clock for a scheduler that stands still until it is moved: `EmbeddedScheduler(clock=HandClock())`."""
 
     def __init__(self, start: datetime | None = None) -> None:
         """Show a time.
@@ -38,7 +38,7 @@ class HandClock:
 
     @property
     def time(self) -> datetime:
-        """What it shows, in UTC."""
+        """The time that the clock shows, in UTC."""
         return _START + timedelta(microseconds=self._now)
 
     @property

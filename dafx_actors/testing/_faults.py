@@ -39,13 +39,13 @@ class Point:
     """`model`, `tool`, `probe` and `activity` are steps; a `thread`'s are its operations, such as `begin` and `commit`;
     `turn`, `tell` (how a client tells a thread something) and `orchestration` are episodes of orchestrations."""
     name: str
-    """Of the tool, the activity, the orchestration or the thread's operation; of the agent, for all else."""
+    """The name of the tool, the activity, the orchestration or the thread's operation; for all else the agent."""
     nth: int
-    """How often a point of this `when`, `kind` and `name` has been reached, this time included."""
+    """The number of times that a point of this `when`, `kind` and `name` has been reached, with this time."""
     instance_id: str
     """The orchestration that it belongs to; the entity, for an operation of a thread."""
     task_id: int | None
-    """Which task of its orchestration a step is: the same when it is handed out again."""
+    """The number of a step among the tasks of its orchestration: the same when it is handed out again."""
 
     def __str__(self) -> str:
         return f"{self.when} {self.kind} {self.name} #{self.nth}"

@@ -128,7 +128,7 @@ class AgentHost:
 
     @property
     def now(self) -> datetime:
-        """What the clock shows, in UTC."""
+        """The time that the clock shows, in UTC."""
         return self._clock.time
 
     async def settled(self) -> None:
@@ -226,7 +226,7 @@ class AgentHost:
 
     @property
     def passed(self) -> tuple[Point, ...]:
-        """All points that the workers have passed, oldest first."""
+        """The points that the workers have passed, oldest first."""
         with self._plan.lock:
             return tuple(self._plan.passed)
 

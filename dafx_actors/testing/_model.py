@@ -73,7 +73,7 @@ class ScriptedModel:
 
     def __init__(self, *script: Script) -> None:
         self.requests: list[ModelRequest] = []
-        """What the model was asked, oldest first."""
+        """The requests that the model was asked, oldest first."""
         self._script = list(script)
         self._calls = 0
 
@@ -104,7 +104,7 @@ class ScriptedModel:
     # --- What a test asks it --------------------------------------------------------------------------------------
 
     def conversation(self, number: int = -1) -> list[str]:
-        """What the model was shown in one call, a line for each message, such as `user: Hello`.
+        """Show the messages of one call of the model, a line for each, such as `user: Hello`.
 
         Tool calls read as `assistant: -> get_weather(city='Oslo')`, results as `tool: <- 'cold'`.
 

@@ -53,7 +53,7 @@ class ReplayMismatch(AssertionError):
     def __init__(self, instance_id: str, episode: int, then: str, now: str) -> None:
         self.instance_id = instance_id
         self.episode = episode
-        """Which episode of the orchestration, from 1."""
+        """The number of the episode of the orchestration, from 1."""
         self.then = then
         self.now = now
         super().__init__(
@@ -65,10 +65,10 @@ class ReplayMismatch(AssertionError):
 
 @attrs.frozen(kw_only=True)
 class History:
-    """What an orchestration, or a turn, has done and been told so far."""
+    """The history of an orchestration, or of a turn: what it has done and been told so far."""
 
     name: str
-    """Of the orchestration; a turn's is `dafx-{agent}.turn`."""
+    """The name of the orchestration; that of a turn is `dafx-{agent}.turn`."""
     instance_id: str
     events: Sequence[Json]
     """durabletask's history events, oldest first, as JSON: in protobuf's own form, that of `HistoryEvent`."""

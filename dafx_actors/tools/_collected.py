@@ -36,7 +36,7 @@ def tools_of(agent: object) -> list[AnyTool]:
 
 
 def tool_mistakes(agent: object) -> list[str]:
-    """What is wrong with the tools of an agent's instance or class, a sentence each.
+    """List the mistakes in the tools of an agent's instance or class, a sentence each.
 
     Makes their schemas, for which pydantic is imported.
     """
@@ -97,7 +97,7 @@ def _listed(agent: object) -> tuple[list[object], list[str]]:
 
 
 def _made_of(given: object) -> tuple[AnyTool | None, list[str]]:
-    """What an entry of `tools` stands for."""
+    """The tool that an entry of `tools` stands for."""
     if isinstance(given, Tool | AgentTool):
         return given, _name_mistakes(given.name)
     if isinstance(given, type):
@@ -221,7 +221,7 @@ def _is_duration(given: object) -> bool:
 
 
 def is_size(given: object) -> bool:
-    """Whether it is a number of bytes, or None."""
+    """Say whether a value is a number of bytes, or None."""
     return given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0)
 
 

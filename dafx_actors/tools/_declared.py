@@ -37,12 +37,12 @@ def _seconds(given: timedelta | float | None) -> float | None:
 
 @attrs.frozen(kw_only=True)
 class ToolContext:
-    """What a tool may know of its call. A parameter that is annotated so is injected, and not in the schema."""
+    """The call that a tool serves. A parameter with this annotation is injected, and is not in the tool's schema."""
 
     thread: AgentThread
     """The conversation."""
     correlation_id: str
-    """Names the turn."""
+    """The id of the turn."""
     call_id: str
     """The model's id of the call."""
     idempotency_key: str
@@ -51,13 +51,16 @@ class ToolContext:
     attempt: int
     """1 for the first."""
     logger: logging.Logger | logging.LoggerAdapter[Any]
-    """Its records carry the ids."""
+    """A logger whose records carry the ids of agent, thread, turn and call."""
     _transcript: Callable[[], Transcript] = attrs.field(repr=False, eq=False, alias="transcript")
     _report: Callable[[Json], None] = attrs.field(repr=False, eq=False, alias="report")
 
     @functools.cached_property
     def transcript(self) -> Transcript:
-        """All that the thread remembers, up to the message that made this call. Decoded when first asked for."""
+        """The transcript of the thread, up to the message that made this call.
+
+        It is decoded when it is first asked for.
+        """
         return self._transcript()
 
     def report_progress(self, value: Json) -> None:
@@ -71,7 +74,7 @@ class ToolContext:
 
 @attrs.frozen(kw_only=True)
 class Approval:
-    """Which calls of a tool wait for a person's decision, and for how long."""
+    """A rule that says which calls of a tool wait for a person's decision, and for how long."""
 
     when: Callable[..., bool | Awaitable[bool]] | str | None = None
     """A predicate over the call's arguments, by keyword, as the tool gets them; it asks for those that it needs. May be
@@ -84,7 +87,7 @@ class Approval:
 
 @attrs.frozen(kw_only=True)
 class Declaration:
-    """What `@tool` was told, as it was told."""
+    """The arguments of `@tool`, as they were given."""
 
     name: str | None = None
     description: str | None = None

@@ -22,12 +22,12 @@ _NUMPY_ENTRY = re.compile(r"(?P<names>\*{0,2}\w+(?:\s*,\s*\*{0,2}\w+)*)\s*(?::.*
 
 @attrs.frozen
 class Documented:
-    """What a docstring says."""
+    """The parts of a docstring that a model is shown."""
 
     text: str
-    """What the function is for, without the sections on parameters, results and errors."""
+    """The purpose of the function, without the sections on parameters, results and errors."""
     parameters: dict[str, str]
-    """What each parameter means, on one line."""
+    """The meaning of each parameter, on one line."""
 
 
 def read(docstring: str | None) -> Documented:

@@ -40,7 +40,7 @@ def fitted(tool: ToolDefinition) -> ToolDefinition:
 
 
 def digest_of(tool: ToolDefinition) -> str:
-    """Names what the model was offered: another description or schema is another tool."""
+    """The digest of a tool as a model was offered it: another description or schema is another tool."""
     said = json.dumps([tool.name, tool.description, tool.parameters], sort_keys=True, default=str)
     return hashlib.sha256(said.encode(errors="replace")).hexdigest()[:32]
 

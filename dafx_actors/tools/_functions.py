@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Signature:
-    """What a tool takes: from the model, and from us."""
+    """The parameters of a tool: those that the model fills, and those that are injected."""
 
     arguments: Arguments
     defaults: Mapping[str, Any]
@@ -153,7 +153,7 @@ async def asks(predicate: Callable[..., Any] | str, values: Mapping[str, Any]) -
 
 
 def asked_for(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `values`, those that the function has parameters for."""
+    """Pick of `values` those that the function has parameters for."""
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return dict(values)
@@ -174,7 +174,7 @@ def kind_mistake(function: object) -> str | None:
 
 
 def callback_mistakes(given: object, known: set[str], label: str, may_have_context: bool = False) -> Iterator[str]:
-    """What is wrong with a function that is called with the tool's arguments by name."""
+    """Say what is wrong with a function that is called with the tool's arguments by name; None if nothing is."""
     if isinstance(given, str):
         yield f"{label} is the method {given!r}, which the agent does not have"
         return

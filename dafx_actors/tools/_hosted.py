@@ -30,14 +30,14 @@ class Tool:
     function: Callable[..., Any]
     effect: Effect = "repeatable"
     approval: Approval | None = None
-    """None: no call waits for a person."""
+    """None if no call waits for a person."""
     parallel: bool = True
     timeout: float | None = None
     """Seconds that one attempt may take."""
     retry: RetryPolicy | None = None
     reconcile: Callable[..., Any] | None = None
     max_result_bytes: int | None = None
-    """What a result may take as JSON, in UTF-8; None: what the agent says."""
+    """The most bytes that a result may have as JSON in UTF-8; None for the bound of the agent."""
     errors: Told = "text"
     _signature: Signature = attrs.field(repr=False, eq=False, alias="signature")
 
@@ -57,7 +57,7 @@ class Tool:
         return values
 
     async def needs_approval(self, arguments: Mapping[str, Json]) -> bool:
-        """Whether this call must wait for a person's decision. Where it raises, the call must not be made.
+        """Decide whether this call must wait for a person's decision. If the rule raises, the call must not be made.
 
         Raises:
             InvalidArguments: The arguments do not fit.
@@ -114,7 +114,7 @@ class AgentTool:
     agent: str
     """The agent's name."""
     new_thread: bool = True
-    """Whether each call is a conversation of its own. Else all calls from one thread go on with the same one."""
+    """True if each call is a conversation of its own; False if all calls from one thread go on with the same one."""
 
     @property
     def parameters(self) -> Mapping[str, Json]:
@@ -171,7 +171,7 @@ class ToolSource(Protocol):
 
     @property
     def name(self) -> str:
-        """Names the source among those of its agent."""
+        """The name of the source, unique among the tools of its agent."""
         ...
 
     @property
@@ -197,7 +197,7 @@ class ToolSource(Protocol):
 
 
 async def source_needs_approval(source: ToolSource, name: str, arguments: Mapping[str, Json]) -> bool:
-    """Whether this call of a source's tool must wait for a person's decision. Where it raises, it must not be made.
+    """Decide whether this call must wait for a person's decision. If the rule raises, it must not be made.
 
     Raises:
         TypeError: The predicate answered neither True nor False.

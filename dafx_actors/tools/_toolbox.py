@@ -56,18 +56,18 @@ class Toolbox:
         self._own = {entry.name: entry for entry in entries if isinstance(entry, Tool | AgentTool)}
         self._sources = [entry for entry in entries if not isinstance(entry, Tool | AgentTool)]
         self._offers: dict[str, _Offer] = {}
-        """What the sources were found to have last; of two of one name, that of the source that stands first."""
+        """The latest listing of the sources; of two tools of one name, the one whose source stands first."""
         self._said: set[tuple[str, str]] = set()
-        """Of which tools it was said that they are left out."""
+        """The tools of which a warning has said that they are left out."""
 
     @property
     def activities(self) -> list[str]:
-        """What needs an activity: each function, and each source for all that it has."""
+        """The names that need an activity: each function's, and each source's for all of its tools."""
         functions = [entry.name for entry in self._own.values() if isinstance(entry, Tool)]
         return functions + [source.name for source in self._sources]
 
     async def definitions(self) -> tuple[ToolDefinition, ...]:
-        """What a model is offered. A source that cannot tell now is left out, unless nothing else is there.
+        """List the tools that a model is offered, without sources that cannot be listed now.
 
         Raises:
             Exception: What the sources raised, if all of them did and the agent has no other tools.
@@ -110,7 +110,10 @@ class Toolbox:
         return None
 
     async def plan(self, call: FunctionCallContent, offered: Sequence[ToolDefinition]) -> Plan:
-        """How a call is to be made; fixed when the model asks for it, and kept in the turn's history."""
+        """Plan how a call is made.
+
+        The plan is fixed when the model asks for the call, and kept in the turn's history.
+        """
         if UNPARSED_ARGUMENTS in call.extra:
             return Plan(refusal=_unparsed(call.extra[UNPARSED_ARGUMENTS]))
         found = next((definition for definition in offered if definition.name == call.name), None)
@@ -150,7 +153,7 @@ class Toolbox:
         )
 
     async def needs_approval(self, name: str, arguments: Mapping[str, Json], source: str | None = None) -> bool:
-        """Whether a call must not be made unless a person has approved it. A rule that fails asks.
+        """Decide whether a call must not be made unless a person has approved it. If the rule fails, a person is asked.
 
         Args:
             name: Of the tool.
@@ -238,7 +241,10 @@ class Toolbox:
         return Returned(self._kept(None, name, await found.call(name, arguments, context)))
 
     async def _has(self, source: ToolSource, name: str, offer: str, *, now: bool) -> bool:
-        """Whether a source has a tool as it was offered; asked again where what is known of it is something else."""
+        """Say whether a source has a tool as it was offered.
+
+        The source is asked again if its latest listing differs.
+        """
         known = None if now else self._offers.get(name)
         if known is not None and known.source is source and digest_of(known) == offer:
             return True
@@ -269,7 +275,7 @@ class Toolbox:
     async def reconcile(
         self, tool: Tool, arguments: Mapping[str, Json], context: ToolContext
     ) -> Returned | NotMade | Unknown:
-        """What became of a call that was cut off."""
+        """Find out what became of a call that was cut off, by the tool's `reconcile`."""
         if tool.reconcile is None:
             return Unknown()
         try:

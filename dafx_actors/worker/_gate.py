@@ -62,7 +62,7 @@ class Gate:
                 leave()
 
     def enter(self, *, again: bool = False) -> object:
-        """Count a step from here to `leave`; what it is called in between. `again`: as part of one that is inside.
+        """Let a step in, and give the token that `leave` takes. With `again` the step is part of one that is inside.
 
         Raises:
             HandedBack: The gate is closed.
@@ -109,12 +109,12 @@ class Gate:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the worker stops: what is cancelled from now on is handed back."""
+        """True while the worker stops: a step that is cancelled from now on is handed back."""
         return self._closed
 
     @property
     def is_over(self) -> bool:
-        """Whether the bound is over, and those that were still inside have been ended."""
+        """True once the bound has passed and the steps that were still inside have been ended."""
         return self._is_over
 
     def open(self) -> None:
@@ -143,7 +143,7 @@ class Gate:
 
 
 def _not_at_all() -> None:
-    """What ends a plain function that blocks."""
+    """Stands for the way to end a plain function that blocks: there is none."""
 
 
 _WATCH_AFTER = 1.0

@@ -32,7 +32,7 @@ _CALLS = 64
 
 
 class WorkerHost:
-    """Of one worker; see `_turns.host.Host`."""
+    """The host that a worker gives to its agents; see `_turns.host.Host`."""
 
     def __init__(self, worker: PrivateWorker, registry: AgentRegistry, gate: Gate, loop: AgentLoop) -> None:
         """Lend nothing yet: what agents use is made when they first do."""
@@ -58,7 +58,7 @@ class WorkerHost:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether what does not end soon is handed out again, to another worker."""
+        """True while the worker stops: a step that does not end soon is handed out again, to another worker."""
         return self._gate.is_closed
 
     @property

@@ -69,7 +69,7 @@ watch_of_step: ContextVar[Watch | None] = ContextVar("dafx_actors_watch", defaul
 
 
 class Prepared(threading.local):
-    """What has run already of the work that durabletask is about to call on this thread, and what that gave.
+    """Keeps the outcome of a step that ran before durabletask is called for it on this thread.
 
     durabletask calls a step by its name alone. So what was prepared is kept under the name of the work, and nothing
     else gets it: a step that is called for other work runs, as if nothing had been prepared.
@@ -88,7 +88,7 @@ class Prepared(threading.local):
             self._work = self._outcome = None
 
     def of(self, work: str) -> Callable[[], Any] | None:
-        """What this work gave, once; None where it has not run."""
+        """Take the outcome of this work, once; None where the work has not run."""
         if self._work != work:
             return None
         outcome, self._work, self._outcome = self._outcome, None, None
@@ -99,17 +99,17 @@ prepared = Prepared()
 
 
 def activity_work(orchestration_id: str, task_id: int) -> str:
-    """Names the work of an activity."""
+    """The name of an activity's work."""
     return f"activity {orchestration_id}/{task_id}"
 
 
 def thread_work(entity_id: str) -> str:
-    """Names the operation of a thread that waits for models and tools."""
+    """The name of the work that an operation of a thread is."""
     return f"entity {entity_id.lower()}"
 
 
 def _work_in(request: Any) -> str:
-    """Names what is in a work item, as the two above do."""
+    """The name of the work in an item, as `activity_work` or `thread_work` gives it."""
     if hasattr(request, "orchestrationInstance"):
         return activity_work(request.orchestrationInstance.instanceId, request.taskId)
     return thread_work(request.instanceId)
@@ -124,7 +124,7 @@ def _fail(error: Exception) -> Any:
 
 
 async def _outcome_of(ahead: Callable[[], Awaitable[Any]], is_stopping: Callable[[], bool]) -> Callable[[], Any]:
-    """What a coroutine function gives or raises, to be heard by durabletask.
+    """Await a coroutine function, and give a function that returns, or raises, its outcome to durabletask.
 
     Raises:
         CancelledError: The worker stops, and hands it back.
@@ -137,7 +137,7 @@ async def _outcome_of(ahead: Callable[[], Awaitable[Any]], is_stopping: Callable
 
 
 def _event(event: Any) -> Any:
-    """What an entity is asked, without what says how."""
+    """The event that is inside an entity's request."""
     return getattr(event, event.WhichOneof("eventType"))
 
 
@@ -235,13 +235,14 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         self._lanes: dict[str, Lane] = {}
         self._line: Line | None = None
         self.orchestrations: set[str] = set()
-        """Names of those that run in place."""
+        """The names of orchestrations that run in place."""
         self.entities: set[str] = set()
-        """Likewise, in lower case, as they come."""
+        """The names of entities that run in place, in lower case, as they come."""
         self.steps: dict[str, Step] = {}
         """Activities that are coroutine functions, by their names."""
         self.turns: dict[str, Ahead] = {}
-        """What entities wait for when they `run`, by their names, likewise."""
+        """The coroutine functions that entities wait for in their operation `run`, by the lower-case names of the
+        entities."""
         self._gate = gate
         self._loop = loop
         self._changed = threading.Condition()
@@ -249,7 +250,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         self._is_closing = False
         self._is_intercepted = intercepts(private)
         self._is_traced = True
-        """Whether each piece of work has a span, on the thread that it runs on."""
+        """True if each piece of work has a span on the thread that it runs on."""
         private.intercept(self)
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
@@ -350,7 +351,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
     # --- On the agents' loop --------------------------------------------------------------------------------------
 
     def _ahead(self, kind: str, request: Any) -> Callable[[], Awaitable[Any]] | None:
-        """What of a work item is a coroutine, after which the rest does not wait; None where it needs a thread."""
+        """The coroutine function that does the waiting of a work item; None if the item needs a thread."""
         if self._is_intercepted or self._is_traced:  # somebody follows each step on the thread that it runs on
             return None
         if self._private.payload_store is not None:  # it may take its time

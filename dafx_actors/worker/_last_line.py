@@ -31,12 +31,12 @@ _BOUND = re.compile(r"vs\. (\d+)\)")
 
 
 def is_too_large(error: grpc.RpcError) -> bool:
-    """Whether a call failed since what was sent is larger than a message may be, here or there."""
+    """Say whether a call failed because a message is larger than this side, or the other, takes."""
     return bool(_TOO_LARGE.search(_details(error)))
 
 
 def limit_in(error: grpc.RpcError) -> int | None:
-    """The bound, in bytes, where the refusal names it."""
+    """The bound in bytes; None if the refusal does not name it."""
     found = _BOUND.search(_details(error))
     return int(found[1]) if found else None
 
@@ -46,7 +46,7 @@ def _details(error: Any) -> str:
 
 
 class Answering:
-    """What durabletask answers a piece of work by: it sends the answer, and what counts `instead` if it is too large.
+    """The stub by which durabletask answers a piece of work. An answer that is too large is replaced by a failure.
 
     `send` is a line's stub.
     """

@@ -50,11 +50,11 @@ class Line(Protocol):
     """A connection: the stream of work, and the way back for answers."""
 
     blocks: bool
-    """Whether even to begin with an answer may take its time, as users' interceptors may."""
+    """True if sending an answer may block from the start, as with interceptors of users."""
 
     @property
     def is_over(self) -> bool:
-        """Whether no answer on this line counts any more, so that nothing that came on it need be begun."""
+        """True once no answer on this line counts any more: work that came on it need not be begun."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class Line(Protocol):
 
     @property
     def waiting(self) -> Any:
-        """Likewise; its calls may wait until the answer has arrived."""
+        """The stub that durabletask answers by, whose calls may wait until the answer has arrived."""
         ...
 
     def items(self, request: GetWorkItemsRequest) -> Iterator[WorkItem]:
@@ -80,27 +80,27 @@ class Line(Protocol):
         ...
 
     def hold(self, token: str) -> None:
-        """Somebody has taken what came under a token, and will answer; `release` follows when that is made."""
+        """Claim the work that came under a token: somebody will answer it, and call `release` then."""
         ...
 
     def release(self, token: str) -> None:
-        """Likewise: it is, or nobody will."""
+        """Give up the claim that `hold` made, whether or not an answer was sent."""
         ...
 
     def watch(self, token: str) -> Watch | None:
-        """Waits for the word that nobody waits any more for what is held under a token; None if no word will come."""
+        """Give a watch, which tells when nobody waits any more for the work under a token; None if nobody will tell."""
         ...
 
     def settle(self, seconds: float) -> None:
-        """Wait, at most so long, until the answers that were given before have arrived."""
+        """Wait, for at most so many seconds, until all answers that were sent have arrived."""
         ...
 
     def retire(self) -> None:
-        """There is a newer line: give this one back as soon as nobody needs it to answer."""
+        """Close this line as soon as nobody needs it to answer, since there is a newer line."""
         ...
 
     def close(self) -> None:
-        """Give the connection back; answers that are under way are lost."""
+        """Close the connection; answers that are under way are lost."""
         ...
 
 
@@ -131,7 +131,7 @@ def _lost(what: BaseException | str) -> None:
 
 
 class _Stub:
-    """What durabletask calls to send answers; each with what counts instead, where it is known."""
+    """The calls by which durabletask sends answers. Each takes a replacement for an answer that is too large."""
 
     def __init__(self, send: Callable[[str, Any, Instead | None], None]) -> None:
         self._send = send
@@ -221,7 +221,7 @@ class Calls:
             self._called()
 
     def _may_call(self) -> bool:
-        """Whether the channel is open: gRPC crashes the process over a call on one that is closed."""
+        """Say whether the channel is open: gRPC crashes the process over a call on a closed channel."""
         with self._changed:
             if not self._is_closed:
                 self._calling += 1

@@ -74,19 +74,20 @@ class _Session:
     """An orchestration between two episodes."""
 
     executor: Executor
-    """Tells it what happened."""
+    """Tells the orchestration what happened to it."""
     loop: Loop
     told: int
-    """How many events it was told, from the first."""
+    """The number of events that the orchestration was told, from the first."""
     latest: int
-    """How many of those were new in its last episode."""
+    """The number of events that were new in its last episode."""
     digest: bytes
-    """Of these; one of them holds the time at which the episode began, so that no other history has them."""
+    """The digest of those latest events. One of them holds the time at which the episode began, so that no other
+    history has the same."""
     used: float
     """When the last episode ended, by the monotonic clock."""
 
     def knows(self, past: Sequence[HistoryEvent]) -> bool:
-        """Whether a history begins with what it was told."""
+        """Say whether a history begins with the events that the orchestration was told."""
         return len(past) >= self.told and self.digest == _digest(past[self.told - self.latest : self.told])
 
 
@@ -137,7 +138,7 @@ class Sessions:
         self._drop(self._most)
 
     def drop_all(self) -> None:
-        """Keep none."""
+        """Drop all sessions."""
         self._drop(0)
 
     # --- Inside ---------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ class Sessions:
         return True
 
     def _begins(self, request: OrchestratorRequest) -> Executor | None:
-        """What goes on with the orchestration of this episode; None where it is not kept."""
+        """Make the executor that goes on with the orchestration of this episode; None if it is not kept."""
         # What durabletask does about payloads, it does around its executor.
         if not self._most or self._worker.payload_store is not None:
             return None

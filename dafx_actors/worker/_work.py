@@ -16,8 +16,8 @@ class Work:
 
     kind: WorkKind
     name: str
-    """Of the tool, the activity, the orchestration; a thread's operation; the agent, for all else."""
+    """The name of the tool, the activity or the orchestration; the operation of a thread; for all else the agent."""
     instance_id: str
     """The orchestration that it belongs to; the entity, for an operation of a thread."""
     task_id: int | None = None
-    """Which task of its orchestration an activity is: the same when it is handed out again."""
+    """The number of an activity among the tasks of its orchestration: the same when it is handed out again."""

@@ -166,7 +166,7 @@ class DurableAIAgentWorker:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether what does not end soon is handed out again, to another worker."""
+        """True while the worker stops: a step that does not end soon is handed out again, to another worker."""
         return self._gate.is_closed
 
     def add_agent(self, *agents: object) -> None:
@@ -345,7 +345,7 @@ class DurableAIAgentWorker:
     # --- Inside ---------------------------------------------------------------------------------------------------
 
     def _limit(self, kind: Literal["activity", "entity", "orchestration"], most: int) -> None:
-        """How much of a kind runs at once, unless the worker was given a limit of its own."""
+        """Bound how much of a kind runs at once, unless the wrapped worker was given a limit of its own."""
         options, name = self._worker.concurrency_options, f"maximum_concurrent_{kind}_work_items"
         if getattr(options, name) == 100 * (os.cpu_count() or 1):  # durabletask's default
             setattr(options, name, most)
@@ -402,7 +402,7 @@ class DurableAIAgentWorker:
 
 
 def _work_of(kind: WorkKind, name: str, context: Any, raw: Json) -> Work:
-    """What one of durabletask's contexts is about."""
+    """Describe the work of one of durabletask's contexts."""
     if kind == "thread":
         return Work(kind=kind, name=context.operation, instance_id=str(context.entity_id))
     if kind in ("turn", "tell", "orchestration"):

@@ -116,7 +116,7 @@ class Ended:
     event: bytes | None = None
     """What the history says of it, where that was made before, since it is large."""
     report: bytes | None = None
-    """What its parent is told, likewise."""
+    """The event that its parent is told, made before where it is large."""
 
 
 @attrs.frozen(kw_only=True)
