@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent
 
-_NOT_MADE = "The turn ended before this call was answered. It may have acted, or not."
+CUT_OFF = "The turn ended before this call was answered. It may have acted, or not."
+"""The result of a call of which nobody knows more."""
 
 
 def open_calls(messages: Iterable[ChatMessage]) -> tuple[str, ...]:
@@ -44,4 +45,4 @@ def _follow(opened: list[str], message: ChatMessage) -> None:
 
 def _not_made(opened: Iterable[str]) -> ChatMessage:
     extra = {"dafx": {"open": True}}
-    return ChatMessage("tool", tuple(FunctionResultContent(call_id, _NOT_MADE, extra=extra) for call_id in opened))
+    return ChatMessage("tool", tuple(FunctionResultContent(call_id, CUT_OFF, extra=extra) for call_id in opened))

@@ -25,6 +25,7 @@ from dafx_actors._json.steps import (
     load_tool_outcome,
 )
 from dafx_actors._rules import turn as _turn
+from dafx_actors._rules.open_calls import CUT_OFF
 from dafx_actors._rules.turn import CallOutcome
 from dafx_actors._turns.agents import Agents
 from dafx_actors._turns.hosting import Hosting, given_up
@@ -35,8 +36,6 @@ from dafx_actors.errors import ApprovalExpired, DafxError, OutcomeUnknown, Resul
 from dafx_actors.ids import tool_step_name
 from dafx_actors.orchestration._coroutines import DurableTask, when_all, when_any
 from dafx_actors.transcript import ChatMessage, Json
-
-_CUT_OFF = "The turn ended before this call was answered. It may have acted, or not."
 
 
 def _of_broken(call: _turn.Call, broken: Broken) -> ToolOutcome:
@@ -107,7 +106,7 @@ class ToolCalls:
                 if call.key not in self._begun:
                     outcome = CallOutcome(Failed(_turn.NOT_MADE))
                 elif call.key in self._decisions or call.key in self._resolved:
-                    outcome = CallOutcome(Returned(_CUT_OFF))
+                    outcome = CallOutcome(Returned(CUT_OFF))
                 else:
                     continue
             elif not kept and isinstance(outcome.made, Returned):

@@ -25,7 +25,7 @@ from dafx_actors._json.books import DecisionRecord
 from dafx_actors._json.operations import Decide, Decided
 from dafx_actors._json.requests import dump_decision, load_decision
 from dafx_actors._json.values import dump_value, returned_by
-from dafx_actors.client._executor import ClientAgentExecutor
+from dafx_actors.client._executor import ClientAgentExecutor, PeerExecutor
 from dafx_actors.client._handles import OrchestrationHandle
 from dafx_actors.client._proxies import DurableAIAgent
 from dafx_actors.decisions import (
@@ -76,7 +76,7 @@ class DurableAIAgentClient:
     def _use(self, backend: Backend, start_timeout: float | None) -> None:
         self._backend = backend
         self._executor = ClientAgentExecutor(backend, start_timeout)
-        self._peers_executor = ClientAgentExecutor(backend, start_timeout, hosted_by_peer=True)
+        self._peers_executor = PeerExecutor(backend, start_timeout)
 
     @classmethod
     def connect(

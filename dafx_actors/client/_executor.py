@@ -98,16 +98,15 @@ class _Vigil:
 class ClientAgentExecutor:
     """Runs agents from outside: starts a turn's orchestration and waits for it to end.
 
-    Agents that the peer hosts are run by `_peer.py`: those that the caller says are, with `hosted_by_peer`; where the
+    Agents that the peer hosts are run by `_peer.py`: those that the caller says are, see `PeerExecutor`; where the
     scheduler tells what is hosted, those of which it says so; elsewhere, those whose turns no worker takes within
     `start_timeout` although their threads answer.
     """
 
-    def __init__(self, backend: Backend, start_timeout: float | None, *, hosted_by_peer: bool = False) -> None:
+    def __init__(self, backend: Backend, start_timeout: float | None) -> None:
         self._backend = backend
         self._given = start_timeout
         self.start_timeout = _START_TIMEOUT if start_timeout is None else start_timeout
-        self._hosted_by_peer = hosted_by_peer
         self._peer = PeerThreads(backend)
         self._seen: dict[str, float] = {}
         """Agents that workers of ours have hosted, and when that was seen."""
@@ -191,20 +190,25 @@ class ClientAgentExecutor:
             again: Starts it. A turn that somebody else withdraws meanwhile is started anew, once: some schedulers show
                 that only when there is a worker again.
         """
-        vigil = self._vigil()
         try:
-            if not self._hosted_by_peer:
-                state = await self._end_of(thread.agent, correlation_id, vigil)
-                if again is not None and await self._was_withdrawn(state):
-                    await again()
-                    state = await self._end_of(thread.agent, correlation_id, vigil)
-                if not (_is_by_peer(state) or self._is_given(correlation_id, state)):
-                    return await self._answer(state, thread, correlation_id, response_format)
-            response = await self._peer.response(thread, correlation_id, None)
+            response = await self._response(thread, correlation_id, again)
         except SchedulerUnreachable as error:
             resume = f"the turn may still be running; pick it up with correlation_id={correlation_id!r}"
             raise SchedulerUnreachable(error.endpoint, f"{error.detail}; {resume}") from error
         return answer(response, thread, response_format)
+
+    async def _response(
+        self, thread: AgentThread, correlation_id: str, again: Callable[[], Awaitable[object]] | None
+    ) -> Json:
+        """The stored response of a turn, when it has ended."""
+        vigil = self._vigil()
+        state = await self._end_of(thread.agent, correlation_id, vigil)
+        if again is not None and await self._was_withdrawn(state):
+            await again()
+            state = await self._end_of(thread.agent, correlation_id, vigil)
+        if _is_left_to_peer(state) or self._is_given(correlation_id, state):
+            return await self._peer.response(thread, correlation_id, None)
+        return await self._completed(state, thread, correlation_id)
 
     async def tell(
         self,
@@ -245,7 +249,7 @@ class ClientAgentExecutor:
 
     def is_handed_over(self, record: OrchestrationState) -> bool:
         """Say whether the peer's worker has the turn that this orchestration stands for."""
-        return self._hosted_by_peer or handed_over(record)
+        return handed_over(record)
 
     async def document(self, thread: AgentThread) -> Json:
         """The stored document of a thread, or None."""
@@ -279,8 +283,8 @@ class ClientAgentExecutor:
 
         An agent of ours is not asked about again.
         """
-        if self._hosted_by_peer or agent in self._seen:
-            return self._hosted_by_peer
+        if agent in self._seen:
+            return False
         hosted = await self._backend.hosted()
         if hosted is None:
             return agent in self._by_peer
@@ -319,7 +323,7 @@ class ClientAgentExecutor:
             if state is None and vigil.is_due:
                 state = await self._look(agent, correlation_id, vigil)
             if state is not None:
-                if not (_is_by_peer(state) or self._is_given(correlation_id, state)):
+                if not (_is_left_to_peer(state) or self._is_given(correlation_id, state)):
                     self._see(agent)
                 return state
 
@@ -378,11 +382,9 @@ class ClientAgentExecutor:
         """Say whether a turn was withdrawn before any worker had begun it."""
         return _withdrawal_in(state) is not None and not await self._backend.was_begun(state.instance_id)
 
-    async def _answer(
-        self, state: OrchestrationState, thread: AgentThread, correlation_id: str, response_format: Any
-    ) -> AgentRunResponse[Any]:
+    async def _completed(self, state: OrchestrationState, thread: AgentThread, correlation_id: str) -> Json:
         if state.runtime_status is OrchestrationStatus.COMPLETED:
-            return answer(output_of(state), thread, response_format)
+            return output_of(state)
         if state.runtime_status is OrchestrationStatus.TERMINATED:
             mark = _withdrawal_in(state)
             if mark is not None and await self._was_withdrawn(state):  # by another client
@@ -392,6 +394,22 @@ class ClientAgentExecutor:
             detail = output_of(state) if mark is None else mark.get("reason")
             raise TurnTerminated(thread.agent, correlation_id, str(detail or ""))
         raise _failure(state, thread.agent, correlation_id)
+
+
+class PeerExecutor(ClientAgentExecutor):
+    """Runs agents of which the caller says that the peer hosts them: no worker of ours is waited for."""
+
+    async def _response(
+        self, thread: AgentThread, correlation_id: str, again: Callable[[], Awaitable[object]] | None
+    ) -> Json:
+        return await self._peer.response(thread, correlation_id, None)
+
+    def is_handed_over(self, record: OrchestrationState) -> bool:
+        """True: the peer's worker has each of these turns."""
+        return True
+
+    async def _is_by_peer(self, agent: str) -> bool:
+        return True
 
 
 _WITHDRAWN = "withdrawn: no worker took the turn"
@@ -413,7 +431,7 @@ def _withdrawal_in(state: OrchestrationState) -> Mapping[str, Json] | None:
     return found if found.get("dafx") == "withdrawn" else None
 
 
-def _is_by_peer(record: OrchestrationState) -> bool:
+def _is_left_to_peer(record: OrchestrationState) -> bool:
     """Whether a turn that need not be waited for was handed over: not every scheduler shows the end of its record."""
     return handed_over(record) or record.runtime_status is OrchestrationStatus.PENDING
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
+import attrs
 import grpc
 from durabletask import task
 from durabletask.internal.orchestrator_service_pb2 import HealthPing, WorkItem
@@ -221,6 +222,22 @@ class Pool(ThreadPoolExecutor):
             self._when_shut()
 
 
+@attrs.frozen(eq=False)
+class _InHand:
+    """A work item that was taken off the stream, on its line."""
+
+    kind: str
+    request: Any
+    line: Line
+    token: str
+    lane: Lane
+
+    def over(self) -> None:
+        """The work is done and answered, or given back: the next in line may start."""
+        self.line.release(self.token)
+        self.lane.done()
+
+
 class Intake(grpc.UnaryStreamClientInterceptor):
     """Takes the work of one worker."""
 
@@ -313,15 +330,11 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             line.release(token)
             return
         lane = self._lanes[kind]
-
-        def over() -> None:
-            line.release(token)
-            lane.done()
-
+        work = _InHand(kind, request, line, token, lane)
         if (ahead := self._ahead(kind, request)) is not None:
-            begin = functools.partial(self._begin, ahead, kind, request, line, token, over)
+            begin = functools.partial(self._begin, ahead, work)
         else:
-            begin = functools.partial(self._submit, kind, request, line, token, over)
+            begin = functools.partial(self._submit, work)
 
         def start() -> bool:
             # What waited here while its stream ended was given to somebody else.
@@ -334,16 +347,16 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
     # --- On a thread ----------------------------------------------------------------------------------------------
 
-    def _submit(self, kind: str, request: Any, line: Line, token: str, over: Callable[[], None]) -> bool:
-        def work() -> None:
+    def _submit(self, work: _InHand) -> bool:
+        def run() -> None:
             try:
-                self._run(kind, request, line.waiting, token)
+                self._run(work.kind, work.request, work.line.waiting, work.token)
             finally:
-                over()
+                work.over()
 
         assert self._pool is not None  # it was opened before the stream
         try:
-            self._pool.submit(work)
+            self._pool.submit(run)
         except RuntimeError:  # shut down: the stream has ended, and all that waited is handed out again
             return False
         return True
@@ -375,15 +388,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
     def _loaded(self, text: str) -> Json:
         return self._private.loaded(text)
 
-    def _begin(
-        self,
-        ahead: Callable[[], Awaitable[Any]],
-        kind: str,
-        request: Any,
-        line: Line,
-        token: str,
-        done: Callable[[], None],
-    ) -> bool:
+    def _begin(self, ahead: Callable[[], Awaitable[Any]], work: _InHand) -> bool:
         try:
             inside = self._gate.enter()
         except HandedBack:
@@ -399,10 +404,10 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
         def over() -> None:
             leave()
-            done()
+            work.over()
 
         async def run() -> None:
-            watch_of_step.set(line.watch(token))
+            watch_of_step.set(work.line.watch(work.token))
             try:
                 outcome = await _outcome_of(ahead, lambda: self._gate.is_closed)
             except asyncio.CancelledError:
@@ -416,8 +421,8 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             except KeyboardInterrupt:
                 over()
                 raise
-            answer = functools.partial(self._answer, outcome, kind, request, line, token, over)
-            if not line.blocks:
+            answer = functools.partial(self._answer, outcome, work, over)
+            if not work.line.blocks:
                 answer()
                 return
             assert self._pool is not None
@@ -433,19 +438,11 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             return False
         return True
 
-    def _answer(
-        self,
-        outcome: Callable[[], Any],
-        kind: str,
-        request: Any,
-        line: Line,
-        token: str,
-        over: Callable[[], None],
-    ) -> None:
+    def _answer(self, outcome: Callable[[], Any], work: _InHand, over: Callable[[], None]) -> None:
         """Have durabletask do the rest, and make the answer."""
         try:
-            with prepared.outcome(_work_in(request), outcome):
-                self._run(kind, request, line.waiting, token)
+            with prepared.outcome(_work_in(work.request), outcome):
+                self._run(work.kind, work.request, work.line.waiting, work.token)
         finally:
             over()
 
