@@ -111,9 +111,9 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="say the version, and end")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        import dafx_actors
+        from importlib.metadata import version
 
-        parser.exit(message=f"dafx {dafx_actors.__version__}\n")
+        parser.exit(message=f"dafx {version('dafx-actors')}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
