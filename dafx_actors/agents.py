@@ -227,8 +227,8 @@ class Agent:
         Raises:
             TypeError: The agent's code made something else.
         """
-        given: Any = getattr(self.instance, "instructions", "")
-        made = given(turn) if callable(given) else given
+        instructions: Any = getattr(self.instance, "instructions", "")
+        made = instructions(turn) if callable(instructions) else instructions
         text: object = await made if inspect.isawaitable(made) else made
         if not isinstance(text, str):
             raise TypeError(f"`instructions` of {self.name} returned {text!r}; return a str")
@@ -242,14 +242,14 @@ class Agent:
         """
         if not self.responds:
             return await turn.ask_model()
-        given: Any = await self.instance.respond(turn)
-        if isinstance(given, ModelReply):
-            return given
-        if isinstance(given, ChatMessage):
-            return ModelReply(message=given)
-        if isinstance(given, str):
-            return ModelReply(message=ChatMessage("assistant", given))
-        raise TypeError(f"`respond` of {self.name} returned {given!r}; return a str, a ChatMessage or a ModelReply")
+        answer: Any = await self.instance.respond(turn)
+        if isinstance(answer, ModelReply):
+            return answer
+        if isinstance(answer, ChatMessage):
+            return ModelReply(message=answer)
+        if isinstance(answer, str):
+            return ModelReply(message=ChatMessage("assistant", answer))
+        raise TypeError(f"`respond` of {self.name} returned {answer!r}; return a str, a ChatMessage or a ModelReply")
 
 
 class AgentRegistry:
@@ -274,16 +274,17 @@ class AgentRegistry:
         """
         mistakes: list[str] = []
         added: dict[str, Agent] = {}
-        for given in agents:
-            agent, found = _host(given)
-            mistakes += found
+        for candidate in agents:
+            agent, mistakes_of_one = _host(candidate)
+            mistakes += mistakes_of_one
             if agent is None:
                 continue
             # Schedulers lower-case the names of entities.
-            known = self._agents.get(agent.name.lower()) or added.get(agent.name.lower())
-            if known is not None:
+            namesake = self._agents.get(agent.name.lower()) or added.get(agent.name.lower())
+            if namesake is not None:
                 mistakes.append(
-                    f"{_shown(given)}: there is an agent {known.name!r} already; upper and lower case count as the same"
+                    f"{_shown(candidate)}: there is an agent {namesake.name!r} already; "
+                    "upper and lower case count as the same"
                 )
             added[agent.name.lower()] = agent
         mistakes = mistakes or _circles({**self._agents, **added})
@@ -298,17 +299,17 @@ class AgentRegistry:
             del self._agents[agent.name.lower()]
 
 
-def _host(given: object) -> tuple[Agent | None, list[str]]:
-    definition = definition_of(given)
+def _host(candidate: object) -> tuple[Agent | None, list[str]]:
+    definition = definition_of(candidate)
     if definition is None:
-        return None, [f"{_shown(given)} is not an agent; was its class decorated with `@durable_agent`?"]
-    instance = given
-    if isinstance(given, type):
+        return None, [f"{_shown(candidate)} is not an agent; was its class decorated with `@durable_agent`?"]
+    instance = candidate
+    if isinstance(candidate, type):
         try:
-            inspect.signature(given).bind()
+            inspect.signature(candidate).bind()
         except TypeError as error:
-            return None, [f"{given.__name__} needs arguments ({error}); add an instance of it"]
-        instance = given()
+            return None, [f"{candidate.__name__} needs arguments ({error}); add an instance of it"]
+        instance = candidate()
     mistake = _instructions_mistake(definition, instance)
     return Agent(definition, instance), [*([mistake] if mistake else []), *_tool_mistakes(definition, instance)]
 
@@ -325,8 +326,8 @@ def _class_mistakes(cls: type, definition: AgentDefinition) -> list[str]:
         words = ", ".join(map(repr, get_args(Overlap)))
         mistakes.append(f"{cls.__qualname__}: overlap is one of {words}, not {definition.overlap!r}")
     if not isinstance(definition.max_result_bytes, int) or not is_size(definition.max_result_bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not type-check
-        found = definition.max_result_bytes
-        mistakes.append(f"{cls.__qualname__}: `max_result_bytes` is a whole number above 0, not {found!r}")
+        bound = definition.max_result_bytes
+        mistakes.append(f"{cls.__qualname__}: `max_result_bytes` is a whole number above 0, not {bound!r}")
     if not _is_model(definition.model):
         mistakes.append(
             f"{cls.__qualname__}: `model` is an object with async `complete()` and `aclose()`, a function that makes "
@@ -345,11 +346,16 @@ def _class_mistakes(cls: type, definition: AgentDefinition) -> list[str]:
 
 
 def _instructions_mistake(definition: AgentDefinition, agent: object) -> str | None:
-    given = getattr(agent, "instructions", None)
-    if given is None and not _overrides_respond(agent):
+    instructions = getattr(agent, "instructions", None)
+    if instructions is None and not _overrides_respond(agent):
         return f"{definition.name}: `instructions` are missing; set a string, or write `async def respond(self, turn)`"
-    if given is not None and not isinstance(given, str) and not callable(given) and not isinstance(given, property):
-        return f"{definition.name}: `instructions` must be a string or a method, not {_shown(given)}"
+    if (
+        instructions is not None
+        and not isinstance(instructions, str)
+        and not callable(instructions)
+        and not isinstance(instructions, property)
+    ):
+        return f"{definition.name}: `instructions` must be a string or a method, not {_shown(instructions)}"
     return None
 
 
@@ -384,11 +390,11 @@ def _circles(agents: Mapping[str, Agent]) -> list[str]:
         for name, agent in agents.items()
     }
     mistakes: list[str] = []
-    known: set[frozenset[str]] = set()
+    circles: set[frozenset[str]] = set()
     for first in uses:
         circle = _way_back(first, uses)
-        if circle and frozenset(circle) not in known:
-            known.add(frozenset(circle))
+        if circle and frozenset(circle) not in circles:
+            circles.add(frozenset(circle))
             names = " -> ".join(agents[name].name for name in (*circle, first))
             mistakes.append(
                 f"{names}: used as tools of each other in the same thread (`new_thread=False`), they would wait for "
@@ -410,16 +416,16 @@ def _way_back(first: str, uses: Mapping[str, list[str]]) -> list[str] | None:
     return None
 
 
-def _is_model(given: object) -> bool:
-    return given is None or callable(given) or isinstance(given, str | Model)
+def _is_model(model: object) -> bool:
+    return model is None or callable(model) or isinstance(model, str | Model)
 
 
-def _takes_the_turn(given: object) -> bool:
+def _takes_the_turn(method: object) -> bool:
     """Say whether a method can be called with a turn; what is no plain method is left alone."""
-    if not inspect.isfunction(given):
+    if not inspect.isfunction(method):
         return True
     try:
-        inspect.signature(given).bind("self", "turn")
+        inspect.signature(method).bind("self", "turn")
     except TypeError:
         return False
     return True

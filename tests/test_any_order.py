@@ -183,7 +183,7 @@ class Turns(RuleBasedStateMachine):
     def operate(self, operation: str, raw: Json, overlap: Overlap = "queue", *, again: bool = False) -> Reply:
         """An operation arrives; what it gives, and what must be true of that."""
         self.now += timedelta(seconds=1)
-        told = _operations.Told(thread=THREAD, raw=raw, now=self.now, definition=AGENTS[overlap])
+        told = _operations.Incoming(thread=THREAD, raw=raw, now=self.now, definition=AGENTS[overlap])
         before = self.state
         changed, outcome = _operations.OPERATIONS[operation](before, told)
         if changed is not before:

@@ -58,7 +58,7 @@ def asks(state: ThreadState, turn: str, overlap: Overlap = "queue") -> tuple[Thr
 
 def told(state: ThreadState, operation: str, raw: Any, overlap: Overlap = "queue") -> tuple[ThreadState, Outcome]:
     definition = AgentDefinition(name="Joker", overlap=overlap)
-    message = _operations.Told(thread=THREAD, raw=json.loads(json.dumps(raw)), now=NOW, definition=definition)
+    message = _operations.Incoming(thread=THREAD, raw=json.loads(json.dumps(raw)), now=NOW, definition=definition)
     state, outcome = _operations.OPERATIONS[operation](state, message)
     return _state.load(stored(state)), outcome
 

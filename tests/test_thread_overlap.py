@@ -365,7 +365,7 @@ def test_those_that_were_to_join_wait_when_the_thread_is_reset() -> None:
 def test_a_turn_that_knows_more_than_the_thread_was_reset(operation: str) -> None:
     state = begun("c1")
     told = {"correlationId": "c1", "length": 3, "messages": [], "usage": None}
-    message = _operations.Told(thread=THREAD, raw=told, now=NOW, definition=AgentDefinition(name="Joker"))
+    message = _operations.Incoming(thread=THREAD, raw=told, now=NOW, definition=AgentDefinition(name="Joker"))
     same, outcome = _operations.OPERATIONS[operation](state, message)
     assert same is state
     assert isinstance(outcome, Refused)

@@ -72,8 +72,8 @@ def note(state: ThreadState, turn: str, key: str, progress: Json) -> tuple[Threa
     """A tool reports how far it is; the latest report of each call is kept."""
     if state.active != turn:
         return state, Noted()
-    known = {**state.books.progress, key: progress}
-    return attrs.evolve(state, books=attrs.evolve(state.books, progress=known)), Noted()
+    progresses = {**state.books.progress, key: progress}
+    return attrs.evolve(state, books=attrs.evolve(state.books, progress=progresses)), Noted()
 
 
 def may_act(state: ThreadState, turn: str) -> bool:

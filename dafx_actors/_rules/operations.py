@@ -49,7 +49,7 @@ class Definition(Protocol):
 
 
 @attrs.frozen(kw_only=True)
-class Told:
+class Incoming:
     """A message to a thread, with all that a rule needs to decide."""
 
     thread: AgentThread
@@ -67,21 +67,21 @@ class Told:
         return turn_in(self.raw)
 
 
-Rule: TypeAlias = Callable[[ThreadState, Told], "tuple[ThreadState, Outcome]"]
+Rule: TypeAlias = Callable[[ThreadState, Incoming], "tuple[ThreadState, Outcome]"]
 
 
-def _begin(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message, overlap = load_begin(told.raw), told.definition.overlap
+def _begin(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message, overlap = load_begin(incoming.raw), incoming.definition.overlap
     if isinstance(message, Ask):
-        return _thread.ask(state, told.thread, message.place, overlap)
-    return _thread.begin(state, told.thread, message.request, told.now, overlap)
+        return _thread.ask(state, incoming.thread, message.place, overlap)
+    return _thread.begin(state, incoming.thread, message.request, incoming.now, overlap)
 
 
-def _record(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = Record.load(told.raw)
+def _record(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = Record.load(incoming.raw)
     return _thread.record(
         state,
-        told.thread,
+        incoming.thread,
         message.turn,
         message.messages,
         message.length,
@@ -90,15 +90,15 @@ def _record(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
     )
 
 
-def _commit(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = Commit.load(told.raw)
+def _commit(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = Commit.load(incoming.raw)
     return _thread.commit(
         state,
-        told.thread,
+        incoming.thread,
         message.turn,
         message.messages,
         message.usage,
-        told.now,
+        incoming.now,
         at=message.length,
         last=message.last,
         whole=message.whole,
@@ -106,14 +106,14 @@ def _commit(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
     )
 
 
-def _abort(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = Abort.load(told.raw, told.thread)
+def _abort(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = Abort.load(incoming.raw, incoming.thread)
     return _thread.abort(
         state,
-        told.thread,
+        incoming.thread,
         message.turn,
         message.error,
-        told.now,
+        incoming.now,
         messages=message.messages,
         usage=message.usage,
         about=message.about,
@@ -121,51 +121,51 @@ def _abort(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
     )
 
 
-def _cancel(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = Cancel.load(told.raw)
-    return _thread.cancel(state, told.thread, message.turn, message.mark, told.now)
+def _cancel(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = Cancel.load(incoming.raw)
+    return _thread.cancel(state, incoming.thread, message.turn, message.mark, incoming.now)
 
 
-def _decide(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = Decide.load(told.raw)
-    if (mistake := _unsigned(state, told, message)) is not None:
+def _decide(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = Decide.load(incoming.raw)
+    if (mistake := _unsigned(state, incoming, message)) is not None:
         return state, Refused(DecisionRefused(message.key, "unsigned", mistake))
     return _calls.decide(state, message.turn, message.key, message.digest, message.decision)
 
 
-def _unsigned(state: ThreadState, told: Told, message: Decide) -> str | None:
+def _unsigned(state: ThreadState, incoming: Incoming, message: Decide) -> str | None:
     """Why a decision is not taken by an agent with deciders; the deadline's own word needs no signature."""
-    deciders = told.definition.deciders
+    deciders = incoming.definition.deciders
     if not deciders:
         return None
     if message.decision.action == "expire":
         question = state.books.asks.get(message.key)
         return None if question is not None and question.has_deadline else "the call has no deadline"
     raw = message.decision.raw
-    return signature_mistake(deciders, told.thread, message.turn, message.key, message.digest, raw)
+    return signature_mistake(deciders, incoming.thread, message.turn, message.key, message.digest, raw)
 
 
-def _decision(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = ReadDecision.load(told.raw)
+def _decision(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = ReadDecision.load(incoming.raw)
     return _calls.decision(state, message.turn, message.key)
 
 
-def _attempt(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = Attempt.load(told.raw)
-    return _calls.attempt(state, message.turn, message.key, message.number, message.token, told.now)
+def _attempt(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = Attempt.load(incoming.raw)
+    return _calls.attempt(state, message.turn, message.key, message.number, message.token, incoming.now)
 
 
-def _give_up(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = GiveUp.load(told.raw)
-    return _calls.give_up(state, told.thread, message.turn, message.key, message.number)
+def _give_up(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = GiveUp.load(incoming.raw)
+    return _calls.give_up(state, incoming.thread, message.turn, message.key, message.number)
 
 
-def _note(state: ThreadState, told: Told) -> tuple[ThreadState, Outcome]:
-    message = Note.load(told.raw)
+def _note(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    message = Note.load(incoming.raw)
     return _calls.note(state, message.turn, message.key, message.progress)
 
 
-def _reset(state: ThreadState, _: Told) -> tuple[ThreadState, Outcome]:
+def _reset(state: ThreadState, _: Incoming) -> tuple[ThreadState, Outcome]:
     return _thread.reset(state)
 
 

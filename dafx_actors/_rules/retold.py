@@ -73,8 +73,8 @@ def retold(request: Request | None, response: Response, *, brief: bool = False) 
     asked = "" if request is None or brief else _shown("\n\n".join(filter(None, map(_said, request.messages))))
     lines = list(_lines(response.messages, brief=brief))
     done = ["What was done in it:", *lines] if lines else ["No tool was called in it."]
-    told = "\n".join([f"(This turn ended without an answer: {_end(response)}.", *done])
-    return ChatMessage("user", asked or "(This request is not repeated here.)"), ChatMessage("assistant", f"{told})")
+    summary = "\n".join([f"(This turn ended without an answer: {_end(response)}.", *done])
+    return ChatMessage("user", asked or "(This request is not repeated here.)"), ChatMessage("assistant", f"{summary})")
 
 
 def _is_refused(response: Response) -> bool:
@@ -116,8 +116,8 @@ def _lines(messages: Sequence[ChatMessage], *, brief: bool) -> Iterable[str]:
         calls = [each for each in message.contents if isinstance(each, FunctionCallContent)]
         results = _results_behind(messages[number + 1 :]) if calls else {}
         for call in calls:
-            found = results.get(call.call_id)
-            yield _line(call, found.pop(0) if found else None, brief=brief)
+            answers = results.get(call.call_id)
+            yield _line(call, answers.pop(0) if answers else None, brief=brief)
         # What joined the turn; the others of this role are ours, which tell a model what is wrong with its answer.
         if message.role == "user" and "correlationId" in message.extra and not brief and (said := _said(message)):
             yield f"- The user added: {_shown(said)}"
@@ -125,14 +125,14 @@ def _lines(messages: Sequence[ChatMessage], *, brief: bool) -> Iterable[str]:
 
 def _results_behind(messages: Iterable[ChatMessage]) -> dict[str, list[FunctionResultContent]]:
     """The results that stand right behind their calls, by the ids of those; models may give several the same id."""
-    found: dict[str, list[FunctionResultContent]] = {}
+    results_by_id: dict[str, list[FunctionResultContent]] = {}
     for message in messages:
         results = [each for each in message.contents if isinstance(each, FunctionResultContent)]
         if not results:
             break
         for each in results:
-            found.setdefault(each.call_id, []).append(each)
-    return found
+            results_by_id.setdefault(each.call_id, []).append(each)
+    return results_by_id
 
 
 def _line(call: FunctionCallContent, result: FunctionResultContent | None, *, brief: bool) -> str:
@@ -176,8 +176,8 @@ def _as_text(value: Json) -> str:
 def _without_inline(value: Json) -> Json:
     """A value without what it holds as `data:` URIs."""
     if isinstance(value, str):
-        found = _INLINE.match(value)
-        return f"[{found[1] or 'data'}, not shown again]" if found else value
+        match = _INLINE.match(value)
+        return f"[{match[1] or 'data'}, not shown again]" if match else value
     if isinstance(value, Mapping):
         return {key: _without_inline(each) for key, each in as_object(value).items()}
     if isinstance(value, list):

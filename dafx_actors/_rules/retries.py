@@ -66,5 +66,5 @@ def retry_note(step: int, attempt: int, error: DafxError) -> Json:
 
 def seconds_at_most(limits: Limits, deadline: float | None) -> Limits:
     """The limits of a turn that has a deadline besides."""
-    given = [seconds for seconds in (limits.seconds, deadline) if seconds is not None]
-    return attrs.evolve(limits, seconds=min(given, default=None))
+    bounds = [seconds for seconds in (limits.seconds, deadline) if seconds is not None]
+    return attrs.evolve(limits, seconds=min(bounds, default=None))

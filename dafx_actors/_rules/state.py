@@ -112,11 +112,11 @@ def _line(ours: Unfinished) -> tuple[Place, ...]:
     """
     places = (*map(place_of, ours.waiting), *ours.line)
     elsewhere = {ours.active, *ours.joined, *(request.correlation_id for request in ours.steered)}
-    found: dict[str, Place] = {}
+    line: dict[str, Place] = {}
     for place in places:
         if place.correlation_id not in elsewhere:
-            found.setdefault(place.correlation_id, place)
-    return tuple(found.values())
+            line.setdefault(place.correlation_id, place)
+    return tuple(line.values())
 
 
 def dump(state: ThreadState) -> dict[str, Json]:

@@ -83,11 +83,11 @@ def begin(
     before, state = state, _without_ended(state)
     if state.active is None and first_in(state) in (None, turn):
         state = _activate(state, request, now)
-    told = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
+    cancelled = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
     if state.active == turn:
-        return state, Granted(state.length, told)
+        return state, Granted(state.length, cancelled)
     if _is_known(state, turn):
-        return state, _queued(state, told)
+        return state, _queued(state, cancelled)
     if overlap == "reject":
         return before, Refused(ThreadBusy(thread.agent, thread.thread_id, _ahead(state)))
     if overlap != "cancel_previous" and len(state.waiting) + len(state.steered) >= MOST_WAITING:
@@ -104,13 +104,13 @@ def ask(
         return state, refused
     if (ended := ended_in(state, turn)) is not None:
         return state, Ended(ended) if _withdrawn(state, turn) is None else Wanted()
-    told = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
+    cancelled = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
     if state.active == turn:
-        return state, Granted(state.length, told)
+        return state, Granted(state.length, cancelled)
     now = _without_ended(state)
     if turn in state.cancelled or not _is_known(now, turn) or (now.active is None and first_in(now) == turn):
         return state, Wanted()
-    return state, _queued(now, told)
+    return state, _queued(now, cancelled)
 
 
 def record(
@@ -263,8 +263,8 @@ def is_granted(state: ThreadState, turn: str) -> bool | None:
 
 def _conflict(state: ThreadState, asked: Place) -> Refused | None:
     """A correlation id names one request, for ever."""
-    known = _digest_of(state, asked.correlation_id)
-    return None if known in (None, asked.digest) else Refused(CorrelationConflict(asked.correlation_id, "request"))
+    digest = _digest_of(state, asked.correlation_id)
+    return None if digest in (None, asked.digest) else Refused(CorrelationConflict(asked.correlation_id, "request"))
 
 
 def _digest_of(state: ThreadState, turn: str) -> str | None:
@@ -293,24 +293,24 @@ def _ahead(state: ThreadState) -> str:
     return ahead
 
 
-def _queued(state: ThreadState, told: tuple[str, ...] = ()) -> Queued:
+def _queued(state: ThreadState, cancelled: tuple[str, ...] = ()) -> Queued:
     ahead = _ahead(state)
-    return Queued(ahead, (ahead, *told) if ahead in state.cancelled else told)
+    return Queued(ahead, (ahead, *cancelled) if ahead in state.cancelled else cancelled)
 
 
 def _cancelled_by(state: ThreadState, thread: AgentThread, turn: str) -> tuple[str, ...]:
     """Turns that waited in line and were cancelled by this one, among the latest."""
-    found: list[str] = []
+    turns: list[str] = []
     for raw in list(state.history)[-_LATEST:]:
         if raw.get("$type") == "response":
             try:
                 load_response(raw, thread)
             except TurnCancelled as error:
                 if error.by == turn:
-                    found.append(raw["correlationId"])
+                    turns.append(raw["correlationId"])
             except (DafxError, ValueError):
                 pass  # it ended otherwise
-    return tuple(found)
+    return tuple(turns)
 
 
 def _overlap(
@@ -323,16 +323,16 @@ def _overlap(
     active = state.active
     if overlap == "steer" and active is not None and may_join(state, active, request):
         return attrs.evolve(state, steered=(*state.steered, request)), _queued(state)
-    told: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
     if overlap == "cancel_previous":
         mark = CancelMark.of(by=request.correlation_id, reason="a newer request took its place")
-        told = (*(each.correlation_id for each in state.steered), *(each.correlation_id for each in state.waiting))
-        for each in (*([active] if active else []), *told):
+        cancelled = (*(each.correlation_id for each in state.steered), *(each.correlation_id for each in state.waiting))
+        for each in (*([active] if active else []), *cancelled):
             state, _ = cancel(state, thread, each, mark, now)
         if active is None:
             state = _activate(state, request, now)
-            return state, Granted(state.length, told)
-    return attrs.evolve(state, waiting=(*state.waiting, place_of(request))), _queued(state, told)
+            return state, Granted(state.length, cancelled)
+    return attrs.evolve(state, waiting=(*state.waiting, place_of(request))), _queued(state, cancelled)
 
 
 def _with(draft: tuple[ChatMessage, ...], messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
@@ -455,14 +455,14 @@ def _activate(state: ThreadState, request: RunRequest, now: datetime) -> ThreadS
 
 
 def _marked(state: ThreadState, turn: str, mark: CancelMark) -> ThreadState:
-    early = [] if turn == state.active else [known for known in state.cancelled if known != state.active]
+    early = [] if turn == state.active else [other for other in state.cancelled if other != state.active]
     forgotten = early[: max(0, len(early) - _MOST_EARLY_MARKS + 1)]
-    kept = {known: value for known, value in state.cancelled.items() if known not in forgotten}
+    kept = {other: value for other, value in state.cancelled.items() if other not in forgotten}
     return attrs.evolve(state, cancelled={**kept, turn: mark})
 
 
 def _without_mark(state: ThreadState, turn: str) -> ThreadState:
-    return attrs.evolve(state, cancelled={known: mark for known, mark in state.cancelled.items() if known != turn})
+    return attrs.evolve(state, cancelled={other: mark for other, mark in state.cancelled.items() if other != turn})
 
 
 def _cancelled_message(thread: AgentThread, state: ThreadState, turn: str) -> ChatMessage:

@@ -157,10 +157,10 @@ def next_step(
         progress = attrs.evolve(progress, finish_reason=result.finish_reason)
     if ending == "withheld" or result.finish_reason == "content_filter":
         categories: Json = message.extra.get("filtered")
-        found: dict[str, Json] = {"categories": categories} if isinstance(categories, list) else {}
-        why = f" ({', '.join(map(str, found['categories']))})" if found else ""
+        data: dict[str, Json] = {"categories": categories} if isinstance(categories, list) else {}
+        why = f" ({', '.join(map(str, data['categories']))})" if data else ""
         withheld = message.text or f"the provider's filter withheld the answer{why}"
-        return progress, Fail(ModelError("content_filter", withheld, data=found))
+        return progress, Fail(ModelError("content_filter", withheld, data=data))
     tokens = total.total_tokens if total else 0
     if limits.tokens is not None and tokens > limits.tokens:
         over = TurnLimitExceeded(agent, turn, "tokens", limits.tokens, tokens)
@@ -186,10 +186,10 @@ def next_step(
             )
         if progress.repairs >= REPAIRS or (limits.steps is not None and steps >= limits.steps):
             return progress, Fail(InvalidAnswer(message.text, invalid), (message,))
-        told = ChatMessage(
+        advice = ChatMessage(
             "user", f"Your answer does not fit the JSON schema: {invalid}. Answer again, with JSON only."
         )
-        return attrs.evolve(progress, repairs=progress.repairs + 1), Repair((message, told))
+        return attrs.evolve(progress, repairs=progress.repairs + 1), Repair((message, advice))
     return progress, Finish(message, last=limits.steps is not None and steps >= limits.steps)
 
 
@@ -216,9 +216,11 @@ def _cut_off(
     progress = attrs.evolve(progress, cuts=progress.cuts + 1)
     if broken:
         return progress, Repair(())
-    told = f"the call was not made: the answer was cut off at {_limit_in(result)}; make it shorter, or do it in parts"
+    refusal = (
+        f"the call was not made: the answer was cut off at {_limit_in(result)}; make it shorter, or do it in parts"
+    )
     cut = [Call(key=key_of(progress.replies, index), content=call, plan=Plan()) for index, call in enumerate(calls)]
-    results = ChatMessage("tool", tuple(result_of(call, CallOutcome(Failed(told))) for call in cut))
+    results = ChatMessage("tool", tuple(result_of(call, CallOutcome(Failed(refusal))) for call in cut))
     return progress, Repair((message, results))
 
 
@@ -239,13 +241,13 @@ def _calls_in(message: ChatMessage) -> list[FunctionCallContent]:
 
 def batches(calls: Sequence[Call]) -> list[list[Call]]:
     """The calls in their order, those together that are made at the same time."""
-    found: list[list[Call]] = []
+    batches_of_calls: list[list[Call]] = []
     for call in calls:
-        if found and not call.plan.alone and not found[-1][0].plan.alone:
-            found[-1].append(call)
+        if batches_of_calls and not call.plan.alone and not batches_of_calls[-1][0].plan.alone:
+            batches_of_calls[-1].append(call)
         else:
-            found.append([call])
-    return found
+            batches_of_calls.append([call])
+    return batches_of_calls
 
 
 # --- Tool calls ---------------------------------------------------------------------------------------------------
@@ -296,9 +298,9 @@ def denied(decision: DecisionRecord) -> CallOutcome:
 
 def with_calls_not_made(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
     """The last messages of a turn that cannot go on: their calls were not made, and are known not to have acted."""
-    told = f"Error: {NOT_MADE}"
+    text = f"Error: {NOT_MADE}"
     results = tuple(
-        FunctionResultContent(call.call_id, told, extra={"dafx": {"failed": True}})
+        FunctionResultContent(call.call_id, text, extra={"dafx": {"failed": True}})
         for message in messages
         for call in _calls_in(message)
     )

@@ -58,17 +58,17 @@ class ThreadEntity:
 
     def _change(self, context: EntityContext, thread: AgentThread, raw: Json, rule: _operations.Rule) -> Reply:
         state = _state.load(context.get_state())
-        told = _operations.Told(thread=thread, raw=raw, now=datetime.now(UTC), definition=self.definition)
-        changed, outcome = rule(state, told)
+        incoming = _operations.Incoming(thread=thread, raw=raw, now=datetime.now(UTC), definition=self.definition)
+        changed, outcome = rule(state, incoming)
         begins, token = context.operation == Begin.operation, None
         if changed is not state:
             document = _state.dump(changed)
             context.set_state(document)
             if isinstance(outcome, Granted):
-                known = begin_token(thread, told.turn) if begins else None
+                known = begin_token(thread, incoming.turn) if begins else None
                 token = self.recent.keep(document, changed.length, known)
         if begins and not isinstance(outcome, Granted):
-            self.recent.keep(None, 0, begin_token(thread, told.turn))
+            self.recent.keep(None, 0, begin_token(thread, incoming.turn))
         if context.operation == "abort" and isinstance(outcome, Ended):
             outcome = with_error_only(outcome)
         settings = settings_of(self.definition) if begins else None

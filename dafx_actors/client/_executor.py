@@ -226,8 +226,8 @@ class ClientAgentExecutor:
         if await self._is_by_peer(thread.agent):
             raise UnsupportedByPeer(thread.agent, f"hear of a turn while it runs ({message.operation!r})")
         telling = new_id()
-        told = Telling.of(thread, message).dump()
-        await self._backend.start(tell_name(thread.agent), telling, told, sent=sent)
+        telling_input = Telling.of(thread, message).dump()
+        await self._backend.start(tell_name(thread.agent), telling, telling_input, sent=sent)
         state = await self._end_of(thread.agent, telling, self._vigil())
         if state.runtime_status is not OrchestrationStatus.COMPLETED:
             raise _failure(state, thread.agent, telling)
@@ -262,7 +262,7 @@ class ClientAgentExecutor:
             todo = [(AgentThread(agent, key), document) for key, document in documents.items()]
         else:
             todo = [(thread, await self.document(thread))]
-        found: list[PendingApproval | PendingOutcome] = []
+        pending: list[PendingApproval | PendingOutcome] = []
         seen: set[str] = set()  # turns of earlier versions may wait for each other in a circle
         while todo:
             where, document = todo.pop(0)
@@ -273,10 +273,10 @@ class ClientAgentExecutor:
             if outline.active is None or outline.is_cancelled:
                 continue
             questions = [question for question in outline.questions if question.decision is None]
-            found += [question.pending(where, outline.active) for question in questions]
+            pending += [question.pending(where, outline.active) for question in questions]
             if thread is not None:
                 todo += [(child.thread, await self.document(child.thread)) for child in outline.children]
-        return found
+        return pending
 
     async def _is_by_peer(self, agent: str) -> bool:
         """Say whether the peer hosts the agent, as far as that is known at once.
@@ -348,23 +348,23 @@ class ClientAgentExecutor:
             vigil.end()
             return None
         hosted = await self._backend.hosted()
-        known = None if hosted is None else hosted.orchestrations
-        if known is not None and known.take(turn_name(agent)):
+        names = None if hosted is None else hosted.orchestrations
+        if names is not None and names.take(turn_name(agent)):
             self._see(agent)
             vigil.begin()
             return None  # its workers are busy, and will come to it
         had_workers = hosted is not None and hosted.lately.orchestrations.take(turn_name(agent))
-        patience = self._patience(agent, is_told=known is not None, had_workers=had_workers)
+        patience = self._patience(agent, is_told=names is not None, had_workers=had_workers)
         is_last = vigil.waited >= patience
         request = request_in(state)
-        if request is not None and (is_last or known is not None) and await self._peer.hosts(agent):
+        if request is not None and (is_last or names is not None) and await self._peer.hosts(agent):
             self._by_peer.add(agent)
             thread = _thread_of(agent, state)
             return await self._peer.hand_over(thread, request)
         if not is_last:
             vigil.go_on(patience)
             return None
-        agents = None if known is None else sorted(filter(None, map(agent_of_turn, known.names)))
+        agents = None if names is None else sorted(filter(None, map(agent_of_turn, names.names)))
         return await self._withdraw(agent, correlation_id, patience, agents)
 
     async def _withdraw(
@@ -427,8 +427,8 @@ def _withdrawal_in(state: OrchestrationState) -> Mapping[str, Json] | None:
     output: Json = output_of(state)
     if not isinstance(output, dict):
         return None
-    found = object_in(output)
-    return found if found.get("dafx") == "withdrawn" else None
+    withdrawal = object_in(output)
+    return withdrawal if withdrawal.get("dafx") == "withdrawn" else None
 
 
 def _is_left_to_peer(record: OrchestrationState) -> bool:

@@ -151,9 +151,9 @@ class TurnHandle(Generic[T]):
             return TurnStatus(state=ended, steps=steps, error=text)
         if state.runtime_status is OrchestrationStatus.PENDING and await self._executor.is_unhosted(self.agent):
             return TurnStatus(state="blocked", waits_for=(self.agent,))
-        if (known := _BY_STATUS.get(state.runtime_status)) is not None:
-            reason = finish_reason_in(output_of(state)) if known == "completed" else None
-            return TurnStatus(state=known, steps=steps, finish_reason=reason)
+        if (state_name := _BY_STATUS.get(state.runtime_status)) is not None:
+            reason = finish_reason_in(output_of(state)) if state_name == "completed" else None
+            return TurnStatus(state=state_name, steps=steps, finish_reason=reason)
         outline = Outline.of(await self._executor.document(thread))
         return TurnStatus(
             state=cast("TurnState", shown.state),

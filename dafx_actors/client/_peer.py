@@ -80,12 +80,12 @@ class PeerThreads:
         sign = AgentThread(agent, new_id()).entity_id
         empty: Json = {"schemaVersion": SCHEMA_VERSION, "data": {"conversationHistory": []}}
         await self._backend.signal(sign, "set_state", empty)
-        begun, pause, found = time.monotonic(), _FIRST_PAUSE, None
-        while found is None and (waited := time.monotonic() - begun) < _TIME_FOR_A_SIGN:
+        begun, pause, answer = time.monotonic(), _FIRST_PAUSE, None
+        while answer is None and (waited := time.monotonic() - begun) < _TIME_FOR_A_SIGN:
             await anyio.sleep(pause := pause_after(pause, waited))
-            found = await self._backend.thread(sign)
+            answer = await self._backend.thread(sign)
         await self._backend.signal(sign, "delete", None)
-        return found is not None
+        return answer is not None
 
     async def hand_over(
         self, thread: AgentThread, request: RunRequest, *, created: bool = False
@@ -124,10 +124,10 @@ class PeerThreads:
         """
         begun, pause = time.monotonic(), _FIRST_PAUSE
         while True:
-            found = response_in(await self._backend.thread(thread.entity_id), correlation_id)
+            response = response_in(await self._backend.thread(thread.entity_id), correlation_id)
             waited = time.monotonic() - begun
-            if found is not None or (timeout is not None and waited >= timeout):
-                return found
+            if response is not None or (timeout is not None and waited >= timeout):
+                return response
             pause = pause_after(pause, waited)
             await anyio.sleep(pause if timeout is None else min(pause, timeout - waited))
 

@@ -27,7 +27,7 @@ from dafx_actors.transcript import Json
 T = TypeVar("T")
 
 
-def told(error: BaseException) -> Exception:
+def recordable(error: BaseException) -> Exception:
     """Make of an error what leaves an orchestration: typed where possible, and such that it can be recorded.
 
     Raise it where no other error is being handled; see `_raised.safe`.

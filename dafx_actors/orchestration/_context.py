@@ -29,7 +29,7 @@ from dafx_actors.orchestration._agents import (
     OrchestrationAgent,
     OrchestrationAgentExecutor,
     in_utc,
-    told,
+    recordable,
 )
 from dafx_actors.orchestration._coroutines import CoroutineTask, DurableTask, Loop, as_durable_task, when_all, when_any
 from dafx_actors.transcript import Json
@@ -487,7 +487,7 @@ def _drive(
         return dump_as(result, returned_by(function))
     except Exception as error:  # noqa: BLE001 - it is how the orchestration ends
         failed = error
-    raise told(failed)
+    raise recordable(failed)
 
 
 async def _call(function: Callable[..., Any], context: OrchestrationContext, raw: Json) -> Any:

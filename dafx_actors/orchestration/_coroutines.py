@@ -400,10 +400,10 @@ def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[Du
     return cast("DurableTask[DurableTask[Any]]", as_durable_task(task.when_any(durable)))
 
 
-def _as_durable_tasks(given: Iterable[Any]) -> list[task.Task[Any]]:
-    waited_for = list(given)
+def _as_durable_tasks(tasks: Iterable[Any]) -> list[task.Task[Any]]:
+    waited_for = list(tasks)
     try:
-        _check_order(given)
+        _check_order(tasks)
         return [as_durable_task(each) for each in waited_for]
     except NotDurableError:
         for each in waited_for:
@@ -412,10 +412,10 @@ def _as_durable_tasks(given: Iterable[Any]) -> list[task.Task[Any]]:
         raise
 
 
-def _check_order(given: Iterable[Any]) -> None:
+def _check_order(tasks: Iterable[Any]) -> None:
     """Refuse a set: its coroutines would start in another order at each replay, and get each other's results."""
-    if isinstance(given, Set) and not isinstance(given, KeysView | ItemsView):
-        raise NotDurableError(f"{_kind(given)}, which has no order", "Give a list, as in `when_all([first, second])`.")
+    if isinstance(tasks, Set) and not isinstance(tasks, KeysView | ItemsView):
+        raise NotDurableError(f"{_kind(tasks)}, which has no order", "Give a list, as in `when_all([first, second])`.")
 
 
 # --- Mistakes, named ----------------------------------------------------------------------------------------------

@@ -29,10 +29,10 @@ def tools_of(agent: object) -> list[AnyTool]:
     Raises:
         ConfigurationError: Lists everything that is wrong with them.
     """
-    found, mistakes = _collected(agent)
+    tools, mistakes = _collected(agent)
     if mistakes:
         raise ConfigurationError(mistakes)
-    return found
+    return tools
 
 
 def tool_mistakes(agent: object) -> list[str]:
@@ -46,22 +46,22 @@ def tool_mistakes(agent: object) -> list[str]:
 def _collected(agent: object) -> tuple[list[AnyTool], list[str]]:
     cls = agent if isinstance(agent, type) else type(agent)
     label = cls.__qualname__
-    found: list[AnyTool] = []
+    tools: list[AnyTool] = []
     mistakes: list[str] = []
 
     def add(made: AnyTool | None, wrong: Iterable[str]) -> None:
         mistakes.extend(f"{label}: {mistake}" for mistake in wrong)
         if made is not None:
-            found.append(made)
+            tools.append(made)
 
     for attribute, declaration in _declared(cls).items():
         add(*_made(_bound(agent, attribute), attribute, declaration, agent))
     listed, wrong = _listed(agent)
     add(None, wrong)
-    for given in listed:
-        add(*_made_of(given))
-    add(None, _same_names(found))
-    return found, mistakes
+    for entry in listed:
+        add(*_made_of(entry))
+    add(None, _same_names(tools))
+    return tools, mistakes
 
 
 def _declared(cls: type) -> dict[str, Declaration]:
@@ -83,40 +83,40 @@ def _bound(agent: object, attribute: str) -> Any:
     """A method, as it can be called; of a class, as if there were an instance."""
     if not isinstance(agent, type):
         return getattr(agent, attribute)
-    given = inspect.getattr_static(agent, attribute)
-    return given.__get__(object(), agent) if hasattr(given, "__get__") else given
+    attribute_value = inspect.getattr_static(agent, attribute)
+    return attribute_value.__get__(object(), agent) if hasattr(attribute_value, "__get__") else attribute_value
 
 
 def _listed(agent: object) -> tuple[list[object], list[str]]:
-    given = getattr(agent, "tools", ())
-    if isinstance(given, property | functools.cached_property):  # of a class; it is looked at again when it is added
+    entries = getattr(agent, "tools", ())
+    if isinstance(entries, property | functools.cached_property):  # of a class; it is looked at again when it is added
         return [], []
-    if not isinstance(given, list | tuple):
-        return [], [f"`tools` must be a list of tools, not {given!r}"]
-    return list(cast("list[object]", given)), []
+    if not isinstance(entries, list | tuple):
+        return [], [f"`tools` must be a list of tools, not {entries!r}"]
+    return list(cast("list[object]", entries)), []
 
 
-def _made_of(given: object) -> tuple[AnyTool | None, list[str]]:
+def _made_of(entry: object) -> tuple[AnyTool | None, list[str]]:
     """The tool that an entry of `tools` stands for."""
-    if isinstance(given, Tool | AgentTool):
-        return given, _name_mistakes(given.name)
-    if isinstance(given, type):
-        hint = "; an agent is given as `as_tool(...)`" if hasattr(given, AGENT_DEFINITION) else ""
-        return None, [f"`tools` has the class {given.__qualname__}, which is no tool{hint}"]
-    if hasattr(given, AGENT_DEFINITION):
-        return None, [f"`tools` has an agent, {given!r}; give it as `as_tool(...)`"]
-    if isinstance(given, ToolSource):
-        return given, list(_approval_mistakes(given.approval, {"name", "arguments"}, f"tool source {given.name!r}"))
-    if not callable(given):
-        return None, [f"`tools` has {given!r}, which is no tool; list functions, `as_tool(...)` or MCP servers"]
-    declaration = getattr(given, DECLARATION, None)
-    name: str = getattr(given, "__name__", type(given).__name__)
-    return _made(given, name, declaration if isinstance(declaration, Declaration) else Declaration(), None)
+    if isinstance(entry, Tool | AgentTool):
+        return entry, _name_mistakes(entry.name)
+    if isinstance(entry, type):
+        hint = "; an agent is given as `as_tool(...)`" if hasattr(entry, AGENT_DEFINITION) else ""
+        return None, [f"`tools` has the class {entry.__qualname__}, which is no tool{hint}"]
+    if hasattr(entry, AGENT_DEFINITION):
+        return None, [f"`tools` has an agent, {entry!r}; give it as `as_tool(...)`"]
+    if isinstance(entry, ToolSource):
+        return entry, list(_approval_mistakes(entry.approval, {"name", "arguments"}, f"tool source {entry.name!r}"))
+    if not callable(entry):
+        return None, [f"`tools` has {entry!r}, which is no tool; list functions, `as_tool(...)` or MCP servers"]
+    declaration = getattr(entry, DECLARATION, None)
+    name: str = getattr(entry, "__name__", type(entry).__name__)
+    return _made(entry, name, declaration if isinstance(declaration, Declaration) else Declaration(), None)
 
 
-def _same_names(found: Iterable[AnyTool]) -> list[str]:
-    names = [each.name for each in found if isinstance(each, Tool | AgentTool)]
-    sources = [each.name for each in found if not isinstance(each, Tool | AgentTool)]
+def _same_names(tools: Iterable[AnyTool]) -> list[str]:
+    names = [each.name for each in tools if isinstance(each, Tool | AgentTool)]
+    sources = [each.name for each in tools if not isinstance(each, Tool | AgentTool)]
     repeated = [f"two tools are called {name!r}" for name in dict.fromkeys(names) if names.count(name) > 1]
     return repeated + [
         f"two tool sources are called {name!r}" for name in dict.fromkeys(sources) if sources.count(name) > 1
@@ -136,12 +136,12 @@ def _made(
     mistakes += wrongs
     if signature is None:
         return None, mistakes
-    known = set(signature.arguments.names)
+    parameters = set(signature.arguments.names)
     approval = _approval(declaration.approval, agent)
     reconcile = _resolved(declaration.reconcile, agent)
-    mistakes += _approval_mistakes(approval, known, label)
+    mistakes += _approval_mistakes(approval, parameters, label)
     if declaration.reconcile is not None:
-        mistakes += callback_mistakes(reconcile, known, f"{label}: `reconcile`", may_have_context=True)
+        mistakes += callback_mistakes(reconcile, parameters, f"{label}: `reconcile`", may_have_context=True)
     if mistakes or isinstance(reconcile, str):
         return None, mistakes
     return Tool(
@@ -161,20 +161,20 @@ def _made(
     ), []
 
 
-def _approval(given: object, agent: object | None) -> Approval | None:
-    if isinstance(given, Approval):
-        return attrs.evolve(given, when=_resolved(given.when, agent))
-    if callable(given):
-        return Approval(when=_resolved(given, agent))
-    return Approval() if given else None
+def _approval(approval: object, agent: object | None) -> Approval | None:
+    if isinstance(approval, Approval):
+        return attrs.evolve(approval, when=_resolved(approval.when, agent))
+    if callable(approval):
+        return Approval(when=_resolved(approval, agent))
+    return Approval() if approval else None
 
 
-def _resolved(given: Any, agent: object | None) -> Any:
+def _resolved(rule: Any, agent: object | None) -> Any:
     """A method that was given by name, or as the function in the class, bound to the agent; an unknown name is left."""
-    if given is None or agent is None:
-        return given
-    name = given if isinstance(given, str) else _name_in(agent, given)
-    return _bound(agent, name) if name is not None and hasattr(agent, name) else given
+    if rule is None or agent is None:
+        return rule
+    name = rule if isinstance(rule, str) else _name_in(agent, rule)
+    return _bound(agent, name) if name is not None and hasattr(agent, name) else rule
 
 
 def _name_in(agent: object, function: object) -> str | None:
@@ -216,20 +216,20 @@ def _declaration_mistakes(declaration: Declaration, label: str) -> Iterator[str]
         yield f"{label}: `approval` is True, a predicate or an `Approval`, not {declaration.approval!r}"
 
 
-def _is_duration(given: object) -> bool:
-    return given is None or (isinstance(given, int | float) and not isinstance(given, bool) and given > 0)
+def _is_duration(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
 
 
-def is_size(given: object) -> bool:
+def is_size(value: object) -> bool:
     """Say whether a value is a number of bytes, or None."""
-    return given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0)
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
-def _approval_mistakes(approval: Approval | None, known: set[str], label: str) -> Iterator[str]:
+def _approval_mistakes(approval: Approval | None, parameters: set[str], label: str) -> Iterator[str]:
     if approval is None:
         return
     if approval.when is not None:
-        yield from callback_mistakes(approval.when, known, f"{label}: the predicate of its approval")
+        yield from callback_mistakes(approval.when, parameters, f"{label}: the predicate of its approval")
     if not _is_duration(approval.timeout):
         yield f"{label}: `timeout` of its approval is a number of seconds above 0, not {approval.timeout!r}"
     if approval.on_timeout not in ("deny", "fail"):

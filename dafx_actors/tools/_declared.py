@@ -31,8 +31,8 @@ DECLARATION = "__dafx_tool__"
 """Where the decorator leaves what it was told."""
 
 
-def _seconds(given: timedelta | float | None) -> float | None:
-    return given.total_seconds() if isinstance(given, timedelta) else given
+def _seconds(duration: timedelta | float | None) -> float | None:
+    return duration.total_seconds() if isinstance(duration, timedelta) else duration
 
 
 @attrs.frozen(kw_only=True)

@@ -42,8 +42,8 @@ def read(docstring: str | None) -> Documented:
             text.append(lines[index])
             index += 1
             continue
-        end, found = section
-        parameters |= found
+        end, entries = section
+        parameters |= entries
         index = end
     whole = re.sub(r"\n{3,}", "\n\n", "\n".join(text)).strip()
     return Documented(whole, {name: " ".join(said.split()) for name, said in parameters.items() if said.strip()})

@@ -72,24 +72,24 @@ def _object(name: str, schema: Any) -> dict[str, Json]:
 
 def _parts(root: Mapping[str, Json], keys: tuple[str, ...]) -> list[Mapping[str, Json]]:
     """The schema and all that it is made of by these keys and by `$ref`, each once: they may refer to one another."""
-    found, known = [root], {id(root)}
-    for schema in found:
+    parts, ids = [root], {id(root)}
+    for schema in parts:
         for each in _below(schema, root, keys):
-            if id(each) not in known:
-                known.add(id(each))
-                found.append(each)
-    return found
+            if id(each) not in ids:
+                ids.add(id(each))
+                parts.append(each)
+    return parts
 
 
 def _below(schema: Mapping[str, Json], root: Mapping[str, Json], keys: tuple[str, ...]) -> list[Mapping[str, Json]]:
-    found = [_mapping(each) for key in keys for each in _list(schema.get(key))]
+    parts = [_mapping(each) for key in keys for each in _list(schema.get(key))]
     reference = schema.get("$ref")
     if isinstance(reference, str) and reference.startswith("#/"):
         target: Json = root
         for step in reference[2:].split("/"):
             target = _mapping(target).get(step.replace("~1", "/").replace("~0", "~"))
-        found.append(_mapping(target))
-    return found
+        parts.append(_mapping(target))
+    return parts
 
 
 def _mapping(value: Json) -> Mapping[str, Json]:

@@ -173,25 +173,27 @@ def kind_mistake(function: object) -> str | None:
     return None
 
 
-def callback_mistakes(given: object, known: set[str], label: str, may_have_context: bool = False) -> Iterator[str]:
+def callback_mistakes(
+    callback: object, parameters: set[str], label: str, may_have_context: bool = False
+) -> Iterator[str]:
     """Say what is wrong with a function that is called with the tool's arguments by name; None if nothing is."""
-    if isinstance(given, str):
-        yield f"{label} is the method {given!r}, which the agent does not have"
+    if isinstance(callback, str):
+        yield f"{label} is the method {callback!r}, which the agent does not have"
         return
-    if not callable(given):
-        yield f"{label} must be a function or the name of a method, not {given!r}"
+    if not callable(callback):
+        yield f"{label} must be a function or the name of a method, not {callback!r}"
         return
-    contexts = contexts_of(given) if may_have_context and not _is_unreadable(given) else []
-    for parameter in inspect.signature(given).parameters.values():
+    contexts = contexts_of(callback) if may_have_context and not _is_unreadable(callback) else []
+    for parameter in inspect.signature(callback).parameters.values():
         if parameter.kind is parameter.POSITIONAL_ONLY:
             yield f"{label} has the positional-only parameter `{parameter.name}`; it is called by name"
         elif (
             parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             and parameter.default is parameter.empty
-            and parameter.name not in known
+            and parameter.name not in parameters
             and parameter.name not in contexts
         ):
-            takes = ", ".join(sorted(known)) or "nothing"
+            takes = ", ".join(sorted(parameters)) or "nothing"
             yield f"{label} asks for `{parameter.name}`, which the tool does not take; it takes {takes}"
 
 

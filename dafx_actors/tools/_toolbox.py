@@ -116,8 +116,8 @@ class Toolbox:
         """
         if UNPARSED_ARGUMENTS in call.extra:
             return Plan(refusal=_unparsed(call.extra[UNPARSED_ARGUMENTS]))
-        found = next((definition for definition in offered if definition.name == call.name), None)
-        if found is None:
+        offer = next((definition for definition in offered if definition.name == call.name), None)
+        if offer is None:
             names = [definition.name for definition in offered]
             there_are = f"there are {', '.join(names)}" if names else "there are none"
             return Plan(refusal=f"there is no tool {call.name!r}; {there_are}")
@@ -132,10 +132,10 @@ class Toolbox:
             return Plan(agent=agent)
         if isinstance(entry, Tool):
             return await self._plan_tool(entry, call)
-        assert isinstance(found, _Offer), "all else is the agent's own"
-        asks = await self._needs_approval(found.source, call.name, call.arguments)
-        approval = _approval_plan(found.source.approval) if asks else None
-        return Plan(activity=found.source.name, offer=digest_of(found), approval=approval)
+        assert isinstance(offer, _Offer), "all else is the agent's own"
+        asks = await self._needs_approval(offer.source, call.name, call.arguments)
+        approval = _approval_plan(offer.source.approval) if asks else None
+        return Plan(activity=offer.source.name, offer=digest_of(offer), approval=approval)
 
     async def _plan_tool(self, tool: Tool, call: FunctionCallContent) -> Plan:
         try:
@@ -163,8 +163,8 @@ class Toolbox:
         entry = self._own.get(name)
         if source is None and isinstance(entry, Tool):
             return await self._needs_approval(entry, name, arguments)
-        found = await self._source_of(name, source)
-        return found is not None and await self._needs_approval(found, name, arguments)
+        owner = await self._source_of(name, source)
+        return owner is not None and await self._needs_approval(owner, name, arguments)
 
     async def _needs_approval(self, entry: Tool | ToolSource, name: str, arguments: Mapping[str, Json]) -> bool:
         def asks() -> Awaitable[bool]:
@@ -233,20 +233,20 @@ class Toolbox:
         entry = self._own.get(name)
         if source is None and isinstance(entry, Tool):
             return Returned(self._kept(entry, name, await entry.call(context, arguments)))
-        if (found := await self._source_of(name, source)) is None:
+        if (owner := await self._source_of(name, source)) is None:
             return Failed(f"there is no tool {name!r} on this worker")
-        if offer is not None and not await self._has(found, name, offer, now=waited):
-            changed = f"the tool {name!r} of {found.name!r} is not what it was when it was offered"
+        if offer is not None and not await self._has(owner, name, offer, now=waited):
+            changed = f"the tool {name!r} of {owner.name!r} is not what it was when it was offered"
             return Failed(f"{changed}; the call was not made. Look at the tool as it is now, and call it again.")
-        return Returned(self._kept(None, name, await found.call(name, arguments, context)))
+        return Returned(self._kept(None, name, await owner.call(name, arguments, context)))
 
     async def _has(self, source: ToolSource, name: str, offer: str, *, now: bool) -> bool:
         """Say whether a source has a tool as it was offered.
 
         The source is asked again if its latest listing differs.
         """
-        known = None if now else self._offers.get(name)
-        if known is not None and known.source is source and digest_of(known) == offer:
+        offered = None if now else self._offers.get(name)
+        if offered is not None and offered.source is source and digest_of(offered) == offer:
             return True
         for tool in await source.tools():
             with suppress(Unfit):
@@ -279,8 +279,8 @@ class Toolbox:
         if tool.reconcile is None:
             return Unknown()
         try:
-            found = await contained(functools.partial(tool.call_reconcile, context, arguments), self._is_stopping)
-            return Returned(without_in(self._kept(tool, tool.name, found)))
+            result = await contained(functools.partial(tool.call_reconcile, context, arguments), self._is_stopping)
+            return Returned(without_in(self._kept(tool, tool.name, result)))
         except ResultNotKept as error:
             return Returned(text_of(error), unkept=True)
         except NotDone:

@@ -140,17 +140,19 @@ class WorkerHost:
         Raises:
             ConfigurationError: None is configured.
         """
-        given = agent.definition.model
+        declared = agent.definition.model
         # A class has the methods, too: it is a function that makes a model.
-        if isinstance(given, Model) and not isinstance(given, type):
-            return given
-        if given not in self._models:
+        if isinstance(declared, Model) and not isinstance(declared, type):
+            return declared
+        if declared not in self._models:
             # Not at the top: what providers need is imported by programs that use one.
             from dafx_actors.models.environment import model_from_environment
 
-            self._models[given] = made = given() if callable(given) else model_from_environment(os.environ, given)
+            self._models[declared] = made = (
+                declared() if callable(declared) else model_from_environment(os.environ, declared)
+            )
             self._made.append(made)
-        return self._models[given]
+        return self._models[declared]
 
     def close(self) -> None:
         """Give back threads and connections, when all steps are over; what was reported is sent."""

@@ -382,8 +382,8 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         return await step(context, self._loaded(request.input.value))
 
     async def _run_turn(self, turn: Ahead, key: str, request: Any) -> Any:
-        state, told = request.entityState.value, _event(request.operationRequests[0]).input.value
-        return await turn(key, self._loaded(state) if state else None, self._loaded(told))
+        state, request_text = request.entityState.value, _event(request.operationRequests[0]).input.value
+        return await turn(key, self._loaded(state) if state else None, self._loaded(request_text))
 
     def _loaded(self, text: str) -> Json:
         return self._private.loaded(text)

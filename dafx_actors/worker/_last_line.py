@@ -37,8 +37,8 @@ def is_too_large(error: grpc.RpcError) -> bool:
 
 def limit_in(error: grpc.RpcError) -> int | None:
     """The bound in bytes; None if the refusal does not name it."""
-    found = _BOUND.search(_details(error))
-    return int(found[1]) if found else None
+    match = _BOUND.search(_details(error))
+    return int(match[1]) if match else None
 
 
 def _details(error: Any) -> str:

@@ -35,7 +35,7 @@ from dafx_actors._turns.hosted import HostedAgent
 from dafx_actors.agents import AgentRegistry
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.ids import entity_name, model_step_name, probe_name, tell_name, turn_name
-from dafx_actors.orchestration._agents import told
+from dafx_actors.orchestration._agents import recordable
 from dafx_actors.orchestration._context import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
 from dafx_actors.worker._gate import Gate
@@ -256,7 +256,7 @@ class DurableAIAgentWorker:
                 return dump_result(name, await contained(bind(context, raw), lambda: self._gate.is_closed), returns)
             except Exception as error:  # noqa: BLE001 - it is the activity's outcome
                 failed = error
-            raise told(failed)
+            raise recordable(failed)
 
         def run(context: task.ActivityContext, raw: Json) -> Json:
             failed: BaseException
@@ -268,7 +268,7 @@ class DurableAIAgentWorker:
                     if isinstance(error, asyncio.CancelledError) and self._gate.is_closed:
                         raise
                     failed = error
-            raise told(failed)
+            raise recordable(failed)
 
         if inspect.iscoroutinefunction(function):
             return self._add_step("activity", name, name, step)

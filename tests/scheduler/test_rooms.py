@@ -9,15 +9,15 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from dafx_actors.scheduler._ground.clock import SystemClock
-from dafx_actors.scheduler._ground.proto import Status, pb
-from dafx_actors.scheduler._ground.records import Operation, Orchestration, Start
+from dafx_actors.scheduler._ground.proto import LARGE, Status, pb
+from dafx_actors.scheduler._ground.records import Activity, Operation, Orchestration, Start
 from dafx_actors.scheduler._hub.delivery import Delivery
 from dafx_actors.scheduler._hub.effects import Answer, Effect, EndBelow, ForEntities, ReleaseLocksOf
 from dafx_actors.scheduler._hub.entities import Entities
 from dafx_actors.scheduler._hub.ground import Ground
 from dafx_actors.scheduler._hub.orchestrations import Orchestrations
 from dafx_actors.scheduler._hub.timers import Timers
-from dafx_actors.scheduler._rules.turns import Ended, RequestLock, TellEntity
+from dafx_actors.scheduler._rules.turns import Ended, RequestLock, RunActivity, TellEntity
 from dafx_actors.scheduler.storage.committer import Changes
 from dafx_actors.scheduler.storage.store import Store
 
@@ -97,6 +97,21 @@ async def test_an_orchestration_asks_entities_and_lets_go_of_them(room: Room) ->
     orchestrations.carry_out(room.changes, it, asked)
     orchestrations.finish(room.changes, it, Ended(status=Status.COMPLETED, output="1", failure=None), at=5)
     assert room.emitted == [ForEntities(it, asked), ReleaseLocksOf(it.id)]
+
+
+async def test_a_record_with_a_large_activity_stays_in_memory(room: Room) -> None:
+    orchestrations = Orchestrations(room.ground, room.emit, lambda it: None)
+    it = orchestrations.create(room.changes, "o1", Start(name="order"))
+    asked: Any = {"task_id": 1, "name": "look", "version": None, "request": b"x" * LARGE}
+    orchestrations.carry_out(room.changes, it, RunActivity(**asked))
+    (row,) = it.activities
+    assert (it.large, it.idle) == ({row}, False)
+    activity = Activity(id=row, orchestration=it.id, instance_id="o1", **asked)
+    orchestrations.activity_answered(room.changes, activity, b"")
+    it.inbox.clear()
+    assert (it.large, it.idle) == (set(), True)
+    orchestrations.offer_stored(activity)
+    assert it.large == {row}
 
 
 async def test_what_is_below_a_terminated_orchestration_is_left_to_others(room: Room) -> None:

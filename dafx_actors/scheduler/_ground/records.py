@@ -127,6 +127,9 @@ class Orchestration:
     history: History | None = None
     inbox: deque[Message] = attrs.field(factory=deque[Message])
     activities: set[int] = attrs.field(factory=set[int])
+    large: set[int] = attrs.field(factory=set[int])
+    """Those of the activities whose rows are large. SQLite reads a whole row to find it, which would hold the loop; so
+    the record stays in memory as long as it has any."""
     timers: set[int] = attrs.field(factory=set[int])
 
     lease: str | None = None
@@ -152,7 +155,7 @@ class Orchestration:
     @property
     def idle(self) -> bool:
         """Nothing in memory would be lost by forgetting it, once it is on disk."""
-        return not self.inbox and self.lease is None and not self.queued
+        return not self.inbox and self.lease is None and not self.queued and not self.large
 
 
 @attrs.frozen(kw_only=True)

@@ -216,7 +216,7 @@ class TaskHub:
         self.entities.load(list(self.store.lock_requests(self.id)))
         self.orchestrations.load(self.store.ready_orchestrations(self.id, now, Status.PENDING))
         for activity in self.store.activities(self.id):
-            self.orchestrations.offer_activity(activity)
+            self.orchestrations.offer_stored(activity)
         for entity_id in self.store.busy_entities(self.id):
             entity = self.entities.find(entity_id)
             if entity is not None:

@@ -320,6 +320,7 @@ class Orchestrations:
         if withdrawn:
             changes.then(lambda: delivery.tell_unwanted(withdrawn))
         it.activities.clear()
+        it.large.clear()
         if it.timers:
             self._ground.timers.cancel(it.timers)
             it.timers = set()
@@ -485,6 +486,8 @@ class Orchestrations:
             request=effect.request,
         )
         it.activities.add(activity.id)
+        if len(activity.request) >= LARGE:
+            it.large.add(activity.id)
         it.pace.awaited += 1
         tables.insert_activity(changes, activity)
         # Unless its orchestration has ended meanwhile.
@@ -495,12 +498,20 @@ class Orchestrations:
         lane = Lane(kind="activity", name=activity.name, version=activity.version or "")
         self._ground.delivery.offer(activity, lane, group=activity.orchestration)
 
+    def offer_stored(self, activity: Activity) -> None:
+        """Queue an activity that was read from the store, after a start."""
+        if len(activity.request) >= LARGE and (it := self.find_by_id(activity.orchestration)) is not None:
+            it.large.add(activity.id)
+            self._idle.take(it.id)
+        self.offer_activity(activity)
+
     def activity_answered(self, changes: Changes, activity: Activity, event: bytes) -> None:
         """A worker has answered for an activity, which the event says."""
         it = self.find_by_id(activity.orchestration)
         if it is None or activity.id not in it.activities:
             return
         it.activities.discard(activity.id)
+        it.large.discard(activity.id)
         it.pace.answered()
         tables.delete_activity(changes, activity)
         changes.heavy = changes.heavy or len(activity.request) >= LARGE  # also to delete it
