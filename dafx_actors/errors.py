@@ -469,9 +469,17 @@ class AgentNotHosted(TurnError):
         where = f" on task hub {self.task_hub!r} at {self.endpoint}" if self.endpoint else ""
         return (
             f"No worker took the turn of agent {self.agent!r}{where} "
-            f"within {self.seconds:g} s. {known} The request was withdrawn. Start a worker that hosts it, and check "
-            "that the name (upper and lower case count), ENDPOINT and TASKHUB are the same on both sides."
+            f"within {self.seconds:g} s. {known}{self._meant()} The request was withdrawn. Start a worker that hosts "
+            "it, and check that the name (upper and lower case count), ENDPOINT and TASKHUB are the same on both sides."
         )
+
+    def _meant(self) -> str:
+        """A question about the name that was perhaps meant."""
+        from difflib import get_close_matches  # which is needed where something went wrong
+
+        hosted = {name.lower(): name for name in self.hosted or ()}
+        near = get_close_matches(self.agent.lower(), hosted, 1)
+        return f" Did you mean {hosted[near[0]]!r}?" if near and hosted[near[0]] != self.agent else ""
 
 
 @attrs.define(eq=False, slots=False, repr=False)

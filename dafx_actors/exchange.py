@@ -14,11 +14,15 @@ from dafx_actors.transcript import ChatMessage, Content, Json, UsageStats
 
 T_co = TypeVar("T_co", covariant=True)
 
-Messages: TypeAlias = "str | Content | ChatMessage | Iterable[str | Content | ChatMessage]"
-"""What `run()` takes: a text, a content such as an image, a message, or several of them."""
+Messages: TypeAlias = (
+    "str | Content | ChatMessage | Mapping[str, Json] | Iterable[str | Content | ChatMessage | Mapping[str, Json]]"
+)
+"""What `run()` takes: a text, a content such as an image, a message, or several of them. A message may be a mapping as
+OpenAI's API has it, `{"role": "user", "content": "Hello"}`."""
 
 _NEVER_SEVERAL: tuple[type, ...] = (str, bytes, Mapping)
-"""A mapping such as `{"role": ..., "content": ...}` would else be sent as the names of its fields."""
+"""Iterables that are one thing."""
+_ROLES = ("user", "assistant", "system")
 
 
 def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
@@ -45,12 +49,33 @@ def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
             loose.extend(ChatMessage("user", item).contents)
         elif isinstance(item, Content):
             loose.append(item)
+        elif isinstance(item, Mapping):
+            close()
+            messages.append(_message_of(cast("Mapping[str, Json]", item)))
         else:
             raise TypeError(f"a message is a str, a content or a ChatMessage, not {type(item).__name__}: {item!r}")
     close()
     if not messages:
         raise ValueError("there is no message to send")
     return tuple(messages)
+
+
+def _message_of(mapping: Mapping[str, Json]) -> ChatMessage:
+    """The message in a mapping of a role and a content: a text, or a list of texts.
+
+    Raises:
+        TypeError: It has another form; images and files are contents of `dafx_actors.transcript`.
+    """
+    role, content = mapping.get("role"), mapping.get("content")
+    parts: list[Json] = list(content) if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts: list[Any] = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+    is_text = bool(parts) and len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
+    if role not in _ROLES or not is_text or mapping.keys() - {"role", "content"}:
+        raise TypeError(
+            f"a message as a mapping has `role` ({', '.join(_ROLES)}) and `content`, a text or a list of text parts, "
+            f"and nothing else, not {mapping!r}; images and files are a DataContent or a UriContent"
+        )
+    return ChatMessage(role, tuple(each for text in texts for each in ChatMessage(role, text).contents))
 
 
 Ending: TypeAlias = Literal["whole", "cut", "withheld", "broken"]

@@ -27,6 +27,19 @@ LINK = UriContent("https://example.com/a.png", "image/png")
             ["a", ChatMessage("assistant", "b"), LINK, "c"],
             [ChatMessage("user", "a"), ChatMessage("assistant", "b"), ChatMessage("user", (LINK, TextContent("c")))],
         ),
+        ({"role": "user", "content": "Hello"}, [ChatMessage("user", "Hello")]),
+        (
+            [
+                "a",
+                {"role": "assistant", "content": [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]},
+                "d",
+            ],
+            [
+                ChatMessage("user", "a"),
+                ChatMessage("assistant", (TextContent("b"), TextContent("c"))),
+                ChatMessage("user", "d"),
+            ],
+        ),
         ((text for text in "ab"), [ChatMessage("user", (TextContent("a"), TextContent("b")))]),
     ],
 )
@@ -43,11 +56,25 @@ def test_texts_and_contents_that_stand_together_are_one_message(given: Any, sent
         (["a", None], "NoneType"),
         (b"bytes", "bytes: b'bytes'"),
         ([["a"]], "list"),
-        ({"role": "user", "content": "Hello"}, "dict: {'role': 'user'"),
     ],
 )
 def test_anything_else_is_a_type_error_that_names_it(given: Any, named: str) -> None:
     with pytest.raises(TypeError, match=re.escape("a message is a str, a content or a ChatMessage, not " + named)):
+        as_messages(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"role": "tool", "content": "Hello"}, "user, assistant, system"),
+        ({"role": "user"}, "`content`"),
+        ({"role": "user", "content": []}, "a text or a list of text parts"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "DataContent or a UriContent"),
+        ({"role": "user", "content": "Hello", "name": "ana"}, "nothing else"),
+    ],
+)
+def test_a_mapping_that_is_no_message_is_a_type_error(given: Any, named: str) -> None:
+    with pytest.raises(TypeError, match=named):
         as_messages(given)
 
 

@@ -413,6 +413,42 @@ async def make_a_future() -> None:
     await asyncio.Future()
 
 
+async def time_out() -> None:
+    async with asyncio.timeout(1):
+        await sleep_with_asyncio()
+
+
+async def time_out_with_anyio() -> None:
+    with anyio.fail_after(1):
+        await sleep_with_anyio()
+
+
+async def a_task_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(sleep_with_asyncio())
+
+
+async def a_task_group_of_anyio() -> None:
+    async with anyio.create_task_group():
+        pass
+
+
+async def take_from_a_queue() -> None:
+    await asyncio.Queue[int]().get()
+
+
+async def wait_for_an_event() -> None:
+    await asyncio.Event().wait()
+
+
+async def run_another_loop() -> None:
+    coroutine = sleep_for_no_time()
+    try:
+        asyncio.run(coroutine)
+    finally:
+        coroutine.close()
+
+
 async def open_a_connection() -> None:
     await anyio.connect_tcp("127.0.0.1", 1)
 
@@ -428,6 +464,12 @@ async def open_a_connection() -> None:
         (await_a_future, "Future", "call_activity"),
         (make_a_future, "make_a_future", "call_activity"),
         (open_a_connection, "anyio", "call_activity"),
+        (time_out, "timeout", "when_any"),
+        (time_out_with_anyio, "anyio", "when_any"),
+        (a_task_group, "TaskGroup", "when_all"),
+        (a_task_group_of_anyio, "anyio", "when_all"),
+        (take_from_a_queue, "Queue.get", "wait_for_external_event"),
+        (wait_for_an_event, "Event.wait", "wait_for_external_event"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

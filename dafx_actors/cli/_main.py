@@ -120,10 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="dafx", description="Durable AI agents.")
     parser.add_argument("--version", action=_Version)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         command.declare(subparsers.add_parser(name, help=command.help, description=command.help))
     parsed = parser.parse_args(arguments)
+    if parsed.command is None:
+        parser.print_help()
+        return 0
     try:
         return COMMANDS[parsed.command].run(parsed)
     except DafxError as error:

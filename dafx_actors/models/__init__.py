@@ -108,6 +108,11 @@ class ModelReply:
     usage: UsageStats | None = None
     finish_reason: FinishReason = "stop"
 
+    @property
+    def text(self) -> str:
+        """The text of the reply, without its reasoning."""
+        return self.message.text
+
 
 @attrs.frozen(kw_only=True)
 class ModelDelta:

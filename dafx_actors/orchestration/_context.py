@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
@@ -31,7 +31,15 @@ from dafx_actors.orchestration._agents import (
     in_utc,
     recordable,
 )
-from dafx_actors.orchestration._coroutines import CoroutineTask, DurableTask, Loop, as_durable_task, when_all, when_any
+from dafx_actors.orchestration._coroutines import (
+    CoroutineTask,
+    DurableTask,
+    Loop,
+    as_durable_task,
+    check_order,
+    when_all,
+    when_any,
+)
 from dafx_actors.transcript import Json
 
 __all__ = [
@@ -388,6 +396,46 @@ class OrchestrationContext:
             NotDurableError: Outside `@orchestrator`.
         """
         return as_durable_task(coroutine)
+
+    def map(self, function: Callable[[In], Awaitable[T]], items: Iterable[In], *, width: int) -> DurableTask[list[T]]:
+        """Call `function` for each item, at most `width` at a time: results in the order of the items.
+
+        ::
+
+            texts = await context.map(lambda city: guide.run(f"Describe {city}."), cities, width=4)
+
+        All are called, also if some fail; then the failure of the first of those in the order of the items is raised.
+
+        Args:
+            function: Gives a task of this context, an agent's run, or a coroutine.
+            items: Any number, in an order that a replay repeats.
+            width: How many run at once.
+
+        Raises:
+            ValueError: `width` is less than 1.
+            NotDurableError: The items are a set, which has no order; or outside `@orchestrator`.
+        """
+        if width < 1:
+            raise ValueError(f"`width` is at least 1, not {width!r}")
+        check_order(items)
+        return self.create_task(self._map(function, list(items), width))
+
+    async def _map(self, function: Callable[[In], Awaitable[T]], items: list[In], width: int) -> list[T]:
+        results: dict[int, T] = {}
+        failures: dict[int, Exception] = {}
+        numbers = iter(range(len(items)))
+
+        async def work() -> None:
+            for number in numbers:
+                try:
+                    results[number] = await function(items[number])
+                except Exception as error:  # noqa: BLE001 - raised when all are done
+                    failures[number] = error
+
+        await when_all([work() for _ in range(min(width, len(items)))])
+        if failures:
+            raise failures[min(failures)]
+        return [results[number] for number in range(len(items))]
 
     def _follow(self, called: task.Task[Any], annotation: Any) -> DurableTask[Any]:
         durable = DurableTask[Any]()

@@ -403,7 +403,7 @@ def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[Du
 def _as_durable_tasks(tasks: Iterable[Any]) -> list[task.Task[Any]]:
     waited_for = list(tasks)
     try:
-        _check_order(tasks)
+        check_order(tasks)
         return [as_durable_task(each) for each in waited_for]
     except NotDurableError:
         for each in waited_for:
@@ -412,7 +412,7 @@ def _as_durable_tasks(tasks: Iterable[Any]) -> list[task.Task[Any]]:
         raise
 
 
-def _check_order(tasks: Iterable[Any]) -> None:
+def check_order(tasks: Iterable[Any]) -> None:
     """Refuse a set: its coroutines would start in another order at each replay, and get each other's results."""
     if isinstance(tasks, Set) and not isinstance(tasks, KeysView | ItemsView):
         raise NotDurableError(f"{_kind(tasks)}, which has no order", "Give a list, as in `when_all([first, second])`.")
@@ -420,12 +420,34 @@ def _check_order(tasks: Iterable[Any]) -> None:
 
 # --- Mistakes, named ----------------------------------------------------------------------------------------------
 
+_SLEEP = "Use `await context.sleep(seconds)`."
+_IN_TIME = "Use `await when_any([task, context.sleep(seconds)])`, or `timeout=` of an agent's run."
+_TOGETHER = "Use `await when_all([...])`, or `context.create_task(...)` for one that runs beside."
+_EVENT = "Use `await context.wait_for_external_event(name)`, and raise it with `context.send_event` or from a client."
 _INSTEAD = {
-    "sleep": "Use `await context.sleep(seconds)`.",
-    "__sleep0": "Use `await context.sleep(seconds)`.",  # asyncio's way to sleep for no time
-    "wait_for": "Use `await when_any([task, context.sleep(seconds)])`.",
-    "gather": "Use `await when_all([...])`.",
-    "TaskGroup": "Use `await when_all([...])`.",
+    "sleep": _SLEEP,
+    "__sleep0": _SLEEP,  # asyncio's way to sleep for no time
+    "wait_for": _IN_TIME,
+    "timeout": _IN_TIME,
+    "timeout_at": _IN_TIME,
+    "fail_after": _IN_TIME,
+    "move_on_after": _IN_TIME,
+    "Timeout": _IN_TIME,
+    "CancelScope": _IN_TIME,
+    "gather": _TOGETHER,
+    "wait": _TOGETHER,
+    "create_task": _TOGETHER,
+    "ensure_future": _TOGETHER,
+    "TaskGroup": _TOGETHER,
+    "create_task_group": _TOGETHER,
+    "Queue": _EVENT,
+    "Event": _EVENT,
+    "Condition": _EVENT,
+    "MemoryObjectReceiveStream": _EVENT,
+    "run": "It runs already: `await` what you would run.",
+    "Runner": "It runs already: `await` what you would run.",
+    "Lock": "Only one coroutine of an orchestration runs at a time; to exclude others, `context.lock_entities([...])`.",
+    "Semaphore": "Use `await context.map(function, items, width=4)`.",
 }
 _LIBRARIES = {"asyncio", "anyio"}
 _ELSE = "Do it in an activity, and `await context.call_activity(...)`."
@@ -445,7 +467,7 @@ def _not_durable(coroutine: CoroutineType[Any, Any, Any], awaited: object) -> No
     module = frame.f_globals.get("__name__", "?")
     if module.split(".")[0] not in _LIBRARIES:
         return NotDurableError(f"{what} `{inner.__qualname__}` awaits", _ELSE)
-    return NotDurableError(f"`{module}.{inner.__qualname__}`", _instead(inner.__name__))
+    return NotDurableError(f"`{module}.{inner.__qualname__}`", _instead(inner.__qualname__))
 
 
 def _without_event_loop(error: Exception, coroutine: CoroutineType[Any, Any, Any]) -> NotDurableError | None:
@@ -454,13 +476,14 @@ def _without_event_loop(error: Exception, coroutine: CoroutineType[Any, Any, Any
     if not (
         (isinstance(error, RuntimeError) and ("no running event loop" in text or "no current event loop" in text))
         or type(error).__name__ in {"AsyncLibraryNotFoundError", "NoEventLoopError"}
+        or (isinstance(error, AttributeError) and "create_future" in text)  # of queues and events, which ask no loop
     ):
         return None
     frame = error.__traceback__
     name, module = coroutine.__qualname__, ""
     while frame is not None:
         if not module and frame.tb_frame.f_code.co_name != "get_event_loop":
-            name = frame.tb_frame.f_code.co_name
+            name = frame.tb_frame.f_code.co_qualname
             if frame.tb_frame.f_globals.get("__name__", "").split(".")[0] in _LIBRARIES:
                 module = frame.tb_frame.f_globals["__name__"]
         frame = frame.tb_next
@@ -470,7 +493,9 @@ def _without_event_loop(error: Exception, coroutine: CoroutineType[Any, Any, Any
 
 
 def _instead(name: str) -> str:
-    return _INSTEAD.get(name, _ELSE)
+    """The advice for a function, or a method of a class, of asyncio or anyio."""
+    known = [_INSTEAD[part] for part in reversed(name.split(".")) if part in _INSTEAD]
+    return known[-1] if known else _ELSE
 
 
 def _kind(value: object) -> str:
