@@ -15,8 +15,10 @@ a client's channel and interceptors   errors do not name the endpoint; who hosts
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -86,6 +88,7 @@ class PrivateWorker:
         if missing or not is_tested(found):
             raise IncompatibleDurableTask(found, f"{TESTED}.x", missing)
         self._worker = worker
+        self.version = found
 
     # --- Settings -------------------------------------------------------------------------------------------------
 
@@ -115,6 +118,11 @@ class PrivateWorker:
     def interceptors(self) -> Sequence[Any]:
         """What looks at its calls."""
         return tuple(_read(self._worker, "interceptors") or ())
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """The pairs that its interceptors send with each call, as far as they can be told."""
+        return metadata_of(self._worker)
 
     @property
     def channel_options(self) -> Any:
@@ -169,6 +177,32 @@ class PrivateWorker:
         manager = _read(self._worker, "async_worker_manager")
         manager.thread_pool.shutdown(wait=False)
         manager.thread_pool = pool
+
+    def leave_queues(self) -> None:
+        """Have the worker stop at once: nothing comes into its own queues, which it would look into for a second more.
+
+        Without the name that this needs, it stops after that second.
+        """
+        manager = _read(self._worker, "async_worker_manager")
+        if not hasattr(manager, "_consume_queue"):
+            return
+        shut_down: Callable[[], None] = manager.shutdown
+        wakers: list[Callable[[], object]] = []
+
+        async def consume(_queue: object, _semaphore: object) -> None:
+            loop, over = asyncio.get_running_loop(), asyncio.Event()
+            wakers.append(functools.partial(loop.call_soon_threadsafe, over.set))
+            if not _read(manager, "shutdown"):
+                await over.wait()
+
+        def shutdown() -> None:
+            shut_down()
+            while wakers:
+                with suppress(RuntimeError):  # that loop is closed
+                    wakers.pop()()
+
+        setattr(manager, "_consume_queue", consume)  # noqa: B010 - a private name
+        manager.shutdown = shutdown
 
     def execute(self, kind: str, request: Any, stub: Any, token: str) -> None:
         """Do what is in a work item, and answer by `stub`."""

@@ -14,6 +14,7 @@ one that a whole turn can be (`whole.py`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ from dafx_actors.ids import AgentThread, tell_name, turn_name
 from dafx_actors.orchestration._context import OrchestrationContext, orchestrator
 from dafx_actors.tools._toolbox import Toolbox
 from dafx_actors.transcript import Json
+
+_logger = logging.getLogger("dafx_actors.worker")
 
 
 @attrs.frozen
@@ -101,7 +104,10 @@ class HostedAgent:
             except DafxError as error:
                 failed = error
             else:
+                if response is not None:
+                    steps.tell_end(context.create_replay_safe_logger(_logger), response)
                 return response
+            steps.tell_end(context.create_replay_safe_logger(_logger), response, failed)
             # Out here, where no other error is told with it. The turn above counts what this one took.
             raise CrossingError(failed, steps.spent(response)) if sent.callers and crosses(failed) else failed
 

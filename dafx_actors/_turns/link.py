@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import attrs
 from durabletask import task
@@ -17,13 +17,25 @@ from dafx_actors._json.steps import OF_THE_TREE, Caller, ShownStatus, Spent
 from dafx_actors._rules.retries import pause_before
 from dafx_actors._rules.turn import KeyOf, Progress
 from dafx_actors._turns.context import TurnContext
-from dafx_actors.errors import DafxError, MessageTooLarge, TurnDeadlineExceeded, TurnFailed
+from dafx_actors.errors import DafxError, MessageTooLarge, TurnCancelled, TurnDeadlineExceeded, TurnFailed
 from dafx_actors.exchange import Limits
 from dafx_actors.ids import AgentThread, call_key, earlier_call_key
 from dafx_actors.orchestration._coroutines import DurableTask, when_any
 from dafx_actors.transcript import ChatMessage, Json
 
 T = TypeVar("T")
+
+
+class Logger(Protocol):
+    """A logger, or one that is silent while an orchestration is replayed."""
+
+    def info(self, msg: str, *args: object) -> None:
+        """Log what goes as it should."""
+        ...
+
+    def warning(self, msg: str, *args: object) -> None:
+        """Log what a person should look at."""
+        ...
 
 
 def keys_of(thread: AgentThread, turn: str, form: int) -> KeyOf:
@@ -101,6 +113,21 @@ class TurnBase:
         """The steps and tokens of the turn and of all turns below it, by its response if there is one."""
         taken = Spent.in_response(response) if response else Spent(self.progress.steps, self.progress.usage)
         return taken.dump()
+
+    def tell_end(self, logger: Logger, response: Json, error: DafxError | None = None) -> None:
+        """Show how the turn has ended, and log a line for it; with the cause, where it failed."""
+        state = "completed" if error is None else "cancelled" if isinstance(error, TurnCancelled) else "failed"
+        spent = Spent.in_response(response) if response else Spent(self.progress.steps, self.progress.usage)
+        self.progress = attrs.evolve(self.progress, steps=spent.steps)
+        self.blocked = []
+        self.show(state)
+        seconds = (self.context.current_utc_datetime - self.started_at).total_seconds()
+        tokens = spent.usage.total_tokens if spent.usage else 0
+        where, took = f"{self.thread.agent}, thread {self.thread}", f"{seconds:.1f} s, {tokens} tokens"
+        if error is None or state == "cancelled":
+            logger.info("Turn %s of %s: %s after %s.", self.id, where, state, took)
+        else:
+            logger.warning("Turn %s of %s: %s after %s: %s", self.id, where, state, took, error)
 
     async def tell_thread(self, message: Message) -> Reply:
         """Tell the thread something; what it says may be a refusal."""

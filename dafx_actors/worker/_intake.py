@@ -269,6 +269,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         self._is_traced = True
         """True if each piece of work has a span on the thread that it runs on."""
         private.intercept(self)
+        private.leave_queues()
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Open the stream of work, on a channel of its own."""

@@ -32,7 +32,7 @@ from dafx_actors._json.steps import ToolStep
 from dafx_actors._json.values import dump_result, load_stored, parameters_of, returned_by
 from dafx_actors._raised import contained
 from dafx_actors._turns.hosted import HostedAgent
-from dafx_actors.agents import AgentRegistry
+from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.ids import entity_name, model_step_name, probe_name, tell_name, turn_name
 from dafx_actors.orchestration._agents import recordable
@@ -288,7 +288,19 @@ class DurableAIAgentWorker:
         self._start()
 
     def _start(self) -> None:
+        _logger.info("Worker starts: %s.", self._described())
         self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
+
+    def _described(self) -> str:
+        """What it hosts, where, and by which versions, for the log."""
+        from importlib.metadata import version  # which takes a while
+
+        agents = ", ".join(f"{each.agent.name} ({_model_name(each.agent)})" for each in self._hosted) or "no agents"
+        metadata = dict(self._private.metadata)
+        where = self._private.host_address or "over the channel that it was given"
+        hub = metadata.get("taskhub", "default")
+        versions = f"dafx_actors {version('dafx-actors')}, durabletask {self._private.version}"
+        return f"{agents}; scheduler {where}, task hub {hub}; {versions}"
 
     def stop(self) -> None:
         """Finish what is running, for `stop_timeout` seconds at most; the rest is handed out again. Nothing is lost.
@@ -399,6 +411,17 @@ class DurableAIAgentWorker:
         for hosted in self._hosted:
             await hosted.toolbox.aclose()
         await self._host.aclose_models()
+
+
+def _model_name(agent: Agent) -> str:
+    """The model of an agent in words: what its declaration says."""
+    if agent.responds:
+        return "answers by its own code"
+    model = agent.definition.model
+    if model is None:
+        return "the environment's model"
+    named = model if isinstance(model, str) else getattr(model, "model", None)
+    return f"model {named!r}" if isinstance(named, str) else type(model).__name__
 
 
 def _work_of(kind: WorkKind, name: str, context: Any, raw: Json) -> Work:
