@@ -92,7 +92,9 @@ class Execution:
             self.open = []
 
     def end(self) -> None:
-        """It is terminated."""
+        """It is terminated; nothing of it is left for the garbage collector to end."""
+        if self._run is not None:
+            self._run.close()
         self._loop.close()
         self.is_over, self.open = True, []
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import attrs
 import jsonschema  # type: ignore[import-untyped]  # its stubs are a package of their own
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -150,6 +151,7 @@ class Turns(RuleBasedStateMachine):
         """Of the agent; some requests come while another version of it is deployed."""
         self.live: dict[str, Execution] = {}
         """The latest orchestration of each turn."""
+        self.all: list[Execution] = []
         self.requests: dict[str, RunRequest] = {}
         self.mail: list[tuple[str, str, Json]] = []
         """Messages for the thread that nobody waits for, with their turns."""
@@ -283,6 +285,7 @@ class Turns(RuleBasedStateMachine):
             deadline=A_DAY,
         )
         execution = self.live[turn] = Execution(self, turn)
+        self.all.append(execution)
         execution.run(TurnSteps(execution, THREAD, request, eager=eager, form=form).step_by_step())
         for called in self.waited_for("operation"):
             if called.owner is execution:
@@ -627,6 +630,13 @@ class Turns(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened: when people decide, and workers work, each turn that has begun ends."""
+        try:
+            self.let_all_end()
+        finally:
+            for execution in self.all:
+                execution.end()
+
+    def let_all_end(self) -> None:
         self.is_gone = False
         for _ in range(600):
             self.hand_out_work()
@@ -696,5 +706,5 @@ def _failed(raw: Json) -> bool:
     return cast("Response", load_entry(raw)).error is not None
 
 
-TestTurns = Turns.TestCase
+TestTurns = pytest.mark.timeout(600)(Turns.TestCase)  # eleven seconds of CPU, which may have to be shared with much
 TestTurns.settings = settings(SETTINGS, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
