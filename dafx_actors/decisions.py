@@ -168,7 +168,7 @@ class DecisionSigner:
             turn: The correlation id.
             key: Of the call.
             digest: Of the call's tool and arguments, as the person saw them.
-            decision: As `_codec.dump_decision` makes it.
+            decision: As `_json/requests.py: dump_decision` makes it.
         """
         named = {**decision, "by": self.name}
         signature = self.key.sign(_signed(thread, turn, key, digest, named))

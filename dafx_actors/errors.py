@@ -51,7 +51,7 @@
 
 Each is an attrs class: the fields are what a program needs, `str()` is the sentence that a person
 needs: what happened, what may still be true, what to do. A `TurnError` crosses orchestrations and
-processes as those fields (see `_codec.py`), so they hold JSON values only.
+processes as those fields (see `_json/crossing.py`), so they hold JSON values only.
 """
 
 from __future__ import annotations

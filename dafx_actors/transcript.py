@@ -1,7 +1,7 @@
 """What a thread remembers: entries made of messages made of contents, all frozen.
 
 The shapes are those of the published schema `durable-agent-entity-state.json` (version 1.1.0), so that both
-this package and its peer can read a thread; `_codec.py` maps them to JSON and back. Each type keeps the JSON
+this package and its peer can read a thread; `_json/messages.py` maps them to JSON and back. Each type keeps the JSON
 fields that it does not know in `extra`, and writes them back unchanged.
 
 ::

@@ -52,3 +52,18 @@ def test_each_wing_has_a_law() -> None:
 
 def test_the_changes_are_told() -> None:
     assert (ROOT / "CHANGELOG.md").read_text(encoding="utf-8") == changelog.page(), "run scripts/changelog"
+
+
+def test_a_file_that_a_docstring_names_is_there() -> None:
+    files = [
+        f"/{path.relative_to(ROOT)}"
+        for folder in ("dafx_actors", "tests", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    lost = [
+        f"{path.relative_to(ROOT)}: {named}"
+        for path in PACKAGE.rglob("*.py")
+        for named in re.findall(r"`([\w/]+\.py)[`:]", path.read_text(encoding="utf-8"))
+        if not any(file.endswith(f"/{named}") for file in files)
+    ]
+    assert not lost

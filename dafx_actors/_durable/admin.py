@@ -1,4 +1,4 @@
-"""Clients of `dafx.scheduler.v1.Admin`, the embedded scheduler's own service (described in `_admin.py`).
+"""Clients of `dafx.scheduler.v1.Admin`, the embedded scheduler's own service: see `scheduler/_serve/admin.py`.
 
 Each function takes a gRPC channel and the metadata of every other call (`taskhub`, `authorization`). Another
 backend does not know the service; then the answer is None, which means that nobody can tell.

@@ -1,6 +1,6 @@
 """What is wrong with a value by a JSON schema. Also a program: it checks values, a line each, where nobody waits.
 
-As a program it is run by its file, with nothing of this package: see `_checker.py`.
+As a program it is run by its file, with nothing of this package: see `checker.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ durabletask's own converter passes on what does not fit its annotation; here tha
 JSON has, attrs classes, dataclasses, TypedDicts, pydantic models, enums, datetimes, `Literal`, unions and the
 usual containers. A parameter without an annotation, or with `Any`, takes the JSON value as it is.
 
-Times keep what the clock said, bytes are base64, names in objects are what `json.dumps` makes of keys; see `_forms.py`.
+Times keep what the clock said, bytes are base64, names in objects are what `json.dumps` makes of keys; see `forms.py`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def json_schema(annotation: Any) -> dict[str, Json]:
     """The JSON schema of a type, or the schema itself where one is given.
 
     Raises:
-        ValueMismatch: No schema can be made of it; or it is one that is not taken, see `_schema_limits`.
+        ValueMismatch: No schema can be made of it; or it is one that is not taken, see `schema_limits.py`.
     """
     if isinstance(annotation, Mapping):
         schema = dict(cast("Mapping[str, Json]", annotation))

@@ -22,7 +22,7 @@ _NOT_FOR_MODELS = (ErrorContent, TextReasoningContent, UsageContent)
 def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
     """The messages that a model sees in this turn, oldest first, turn by turn.
 
-    Turns that ended without an answer are retold as text, see `_retold.py`: what they did is not to be done again. Left
+    Turns that ended without an answer are retold as text, see `retold.py`: what they did is not to be done again. Left
     out of them is what made no call and was refused (too long, filtered, not an image): it would be refused again in
     every later turn. So is what was never answered nor ended, and what models do not take: reasoning, usage and errors.
     A call without a result gets one that says so: others may have left it in the history, and a turn that died in the

@@ -35,7 +35,7 @@ class Books:
     progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """The latest progress reports of tools."""
     given_up: Mapping[str, int] = attrs.field(factory=dict[str, int])
-    """The attempts of calls that are not to be made any more; see `_given_up`."""
+    """The attempts of calls that are not to be made any more; see `calls.is_given_up`."""
     joined: tuple[str, ...] = ()
     """Correlation ids of the requests that became part of the turn."""
 

@@ -1,8 +1,8 @@
 """Agents used as tools, in a turn's orchestration: their turns, what is left to them, and their cancellation.
 
-A turn below gets what this one has left of its limits (see `_tree.py`), and is told of the turns above it. Each of its
-steps looks, before it begins, whether those still want it: so nothing of the tree begins once a cancel is on record,
-wherever the word of it is by then. That word, an event, only makes an end of what waits.
+A turn below gets what this one has left of its limits (see `_rules/tree.py`), and is told of the turns above it. Each
+of its steps looks, before it begins, whether those still want it: so nothing of the tree begins once a cancel is on
+record, wherever the word of it is by then. That word, an event, only makes an end of what waits.
 """
 
 from __future__ import annotations

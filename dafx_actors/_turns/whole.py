@@ -1,6 +1,6 @@
 """A whole turn inside one operation of its thread: for `durability="turn"`, and for the peer's callers.
 
-The same decisions as those of the turn's orchestration, `_turn_steps.py`, with nothing recorded between them. The
+The same decisions as those of the turn's orchestration, `steps.py`, with nothing recorded between them. The
 operation itself is a plain function, which durabletask calls; what of it waits for models and tools is a coroutine. So
 that no thread has to wait, the intake runs that first (`ahead`), and then has durabletask call the operation, which
 finds the turn done.

@@ -1,7 +1,7 @@
 """How a worker is connected to a scheduler: two lines, which look the same to whoever takes the work.
 
 `Calls` is Durable Task's protocol, which every backend speaks: a stream of work, and a call for each answer. `Bundles`
-is what the embedded scheduler offers besides (`_bundles` says why): answers go back on a stream as well.
+is what the embedded scheduler offers besides (`_durable/bundles.py` says why): answers go back on a stream as well.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ and the work is handed out again."""
 
 
 Watch: TypeAlias = Callable[[Callable[[bool], None]], Callable[[], object]]
-"""Begins to wait; see `_connect.EndWatch.watch`."""
+"""Begins to wait; see `EndWatch.watch`."""
 
 Instead: TypeAlias = Callable[[int, "int | None"], Any]
 """Makes the answer that counts in place of one that is too large: by its size in bytes, and the bound."""

@@ -1,7 +1,7 @@
 """What the scheduler remembers, in memory and on disk.
 
-Orchestrations and entities are the two things that change; each is a mutable record that only `_orchestrations.py`
-and `_entities.py` write to, as a decision of `_turns.py` or `_batches.py` says. All else is frozen.
+Orchestrations and entities are the two things that change; each is a mutable record that only `_hub/orchestrations.py`
+and `_hub/entities.py` write to, as a decision of `_rules/turns.py` or `_rules/batches.py` says. All else is frozen.
 
 Every row of every table takes its id from one counter, so ids also tell the order of arrival.
 """
@@ -72,7 +72,7 @@ class Message:
 
 
 class History:
-    """What an orchestration was told, as bytes: see `_proto`. Large parts of it are not copied to be joined."""
+    """What an orchestration was told, as bytes: see `proto.py`. Large parts of it are not copied to be joined."""
 
     def __init__(self, chunks: Iterable[bytes] = ()) -> None:
         """Begin with these, one after the other."""

@@ -1,4 +1,4 @@
-"""The entities of a task hub: carries out what `_batches.py` decides, in memory and in a change."""
+"""The entities of a task hub: carries out what `_rules/batches.py` decides, in memory and in a change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The orchestrations of a task hub: carries out what `_turns.py` decides, in memory and in a change."""
+"""The orchestrations of a task hub: carries out what `_rules/turns.py` decides, in memory and in a change."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Orchestrations:
             self.rest(it)
 
     def offer(self, it: Orchestration) -> None:
-        """Queue its next turn, if it has one to take; after a rest, where that is due (see `_pacing`)."""
+        """Queue its next turn, if it has one to take; after a rest, where that is due (see `pacing.py`)."""
         if it.queued:
             if it.id in self._resting and it.pace.rest(time.monotonic()) <= 0:
                 self._rested(it)

@@ -1,7 +1,7 @@
 """Which work goes to which worker: rules without I/O.
 
 Work that is ready goes at once to the least loaded worker that wants it and has room; among equals, to the one
-that has waited longest. What nobody can take waits in its *lane* (see `_filters.Lane`), so that work nobody wants
+that has waited longest. What nobody can take waits in its *lane* (see `filters.py: Lane`), so that work nobody wants
 never stands in the way of other work. A worker that gets room is served from its lanes in turn, and within a lane
 of activities the orchestrations are served in turn, so that one that scheduled ten thousand does not make the
 others wait for them all.

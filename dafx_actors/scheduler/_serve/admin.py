@@ -12,7 +12,7 @@ Withdraw   `{"instance_id": "i",  `{"withdrawn": true}`: an orchestration that n
            "output": "null"}`     that output (JSON); false where one has, or it is over: then nothing changes
 Backup     `{"name": "new.db"}`   `{"path": ..., "bytes": ...}`; a new file in the scheduler's folder for
                                   backups, by default `dafx.db-backups` beside `dafx.db`; its name ends in
-                                  `.db`. One at a time, and as many as `_engine.MOST_BACKUPS`
+                                  `.db`. One at a time, and as many as `engine.MOST_BACKUPS`
 =========  =====================  =====================================================================
 """
 

@@ -1,4 +1,4 @@
-"""The gRPC server: with `_streams.py` all of the scheduler that speaks gRPC (its small clients are in `hosted.py`).
+"""The gRPC server: with `streams.py` all of the scheduler that speaks gRPC (its small clients are in `hosted.py`).
 
 Calls are looked up by name in tables, and answered by functions that know nothing of gRPC. Two things are done
 here and nowhere else: finding the task hub and checking the token in the metadata of a call, and turning errors

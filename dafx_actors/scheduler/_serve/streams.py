@@ -96,7 +96,7 @@ class WorkStream:
 
 
 class BundleStream(WorkStream):
-    """One worker's work and answers; see `_bundles`."""
+    """One worker's work and answers; see `_durable/bundles.py`."""
 
     def __init__(
         self,
