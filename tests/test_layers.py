@@ -200,7 +200,7 @@ def test_nobody_imports_itself_by_way_of_others() -> None:
         ("scheduler._serve.service", "from dafx_actors.ids import new_id"),
         ("scheduler._serve.service", "from dafx_actors._durable.connect import address"),
         ("agents", "from dafx_actors.scheduler import EmbeddedScheduler"),
-        ("scheduler._rules.turns", "from dafx_actors.scheduler._hub.entities import Entities"),
+        ("scheduler._rules.episodes", "from dafx_actors.scheduler._hub.entities import Entities"),
         ("scheduler.storage.store", "if TYPE_CHECKING:\n    from dafx_actors.scheduler._hub.hub import TaskHub"),
         ("agents", "import openai"),
         ("client._client", "from azure.identity import DefaultAzureCredential"),

@@ -20,7 +20,7 @@ from dafx_actors.scheduler._ground.proto import LARGE
 from dafx_actors.scheduler._ground.records import History
 from dafx_actors.scheduler._hub import entities as _entities
 from dafx_actors.scheduler._hub import orchestrations as _orchestrations
-from dafx_actors.scheduler._rules import turns as _turns
+from dafx_actors.scheduler._rules import episodes as _episodes
 from dafx_actors.scheduler.storage import store
 from dafx_actors.scheduler.storage.database import read_failed
 from dafx_actors.scheduler.storage.tables import LARGEST_CHUNK
@@ -227,7 +227,7 @@ def test_a_large_turn_that_cannot_be_made_waits_and_others_go_on(
 @pytest.mark.parametrize(
     ("where", "error", "code"),
     [
-        ((_turns, "record_of"), ValueError("odd"), "UNKNOWN"),
+        ((_episodes, "record_of"), ValueError("odd"), "UNKNOWN"),
         ((store.Store, "warm"), read_failed("dafx.db", sqlite3.OperationalError("unable to open")), "UNAVAILABLE"),
     ],
     ids=["odd", "unreadable"],

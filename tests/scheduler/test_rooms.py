@@ -17,7 +17,7 @@ from dafx_actors.scheduler._hub.entities import Entities
 from dafx_actors.scheduler._hub.ground import Ground
 from dafx_actors.scheduler._hub.orchestrations import Orchestrations
 from dafx_actors.scheduler._hub.timers import Timers
-from dafx_actors.scheduler._rules.turns import Ended, RequestLock, RunActivity, TellEntity
+from dafx_actors.scheduler._rules.episodes import Ended, RequestLock, RunActivity, TellEntity
 from dafx_actors.scheduler.storage.committer import Changes
 from dafx_actors.scheduler.storage.store import Store
 

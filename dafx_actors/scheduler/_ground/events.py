@@ -22,12 +22,12 @@ def event(at: int, event_id: int = NO_ID, **kind: Any) -> bytes:
 
 
 def orchestrator_started(at: int) -> bytes:
-    """The first event of every turn; its time is the orchestration's clock."""
+    """The first event of every episode; its time is the orchestration's clock."""
     return event(at, orchestratorStarted=pb.OrchestratorStartedEvent())
 
 
 def execution_started(at: int, instance_id: str, execution_id: str, start: Start, parent: Parent | None) -> bytes:
-    """The second event of an execution's first turn."""
+    """The second event of an execution's first episode."""
     started = pb.ExecutionStartedEvent(
         name=start.name,
         version=text(start.version),

@@ -1,7 +1,7 @@
 """How often an orchestration that waits for many answers is told of those that have come. Pure.
 
-Each turn replays all that was before it. Told of each answer at once, one that waits for a thousand would replay a
-thousand histories, and the others would wait meanwhile. So after a turn it rests as long as the turn took, and is told
+Each episode replays all that was before it. Told of each answer at once, one that waits for a thousand would replay a
+thousand histories, and the others would wait meanwhile. So after an episode it rests as long as that took, and is told
 of all that has come then; half of its time at most is spent on replays. The last answers come without a rest, and one
 that waits for little never rests.
 """
@@ -23,11 +23,11 @@ class Pace:
     awaited: int = 0
     """How many activities and children have not answered."""
     given: float = 0.0
-    """When its turn was given to a worker; by a clock that is never set, in seconds."""
+    """When its episode was given to a worker; by a clock that is never set, in seconds."""
     rests_until: float = 0.0
 
     def turned(self, now: float) -> None:
-        """Its turn was answered."""
+        """Its episode was answered."""
         self.rests_until = now + min(now - self.given, LONGEST)
 
     def answered(self) -> None:
@@ -35,5 +35,5 @@ class Pace:
         self.awaited = max(self.awaited - 1, 0)
 
     def rest(self, now: float) -> float:
-        """Seconds until its next turn may be given."""
+        """Seconds until its next episode may be given."""
         return max(self.rests_until - now, 0.0) if self.awaited >= MANY else 0.0

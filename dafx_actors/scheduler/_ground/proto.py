@@ -133,7 +133,7 @@ def orchestrator_item(
     new: Iterable[bytes],
     trace: bytes,
 ) -> bytes:
-    """A `WorkItem` that asks for an orchestration's next turn; its history comes in parts."""
+    """A `WorkItem` that asks for an orchestration's next episode; its history comes in parts."""
     request = b"".join(
         [
             frame(1, instance_id.encode()),

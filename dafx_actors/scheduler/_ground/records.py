@@ -1,7 +1,7 @@
 """What the scheduler remembers, in memory and on disk.
 
 Orchestrations and entities are the two things that change; each is a mutable record that only `_hub/orchestrations.py`
-and `_hub/entities.py` write to, as a decision of `_rules/turns.py` or `_rules/batches.py` says. All else is frozen.
+and `_hub/entities.py` write to, as a decision of `_rules/episodes.py` or `_rules/batches.py` says. All else is frozen.
 
 Every row of every table takes its id from one counter, so ids also tell the order of arrival.
 """
@@ -56,7 +56,7 @@ MessageKind = Literal["answer", "event", "suspend", "resume", "nudge", "rewind"]
 """What waits in an orchestration's inbox.
 
 An *answer* (of an activity, a timer, a child, an entity) belongs to one execution; the others outlive it. A *nudge*
-carries no event: it only makes the orchestration take a turn.
+carries no event: it only makes the orchestration take an episode.
 """
 MESSAGE_KINDS: tuple[MessageKind, ...] = ("answer", "event", "suspend", "resume", "nudge", "rewind")
 
@@ -118,7 +118,7 @@ class Orchestration:
     parent: Parent | None = None
     custom_status: str | None = None
     trace: bytes = b""
-    """The serialized `OrchestrationTraceContext` of its last turn."""
+    """The serialized `OrchestrationTraceContext` of its last episode."""
 
     start: Start | None = None
     """None until it is needed, as is `history`."""
@@ -133,15 +133,15 @@ class Orchestration:
     timers: set[int] = attrs.field(factory=set[int])
 
     lease: str | None = None
-    """The completion token of the turn that a worker holds."""
+    """The completion token of the episode that a worker holds."""
     taken: int = 0
-    """How many messages of the inbox that turn was given."""
+    """How many messages of the inbox that episode was given."""
     told: list[bytes] = attrs.field(factory=list[bytes])
-    """The new events of that turn, which join the history when it is answered."""
-    turn_started: int = 0
-    """The orchestration's clock in that turn."""
+    """The new events of that episode, which join the history when it is answered."""
+    episode_started: int = 0
+    """The orchestration's clock in that episode."""
     queued: bool = False
-    """Its next turn waits for a worker."""
+    """Its next episode waits for a worker."""
     dirty: int = NEVER_COMMITTED
     """The last change that touched it; until that is on disk it may not be forgotten."""
     gone: bool = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 from dafx_actors.scheduler._rules.batches import StartOrchestration
-from dafx_actors.scheduler._rules.turns import ReleaseLock, RequestLock, Rewound, TellEntity
+from dafx_actors.scheduler._rules.episodes import ReleaseLock, RequestLock, Rewound, TellEntity
 
 if TYPE_CHECKING:
     from dafx_actors.scheduler._ground.records import Orchestration

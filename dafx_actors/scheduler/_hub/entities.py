@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._hub.delivery import Rendered
     from dafx_actors.scheduler._hub.ground import Ground
     from dafx_actors.scheduler._rules.batches import BatchVerdict
-    from dafx_actors.scheduler._rules.turns import ReleaseLock, RequestLock, TellEntity
+    from dafx_actors.scheduler._rules.episodes import ReleaseLock, RequestLock, TellEntity
     from dafx_actors.scheduler.storage.committer import Changes
 
 logger = logging.getLogger("dafx_actors.scheduler._entities")

@@ -2,7 +2,7 @@
 
 All of it lives on the event loop's thread. A request is decided and carried out in memory without an `await` in
 between, and adds what has to be stored to one `Changes`; whoever asked is answered when those are on disk.
-Activities and entity batches that they make ready are handed out then, turns at once (`Orchestrations.touch` says
+Activities and entity batches that they make ready are handed out then, episodes at once (`Orchestrations.touch` says
 why). If the changes cannot be written, memory is thrown away and read again from the store, which then is the truth.
 """
 
@@ -33,7 +33,7 @@ from dafx_actors.scheduler._hub.rewind import Rewinding
 from dafx_actors.scheduler._hub.unhosted import Unhosted
 from dafx_actors.scheduler._hub.waiters import Waiters, reached
 from dafx_actors.scheduler._rules.batches import StartOrchestration, problem_with
-from dafx_actors.scheduler._rules.turns import InvalidAnswer, ReleaseLock, RequestLock, TellEntity
+from dafx_actors.scheduler._rules.episodes import InvalidAnswer, ReleaseLock, RequestLock, TellEntity
 from dafx_actors.scheduler.storage import tables
 
 if TYPE_CHECKING:
@@ -433,7 +433,7 @@ def _uncollected() -> Generator[None]:
             gc.enable()
 
 
-def _render_turn(hub: TaskHub, work: Work, token: str) -> Rendered | None:
+def _render_episode(hub: TaskHub, work: Work, token: str) -> Rendered | None:
     it = work.subject
     assert isinstance(it, Orchestration), "by its lane"
     item = hub.orchestrations.render(it, token, at_once=work.attempts >= _TRIES)
@@ -493,4 +493,4 @@ def _too_large(item: bytes, what: str, instead: str) -> pb.TaskFailureDetails:
     return pb.TaskFailureDetails(errorType="MessageTooLarge", errorMessage=message, isNonRetriable=True)
 
 
-_RENDER = {"orchestration": _render_turn, "activity": _render_activity, "entity": _render_batch}
+_RENDER = {"orchestration": _render_episode, "activity": _render_activity, "entity": _render_batch}

@@ -1,6 +1,6 @@
 """Answers of orchestrators that ask for very much: carried out in pieces, so that nobody else waits for all of it.
 
-What they change is written in one group. Until then the orchestration has no other turn, and what was started for it
+What they change is written in one group. Until then the orchestration has no other episode, and what was started for it
 waits to be handed out; so nobody can tell that it came in pieces, but who looks in between.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from dafx_actors.scheduler._rules import turns as _turns
+from dafx_actors.scheduler._rules import episodes as _episodes
 
 if TYPE_CHECKING:
     from dafx_actors.scheduler._ground.proto import pb
@@ -29,14 +29,14 @@ async def turned(hub: TaskHub, it: Orchestration, answer: pb.OrchestratorRespons
     """As `Orchestrations.turned`; returns when all of it is on disk.
 
     Raises:
-        InvalidAnswer: nothing was changed; the turn has to be given again.
+        InvalidAnswer: nothing was changed; the episode has to be given again.
         SchedulerWriteFailed: it could not be written; nothing was changed.
     """
-    at, lease, loaded = max(hub.clock.now(), it.turn_started), it.lease, hub.loaded
-    # It reads of the orchestration what does not change during a turn.
-    verdict = await asyncio.to_thread(_turns.judge, it, answer, at)
-    verdict, record = await asyncio.to_thread(_turns.record_of, it, verdict, at)
-    if not isinstance(verdict.conclusion, _turns.Waits):
+    at, lease, loaded = max(hub.clock.now(), it.episode_started), it.lease, hub.loaded
+    # It reads of the orchestration what does not change during an episode.
+    verdict = await asyncio.to_thread(_episodes.judge, it, answer, at)
+    verdict, record = await asyncio.to_thread(_episodes.record_of, it, verdict, at)
+    if not isinstance(verdict.conclusion, _episodes.Waits):
         await hub.store.warm(it, payload=True)
 
     def is_out() -> bool:
@@ -48,7 +48,7 @@ async def turned(hub: TaskHub, it: Orchestration, answer: pb.OrchestratorRespons
     with hub.store.committer.together():
         with hub.changing() as first:
             told = hub.orchestrations.take_answer(first, it, verdict, at, record)
-            it.lease = lease  # No other turn before the last piece.
+            it.lease = lease  # No other episode before the last piece.
         effects, written = iter(verdict.effects), [first]
         while it.lease is not None:
             await asyncio.sleep(0)

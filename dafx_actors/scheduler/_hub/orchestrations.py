@@ -1,4 +1,4 @@
-"""The orchestrations of a task hub: carries out what `_rules/turns.py` decides, in memory and in a change."""
+"""The orchestrations of a task hub: carries out what `_rules/episodes.py` decides, in memory and in a change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dafx_actors.scheduler._ground.proto import LARGE, Status, frame_past, orche
 from dafx_actors.scheduler._ground.records import Activity, History, Message, Orchestration, Parent
 from dafx_actors.scheduler._hub.effects import Emit, EndBelow, ForEntities, ReleaseLocksOf, Rewind
 from dafx_actors.scheduler._hub.idle import Evicted, IdleCache
-from dafx_actors.scheduler._rules import turns as _turns
+from dafx_actors.scheduler._rules import episodes as _episodes
 from dafx_actors.scheduler._rules.filters import Lane
 from dafx_actors.scheduler.storage import tables
 
@@ -55,14 +55,14 @@ class Orchestrations:
         self._resting: dict[int, tuple[Orchestration, asyncio.TimerHandle]] = {}
         # Each function takes its own kind of effect, which the key says.
         self._effects: dict[type, Callable[[Changes, Orchestration, Any], None]] = {
-            _turns.RunActivity: self._run_activity,
-            _turns.StartTimer: self._start_timer,
-            _turns.StartChild: self._start_child,
-            _turns.SendEvent: self._send_event,
-            _turns.Terminate: self._terminate_other,
-            _turns.TellEntity: self._for_entities,
-            _turns.RequestLock: self._for_entities,
-            _turns.ReleaseLock: self._for_entities,
+            _episodes.RunActivity: self._run_activity,
+            _episodes.StartTimer: self._start_timer,
+            _episodes.StartChild: self._start_child,
+            _episodes.SendEvent: self._send_event,
+            _episodes.Terminate: self._terminate_other,
+            _episodes.TellEntity: self._for_entities,
+            _episodes.RequestLock: self._for_entities,
+            _episodes.ReleaseLock: self._for_entities,
         }
 
     # --- finding -------------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class Orchestrations:
         self._evicted.clear()
 
     def load(self, ready: Iterable[Orchestration]) -> None:
-        """Those that may have a turn to take, from the store."""
+        """Those that may have an episode to take, from the store."""
         for it in ready:
             self._remember(it)
             self.offer(it)
@@ -131,7 +131,7 @@ class Orchestrations:
         if it.dirty != changes.seq:
             it.dirty = changes.seq
             self._idle.take(it.id)
-            # Its turn need not wait for the disk: to take one has no effect but the answer, which is written after
+            # Its episode need not wait for the disk: to take one has no effect but the answer, which is written after
             # this, or refused if this cannot be written. So the worker replays while the disk works.
             changes.at_once(lambda: self.offer(it))
             changes.then(lambda: self._committed(it, changes.seq))
@@ -148,12 +148,12 @@ class Orchestrations:
             self.rest(it)
 
     def offer(self, it: Orchestration) -> None:
-        """Queue its next turn, if it has one to take; after a rest, where that is due (see `pacing.py`)."""
+        """Queue its next episode, if it has one to take; after a rest, where that is due (see `pacing.py`)."""
         if it.queued:
             if it.id in self._resting and it.pace.rest(time.monotonic()) <= 0:
                 self._rested(it)
             return
-        if not _turns.ready(it, self._ground.clock.now()):
+        if not _episodes.ready(it, self._ground.clock.now()):
             return
         it.queued = True
         self._idle.take(it.id)
@@ -238,12 +238,12 @@ class Orchestrations:
 
     def suspend(self, changes: Changes, it: Orchestration, reason: str | None) -> None:
         """Suspend it once it was told so; nothing, if it is or will be."""
-        if not _turns.suspended(it.status, it.inbox):
+        if not _episodes.suspended(it.status, it.inbox):
             self.tell(changes, it, "suspend", _events.execution_suspended(self._ground.clock.now(), reason))
 
     def resume(self, changes: Changes, it: Orchestration, reason: str | None) -> None:
         """Resume it. A worker fails an orchestration that is resumed without having been suspended."""
-        if _turns.suspended(it.status, it.inbox):
+        if _episodes.suspended(it.status, it.inbox):
             self.tell(changes, it, "resume", _events.execution_resumed(self._ground.clock.now(), reason))
 
     def terminate(self, changes: Changes, it: Orchestration, output: str | None, *, recurse: bool) -> None:
@@ -261,16 +261,16 @@ class Orchestrations:
         events = [_events.execution_terminated(at, output, recurse)]
         if not self._ground.store.has_history(it):
             self._ground.store.load_payload(it)
-            events = [*_turns.first_events(it, at), *events]
+            events = [*_episodes.first_events(it, at), *events]
         self._append(changes, it, frame_past(events))
-        self.finish(changes, it, _turns.Ended(status=Status.TERMINATED, output=output, failure=None), at)
+        self.finish(changes, it, _episodes.Ended(status=Status.TERMINATED, output=output, failure=None), at)
 
     def _may_have_children(self, it: Orchestration) -> bool:
         # A child is written together with the answer that asked for it.
         store = self._ground.store
         return it.dirty > store.committer.committed or store.has_children(it.id)
 
-    def finish(self, changes: Changes, it: Orchestration, end: _turns.Ended, at: int) -> None:
+    def finish(self, changes: Changes, it: Orchestration, end: _episodes.Ended, at: int) -> None:
         """The orchestration is over; drop what it waits for, and tell whoever waits for it."""
         self._ground.store.load_payload(it)
         event = end.event or frame_past([_events.execution_completed(at, end.status, end.output, end.failure)])
@@ -288,7 +288,7 @@ class Orchestrations:
     def fail(self, changes: Changes, it: Orchestration, failure: pb.TaskFailureDetails) -> None:
         """End it, because nobody can go on with it."""
         at = max(self._ground.clock.now(), it.updated)
-        self.finish(changes, it, _turns.Ended(status=Status.FAILED, output=None, failure=serialize(failure)), at)
+        self.finish(changes, it, _episodes.Ended(status=Status.FAILED, output=None, failure=serialize(failure)), at)
 
     def report(self, changes: Changes, it: Orchestration, event: bytes | None = None) -> None:
         """Tell its parent how it ended; in an `event` that was made before, where that is large."""
@@ -341,19 +341,19 @@ class Orchestrations:
             it.history.add(events)
         tables.append_history(changes, self._ground.ids.row, it.id, events)
 
-    # --- turns ---------------------------------------------------------------------------------------------------
+    # --- episodes ---------------------------------------------------------------------------------------------------
 
     def render(self, it: Orchestration, token: str, *, at_once: bool = False) -> Rendered | None:
-        """The work item of its next turn, which is now out under this token; what makes a large one, on a thread."""
+        """The work item of its next episode, which is now out under this token; what makes a large one, on a thread."""
         it.queued = False
-        if not _turns.ready(it, self._ground.clock.now()):
+        if not _episodes.ready(it, self._ground.clock.now()):
             return None
         store = self._ground.store
         history = store.load_history(it)
         if not history:
             store.load_payload(it)
         now = self._ground.clock.now()
-        # The list stands for this turn: whatever becomes of it, the next one has another.
+        # The list stands for this episode: whatever becomes of it, the next one has another.
         told = list[bytes]()
         size = sum(len(message.event) for message in it.inbox)
         size += len(history) or len((it.start and it.start.input) or "")
@@ -361,7 +361,7 @@ class Orchestrations:
         past = [*history.parts]
 
         def make() -> bytes:
-            told[:] = _turns.new_events(given, now)[1]
+            told[:] = _episodes.new_events(given, now)[1]
             return orchestrator_item(
                 token=token,
                 instance_id=given.instance_id,
@@ -372,46 +372,46 @@ class Orchestrations:
             )
 
         item = make() if given is it else make  # which may raise, before anything is changed
-        it.turn_started, it.taken = _turns.next_turn(it, now)
+        it.episode_started, it.taken = _episodes.next_episode(it, now)
         it.lease, it.told = token, told
         it.pace.given = time.monotonic()
         return item
 
     def not_given(self, it: Orchestration) -> None:
-        """Its turn could not be made, and waits until something happens to it."""
+        """Its episode could not be made, and waits until something happens to it."""
         it.lease, it.taken, it.told = None, 0, []
 
     def taken_back(self, it: Orchestration) -> None:
-        """Its turn is not out any more, and has to be given again."""
+        """Its episode is not out any more, and has to be given again."""
         self.not_given(it)
         it.queued = True
 
     def turned(self, changes: Changes, it: Orchestration, answer: pb.OrchestratorResponse) -> None:
-        """A worker has answered for its turn.
+        """A worker has answered for its episode.
 
         Raises:
-            InvalidAnswer: nothing was changed; the turn has to be given again.
+            InvalidAnswer: nothing was changed; the episode has to be given again.
         """
-        at = max(self._ground.clock.now(), it.turn_started)
-        verdict = _turns.judge(it, answer, at)
+        at = max(self._ground.clock.now(), it.episode_started)
+        verdict = _episodes.judge(it, answer, at)
         told = self.take_answer(changes, it, verdict, at)
         for effect in verdict.effects:
             self.carry_out(changes, it, effect)
         self.conclude(changes, it, verdict, told, at)
 
     def take_answer(
-        self, changes: Changes, it: Orchestration, verdict: _turns.Verdict, at: int, record: bytes | None = None
+        self, changes: Changes, it: Orchestration, verdict: _episodes.Verdict, at: int, record: bytes | None = None
     ) -> list[Message]:
-        """The turn is over: what it was told joins the history. Returns that; the effects are to follow.
+        """The episode is over: what it was told joins the history. Returns that; the effects are to follow.
 
         Args:
             changes: what to add to.
             it: the orchestration.
             verdict: what the answer changes.
             at: its clock.
-            record: what joins the history, where that was made before; see `_turns.record_of`.
+            record: what joins the history, where that was made before; see `_episodes.record_of`.
         """
-        if not isinstance(verdict.conclusion, _turns.Waits):
+        if not isinstance(verdict.conclusion, _episodes.Waits):
             self._ground.store.load_payload(it)  # Before anything is changed, since it may not be readable.
         it.pace.turned(time.monotonic())
         told = [it.inbox.popleft() for _ in range(it.taken)]
@@ -420,36 +420,36 @@ class Orchestrations:
         if told:
             tables.delete_messages(changes, it.id, told[-1].id)
         it.updated, it.custom_status, it.trace = at, verdict.custom_status, verdict.trace
-        if not isinstance(verdict.conclusion, _turns.Rewound | _turns.Continued):
+        if not isinstance(verdict.conclusion, _episodes.Rewound | _episodes.Continued):
             self._append(changes, it, record or frame_past([*new, *verdict.confirmations]))
-        if isinstance(verdict.conclusion, _turns.Waits):
-            it.status = _turns.status_after(it, told)
+        if isinstance(verdict.conclusion, _episodes.Waits):
+            it.status = _episodes.status_after(it, told)
             tables.update_orchestration(changes, it)
             self.touch(changes, it)
         return told
 
-    def carry_out(self, changes: Changes, it: Orchestration, effect: _turns.Effect) -> None:
+    def carry_out(self, changes: Changes, it: Orchestration, effect: _episodes.Effect) -> None:
         """Do one thing that an answer asks for."""
         self._effects[type(effect)](changes, it, effect)
 
     def conclude(
-        self, changes: Changes, it: Orchestration, verdict: _turns.Verdict, told: list[Message], at: int
+        self, changes: Changes, it: Orchestration, verdict: _episodes.Verdict, told: list[Message], at: int
     ) -> None:
         """Leave the orchestration as the answer says, after all of its effects."""
         conclusion = verdict.conclusion
-        if isinstance(conclusion, _turns.Ended):
+        if isinstance(conclusion, _episodes.Ended):
             self.finish(changes, it, conclusion, at)
-        elif isinstance(conclusion, _turns.Continued):
-            self._continue(changes, it, conclusion, suspended=_turns.status_after(it, told) == Status.SUSPENDED)
-        elif isinstance(conclusion, _turns.Rewound):
+        elif isinstance(conclusion, _episodes.Continued):
+            self._continue(changes, it, conclusion, suspended=_episodes.status_after(it, told) == Status.SUSPENDED)
+        elif isinstance(conclusion, _episodes.Rewound):
             self._emit(changes, Rewind(it, conclusion))
 
-    def _continue(self, changes: Changes, it: Orchestration, how: _turns.Continued, *, suspended: bool) -> None:
+    def _continue(self, changes: Changes, it: Orchestration, how: _episodes.Continued, *, suspended: bool) -> None:
         """Begin a new execution under the same id."""
         store, now = self._ground.store, self._ground.clock.now()
         store.load_payload(it)
         assert it.start is not None, "loaded"
-        later = [message for message in it.inbox if message.kind in _turns.SURVIVE_CONTINUE_AS_NEW]
+        later = [message for message in it.inbox if message.kind in _episodes.SURVIVE_CONTINUE_AS_NEW]
         self._drop_work(changes, it)
         self._emit(changes, ReleaseLocksOf(it.id))
         it.execution_id = self._ground.ids.execution()
@@ -471,11 +471,14 @@ class Orchestrations:
     # --- effects -------------------------------------------------------------------------------------------------
 
     def _for_entities(
-        self, changes: Changes, it: Orchestration, effect: _turns.TellEntity | _turns.RequestLock | _turns.ReleaseLock
+        self,
+        changes: Changes,
+        it: Orchestration,
+        effect: _episodes.TellEntity | _episodes.RequestLock | _episodes.ReleaseLock,
     ) -> None:
         self._emit(changes, ForEntities(it, effect))
 
-    def _run_activity(self, changes: Changes, it: Orchestration, effect: _turns.RunActivity) -> None:
+    def _run_activity(self, changes: Changes, it: Orchestration, effect: _episodes.RunActivity) -> None:
         activity = Activity(
             id=self._ground.ids.row(),
             orchestration=it.id,
@@ -517,17 +520,17 @@ class Orchestrations:
         changes.heavy = changes.heavy or len(activity.request) >= LARGE  # also to delete it
         self.tell(changes, it, "answer", event)
 
-    def _start_timer(self, changes: Changes, it: Orchestration, effect: _turns.StartTimer) -> None:
+    def _start_timer(self, changes: Changes, it: Orchestration, effect: _episodes.StartTimer) -> None:
         timer = self._ground.ids.row()
         it.timers.add(timer)
         tables.insert_timer(changes, timer, self._ground.hub, effect.due, it.id, effect.event)
         changes.then(lambda: self._arm(it, effect, timer))
 
-    def _arm(self, it: Orchestration, effect: _turns.StartTimer, timer: int) -> None:
+    def _arm(self, it: Orchestration, effect: _episodes.StartTimer, timer: int) -> None:
         if timer in it.timers:
             self._ground.add_timer(effect.due, timer, tables.TIMER_FIRES, it.id, effect.event)
 
-    def _start_child(self, changes: Changes, it: Orchestration, effect: _turns.StartChild) -> None:
+    def _start_child(self, changes: Changes, it: Orchestration, effect: _episodes.StartChild) -> None:
         parent = Parent(
             id=it.id,
             instance_id=it.instance_id,
@@ -549,12 +552,12 @@ class Orchestrations:
         it.pace.awaited += 1
         self.create(changes, effect.instance_id, effect.start, parent)
 
-    def _send_event(self, changes: Changes, _: Orchestration, effect: _turns.SendEvent) -> None:
+    def _send_event(self, changes: Changes, _: Orchestration, effect: _episodes.SendEvent) -> None:
         target = self.find(effect.instance_id)
         if target is not None:
             self.tell(changes, target, "event", effect.event)
 
-    def _terminate_other(self, changes: Changes, _: Orchestration, effect: _turns.Terminate) -> None:
+    def _terminate_other(self, changes: Changes, _: Orchestration, effect: _episodes.Terminate) -> None:
         target = self.find(effect.instance_id)
         if target is not None:
             self.terminate(changes, target, effect.output, recurse=effect.recurse)

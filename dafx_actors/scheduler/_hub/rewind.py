@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dafx_actors.scheduler._ground.records import Orchestration, Start
     from dafx_actors.scheduler._hub.ground import Ground
     from dafx_actors.scheduler._hub.orchestrations import Orchestrations
-    from dafx_actors.scheduler._rules.turns import Rewound
+    from dafx_actors.scheduler._rules.episodes import Rewound
     from dafx_actors.scheduler.storage.committer import Changes
 
 
@@ -32,7 +32,7 @@ class Rewinding:
         self._orchestrations = orchestrations
 
     def request(self, changes: Changes, it: Orchestration, reason: str | None, parent: str | None = None) -> None:
-        """Have a failed orchestration rewound, by a turn of its own.
+        """Have a failed orchestration rewound, by an episode of its own.
 
         Args:
             changes: what to add to.

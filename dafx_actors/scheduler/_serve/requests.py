@@ -22,7 +22,7 @@ from dafx_actors.scheduler._ground.records import Activity, Entity, Orchestratio
 from dafx_actors.scheduler._hub import large_answers as _large_answers
 from dafx_actors.scheduler._hub.hub import Refused, Superseded, TaskHub
 from dafx_actors.scheduler._hub.large_answers import MANY_ACTIONS, MOST_ACTIONS
-from dafx_actors.scheduler._rules.turns import InvalidAnswer
+from dafx_actors.scheduler._rules.episodes import InvalidAnswer
 from dafx_actors.scheduler._serve import states as _states
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ async def complete_orchestrator(hub: TaskHub, request: pb.OrchestratorResponse) 
 
 
 def _is_heavy(hub: TaskHub, work: Work, request: pb.OrchestratorResponse) -> bool:
-    """Whether to use an answer would hold the loop: it says much, its turn was told much, or much is to be read."""
+    """Whether to use an answer would hold the loop: it says much, its episode was told much, or much is to be read."""
     it = work.subject
     assert isinstance(it, Orchestration), "by its kind"
     if len(request.actions) > MANY_ACTIONS or size.get() >= LARGE or sum(map(len, it.told)) >= LARGE:
@@ -342,7 +342,7 @@ async def _turned(hub: TaskHub, work: Work, request: pb.OrchestratorResponse, *,
             await changes.committed()
     except InvalidAnswer as error:
         hub.again(work)
-        raise Refused("INVALID_ARGUMENT", f"The turn of {it.instance_id!r} was not used: {error}.") from error
+        raise Refused("INVALID_ARGUMENT", f"The episode of {it.instance_id!r} was not used: {error}.") from error
 
 
 async def complete_activity(hub: TaskHub, request: pb.ActivityResponse) -> pb.CompleteTaskResponse:

@@ -20,7 +20,7 @@ INSERT INTO ids VALUES (1);
 
 CREATE TABLE hubs (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 
--- What changes at every turn is kept apart from payloads, or every turn would write those again. Ids grow, so they
+-- What changes at every episode is kept apart from payloads, or each episode would write those again. Ids grow, so they
 -- also give the order of creation; each index more would cost every start another page to write.
 CREATE TABLE orchestrations (
     id INTEGER PRIMARY KEY,
@@ -60,7 +60,7 @@ CREATE TABLE payloads (
 -- What belongs to one orchestration or entity lies together: no index beside the table that every write would have
 -- to change as well, and one look finds all.
 
--- One row for each turn: the events that it added, framed as they are sent (see _proto.py).
+-- One row for each episode: the events that it added, framed as they are sent (see proto.py).
 CREATE TABLE histories (
     orchestration INTEGER NOT NULL,
     id INTEGER NOT NULL,

@@ -200,7 +200,7 @@ class Store:
         return orchestration.history
 
     def has_history(self, orchestration: Orchestration) -> bool:
-        """Whether it has taken a turn; reads no history for that."""
+        """Whether it has taken an episode; reads no history for that."""
         if orchestration.history is not None:
             return bool(orchestration.history)
         return self.row("SELECT 1 FROM histories WHERE orchestration = ? LIMIT 1", orchestration.id) is not None
@@ -290,7 +290,7 @@ class Store:
     # that comes first, which holds only what is under way.)
 
     def ready_orchestrations(self, hub: int, now: int, pending: int) -> list[Orchestration]:
-        """Those that may have a turn to take, each as by `orchestration`, in order of creation."""
+        """Those that may have an episode to take, each as by `orchestration`, in order of creation."""
         sql = (
             f"SELECT {tables.ORCHESTRATION_COLUMNS} FROM orchestrations o WHERE o.hub = ? AND ("  # noqa: S608
             "(o.status = ? AND o.completed IS NULL AND coalesce(o.scheduled, 0) <= ?)"

@@ -75,7 +75,7 @@ def write_payload(changes: Changes, orchestration: Orchestration) -> None:
 
 
 def update_orchestration(changes: Changes, orchestration: Orchestration) -> None:
-    """All that changes at a turn."""
+    """All that changes at an episode."""
     it = orchestration
     changes.write(
         "UPDATE orchestrations SET execution_id = ?, version = ?, status = ?, updated = ?, completed = ?,"
@@ -128,7 +128,7 @@ LARGEST_CHUNK: Final = 2**18
 
 
 def append_history(changes: Changes, rows: Callable[[], int], orchestration: int, events: bytes) -> None:
-    """The events of one turn, in as many rows as they take, of which `rows` gives the ids."""
+    """The events of one episode, in as many rows as they take, of which `rows` gives the ids."""
     whole = memoryview(events)
     changes.heavy = changes.heavy or len(events) > LARGEST_CHUNK
     for at in range(0, len(events), LARGEST_CHUNK):

@@ -1,8 +1,8 @@
-"""What an orchestration's turn does: rules without I/O.
+"""What an orchestration's episode does: rules without I/O.
 
-An orchestration moves in turns. The scheduler hands a worker the history and what is new; the worker replays the
-code and answers with actions. `new_events` says what a turn is given, `judge` what an answer changes: which
-events join the history, which effects the rest of the scheduler must carry out, and how the turn leaves the
+An orchestration moves in *episodes*. The scheduler hands a worker the history and what is new; the worker replays the
+code and answers with actions. `new_events` says what an episode is given, `judge` what an answer changes: which
+events join the history, which effects the rest of the scheduler must carry out, and how the episode leaves the
 orchestration. Nothing here reads a clock or a store, so the same arguments give the same verdict.
 """
 
@@ -399,9 +399,9 @@ def suspended(status: int, inbox: Iterable[Message]) -> bool:
 
 
 def ready(orchestration: Orchestration, now: int) -> bool:
-    """Whether an orchestration has a turn to take.
+    """Whether an orchestration has an episode to take.
 
-    A suspended one only takes turns that end the suspension: what else arrives would have to be buffered by every
+    A suspended one only takes episodes that end the suspension: what else arrives would have to be buffered by every
     replay, and a suspended orchestration must not complete.
     """
     if orchestration.ended or orchestration.gone or orchestration.lease is not None:
@@ -417,22 +417,22 @@ def _rewinding(orchestration: Orchestration) -> bool:
     return bool(orchestration.inbox) and orchestration.inbox[0].kind == "rewind"
 
 
-def next_turn(orchestration: Orchestration, now: int) -> tuple[int, int]:
-    """The orchestration's clock in its next turn, and how many messages of the inbox that is given."""
+def next_episode(orchestration: Orchestration, now: int) -> tuple[int, int]:
+    """The orchestration's clock in its next episode, and how many messages of the inbox that is given."""
     at = max(now, orchestration.updated, orchestration.created)
     # The SDKs refuse a rewind that comes with anything else.
     return at, 1 if _rewinding(orchestration) else len(orchestration.inbox)
 
 
 def new_events(orchestration: Orchestration, now: int) -> tuple[int, list[bytes], int]:
-    """What the next turn is given.
+    """What the next episode is given.
 
     The history (and what the orchestration was started with) must have been loaded.
 
     Returns:
-        The orchestration's clock in this turn, the new events, and how many messages of the inbox they hold.
+        The orchestration's clock in this episode, the new events, and how many messages of the inbox they hold.
     """
-    at, taken = next_turn(orchestration, now)
+    at, taken = next_episode(orchestration, now)
     if _rewinding(orchestration):
         return at, [_events.orchestrator_started(at), orchestration.inbox[0].event], taken
     events = [_events.orchestrator_started(at)] if orchestration.history else first_events(orchestration, at)
@@ -442,7 +442,7 @@ def new_events(orchestration: Orchestration, now: int) -> tuple[int, list[bytes]
 
 def first_events(orchestration: Orchestration, at: int) -> list[bytes]:
     """How the history of every execution begins. What it was started with must have been loaded."""
-    assert orchestration.start is not None, "loaded before a first turn"
+    assert orchestration.start is not None, "loaded before a first episode"
     started = _events.execution_started(
         at, orchestration.instance_id, orchestration.execution_id, orchestration.start, orchestration.parent
     )
@@ -454,6 +454,6 @@ SURVIVE_CONTINUE_AS_NEW: frozenset[MessageKind] = frozenset({"event", "suspend",
 
 
 def status_after(orchestration: Orchestration, told: Sequence[Message]) -> int:
-    """The status of an orchestration whose turn did not end it."""
+    """The status of an orchestration whose episode did not end it."""
     before = Status.RUNNING if orchestration.status == Status.PENDING else orchestration.status
     return Status.SUSPENDED if suspended(before, told) else Status.RUNNING

@@ -10,7 +10,7 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from dafx_actors.scheduler._ground import events as _events
 from dafx_actors.scheduler._ground.proto import Status, frame_past, history_events, micros, timestamp
 from dafx_actors.scheduler._ground.records import History, Message, Orchestration, Parent, Start
-from dafx_actors.scheduler._rules import turns as _turns
+from dafx_actors.scheduler._rules import episodes as _episodes
 
 NOW = 1_700_000_000_000_000
 
@@ -51,7 +51,7 @@ def test_each_action_is_confirmed_in_order_under_its_id() -> None:
         entityOperationCalled=pb.EntityOperationCalledEvent(requestId="r", operation="op", **target)
     )
     fire_at = timestamp(NOW + 5)
-    verdict = _turns.judge(
+    verdict = _episodes.judge(
         orchestration(),
         answer(
             pb.OrchestratorAction(id=1, scheduleTask=pb.ScheduleTaskAction(name="act")),
@@ -76,14 +76,14 @@ def test_each_action_is_confirmed_in_order_under_its_id() -> None:
         "StartChild",
         "TellEntity",
     ]
-    assert isinstance(verdict.conclusion, _turns.Waits)
+    assert isinstance(verdict.conclusion, _episodes.Waits)
 
 
 def test_an_activity_inherits_the_version_and_an_absent_input_stays_absent() -> None:
     action = pb.OrchestratorAction(id=1, scheduleTask=pb.ScheduleTaskAction(name="act", tags={"k": "v"}))
-    verdict = _turns.judge(orchestration(), answer(action), NOW)
+    verdict = _episodes.judge(orchestration(), answer(action), NOW)
     effect = verdict.effects[0]
-    assert isinstance(effect, _turns.RunActivity)
+    assert isinstance(effect, _episodes.RunActivity)
     request = pb.ActivityRequest.FromString(effect.request)
     assert (request.version.value, request.HasField("input"), dict(request.tags)) == ("2", False, {"k": "v"})
     assert not read(verdict.confirmations[0]).taskScheduled.HasField("version")
@@ -94,8 +94,8 @@ def test_a_timer_carries_the_moment_that_was_asked_for() -> None:
     fire_at = timestamp(NOW)
     fire_at.nanos += 1
     action = pb.OrchestratorAction(id=7, createTimer=pb.CreateTimerAction(fireAt=fire_at))
-    effect = _turns.judge(orchestration(), answer(action), NOW).effects[0]
-    assert isinstance(effect, _turns.StartTimer)
+    effect = _episodes.judge(orchestration(), answer(action), NOW).effects[0]
+    assert isinstance(effect, _episodes.StartTimer)
     assert effect.due == NOW + 1
     assert read(effect.event).timerFired.fireAt == fire_at
 
@@ -103,22 +103,22 @@ def test_a_timer_carries_the_moment_that_was_asked_for() -> None:
 def test_an_end_keeps_absent_and_empty_apart() -> None:
     for result, expected in ((None, None), ("", "")):
         fields: dict[str, Any] = {} if result is None else {"result": {"value": result}}
-        conclusion = _turns.judge(orchestration(), answer(complete(Status.COMPLETED, **fields)), NOW).conclusion
-        assert conclusion == _turns.Ended(status=Status.COMPLETED, output=expected, failure=None)
+        conclusion = _episodes.judge(orchestration(), answer(complete(Status.COMPLETED, **fields)), NOW).conclusion
+        assert conclusion == _episodes.Ended(status=Status.COMPLETED, output=expected, failure=None)
 
 
 def test_a_failure_without_a_message_is_kept() -> None:
     failed = complete(Status.FAILED, failureDetails=pb.TaskFailureDetails())
-    conclusion = _turns.judge(orchestration(), answer(failed), NOW).conclusion
-    assert isinstance(conclusion, _turns.Ended)
+    conclusion = _episodes.judge(orchestration(), answer(failed), NOW).conclusion
+    assert isinstance(conclusion, _episodes.Ended)
     assert conclusion.failure == b""
 
 
 def test_events_that_are_carried_over_have_a_time() -> None:
     carried = pb.HistoryEvent(eventId=-1, eventRaised=pb.EventRaisedEvent(name="go"))
     action = complete(Status.CONTINUED_AS_NEW, carryoverEvents=[carried], newVersion={"value": "3"})
-    conclusion = _turns.judge(orchestration(), answer(action), NOW).conclusion
-    assert isinstance(conclusion, _turns.Continued)
+    conclusion = _episodes.judge(orchestration(), answer(action), NOW).conclusion
+    assert isinstance(conclusion, _episodes.Continued)
     assert conclusion.version == "3"
     assert micros(read(conclusion.carried[0]).timestamp) == NOW
 
@@ -133,8 +133,8 @@ def test_events_that_are_carried_over_have_a_time() -> None:
     ids=["nothing", "no message", "not an end"],
 )
 def test_an_answer_that_makes_no_sense(action: pb.OrchestratorAction) -> None:
-    with pytest.raises(_turns.InvalidAnswer):
-        _turns.judge(orchestration(), answer(action), NOW)
+    with pytest.raises(_episodes.InvalidAnswer):
+        _episodes.judge(orchestration(), answer(action), NOW)
 
 
 def test_a_rewound_history_says_which_children_are_unfinished() -> None:
@@ -154,19 +154,19 @@ def test_a_rewound_history_says_which_children_are_unfinished() -> None:
             pb.HistoryEvent(executionRewound=pb.ExecutionRewoundEvent(reason={"value": "why"})),
         ]
     )
-    verdict = _turns.judge(orchestration(), answer(pb.OrchestratorAction(id=-1, rewindOrchestration=action)), NOW)
+    verdict = _episodes.judge(orchestration(), answer(pb.OrchestratorAction(id=-1, rewindOrchestration=action)), NOW)
     conclusion = verdict.conclusion
-    assert isinstance(conclusion, _turns.Rewound)
+    assert isinstance(conclusion, _episodes.Rewound)
     assert (conclusion.execution_id, conclusion.reason) == ("new", "why")
     assert [(task, name) for task, name, _ in conclusion.unfinished] == [(2, "b")]
     assert len(history_events(conclusion.history)) == 5
 
 
-def test_a_first_turn_begins_with_the_start_and_names_the_parent() -> None:
+def test_a_first_episode_begins_with_the_start_and_names_the_parent() -> None:
     parent = Parent(id=2, instance_id="p", execution_id="pe", task_id=4, name="boss", version=None)
     it = orchestration(status=Status.PENDING, history=bytearray(), parent=parent)
     it.inbox.append(Message(1, "event", _events.event_raised(NOW, "go", None)))
-    at, events, taken = _turns.new_events(it, NOW + 10)
+    at, events, taken = _episodes.new_events(it, NOW + 10)
     first, second, third = map(read, events)
     assert (at, taken) == (NOW + 10, 1)
     assert first.HasField("orchestratorStarted")
@@ -177,22 +177,22 @@ def test_a_first_turn_begins_with_the_start_and_names_the_parent() -> None:
 
 
 def test_the_clock_of_an_orchestration_never_goes_back() -> None:
-    at, _, _ = _turns.new_events(orchestration(updated=NOW + 100), NOW)
+    at, _, _ = _episodes.new_events(orchestration(updated=NOW + 100), NOW)
     assert at == NOW + 100
 
 
-def test_a_nudge_makes_a_turn_without_an_event() -> None:
+def test_a_nudge_makes_an_episode_without_an_event() -> None:
     it = orchestration()
     it.inbox.append(Message(1, "nudge", b""))
-    assert _turns.ready(it, NOW)
-    _, events, taken = _turns.new_events(it, NOW)
+    assert _episodes.ready(it, NOW)
+    _, events, taken = _episodes.new_events(it, NOW)
     assert (len(events), taken) == (1, 1)
 
 
 def test_a_rewind_comes_alone() -> None:
     it = orchestration()
     it.inbox.extend([Message(1, "rewind", _events.execution_rewound(NOW, None)), Message(2, "event", b"\x08\x01")])
-    _, events, taken = _turns.new_events(it, NOW)
+    _, events, taken = _episodes.new_events(it, NOW)
     assert (len(events), taken) == (2, 1)
 
 
@@ -212,18 +212,18 @@ SUSPEND, RESUME, EVENT = (Message(n, kind, b"x") for n, kind in ((1, "suspend"),
         (Status.COMPLETED, [EVENT], False),
     ],
 )
-def test_who_has_a_turn_to_take(status: int, inbox: list[Message], expected: bool) -> None:
+def test_who_has_an_episode_to_take(status: int, inbox: list[Message], expected: bool) -> None:
     it = orchestration(status=status)
     it.inbox.extend(inbox)
-    assert _turns.ready(it, NOW) is expected
+    assert _episodes.ready(it, NOW) is expected
     it.lease = "out"
-    assert not _turns.ready(it, NOW)
+    assert not _episodes.ready(it, NOW)
 
 
 def test_a_scheduled_start_waits_for_its_time() -> None:
     it = orchestration(status=Status.PENDING, scheduled=NOW + 1)
-    assert not _turns.ready(it, NOW)
-    assert _turns.ready(it, NOW + 1)
+    assert not _episodes.ready(it, NOW)
+    assert _episodes.ready(it, NOW + 1)
 
 
 @pytest.mark.parametrize(
@@ -236,5 +236,5 @@ def test_a_scheduled_start_waits_for_its_time() -> None:
         (Status.PENDING, [SUSPEND], Status.SUSPENDED),
     ],
 )
-def test_status_after_a_turn(before: int, told: list[Message], after: int) -> None:
-    assert _turns.status_after(orchestration(status=before), told) == after
+def test_status_after_an_episode(before: int, told: list[Message], after: int) -> None:
+    assert _episodes.status_after(orchestration(status=before), told) == after
