@@ -64,7 +64,7 @@ class PendingDecision:
     call_id: str
     """The model's id of the call."""
     tool: str
-    arguments: Mapping[str, Json]
+    arguments: Mapping[str, Json] = attrs.field(hash=False)
     digest: str
     """A hash of tool and arguments: a decision counts for this very call."""
     asked_at: datetime
@@ -96,9 +96,9 @@ class Decision:
     that signed it."""
     at: datetime
     reason: str = ""
-    arguments: Mapping[str, Json] | None = None
+    arguments: Mapping[str, Json] | None = attrs.field(default=None, hash=False)
     """With `approve`: instead of those that the model wrote."""
-    result: Json = None
+    result: Json = attrs.field(default=None, hash=False)
     """With `result`: what the tool's call counts as having given."""
 
 

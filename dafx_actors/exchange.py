@@ -139,9 +139,9 @@ class RunRequest(Shown):
     correlation_id: str
     """The id of the turn, from the request to its answer; also the instance id of its orchestration."""
     messages: tuple[ChatMessage, ...]
-    response_schema: Mapping[str, Json] | None = None
+    response_schema: Mapping[str, Json] | None = attrs.field(default=None, hash=False)
     """The JSON schema that the answer must fit."""
-    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json], hash=False)
     """Parameters for the model, by the provider's names; they win over the agent's own."""
     tool_choice: str | None = None
     """For the first model call: `auto`, `none`, `required`, or a tool's name."""

@@ -2,7 +2,8 @@
 
 The shapes are those of the published schema `durable-agent-entity-state.json` (version 1.1.0), so that both
 this package and its peer can read a thread; `_json/messages.py` maps them to JSON and back. Each type keeps the JSON
-fields that it does not know in `extra`, and writes them back unchanged.
+fields that it does not know in `extra`, and writes them back unchanged. All of them can stand in sets and as keys of
+dicts: they are compared whole, and hashed without what is JSON in them.
 
 ::
 
@@ -30,7 +31,7 @@ Json: TypeAlias = Any
 
 def _extra() -> Any:
     """JSON fields that this version does not know. They survive a round trip, and do not clutter a repr."""
-    return attrs.field(factory=dict[str, Json], kw_only=True, repr=False)
+    return attrs.field(factory=dict[str, Json], kw_only=True, repr=False, hash=False)
 
 
 @attrs.frozen(repr=False)
@@ -107,7 +108,7 @@ class ErrorContent(Shown):
 
     message: str | None = None
     error_code: str | None = None
-    details: Json = None
+    details: Json = attrs.field(default=None, hash=False)
     extra: Mapping[str, Json] = _extra()
 
 
@@ -118,7 +119,7 @@ class FunctionCallContent(Shown):
     call_id: str
     """Pairs the call with its result."""
     name: str
-    arguments: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    arguments: Mapping[str, Json] = attrs.field(factory=dict[str, Json], hash=False)
     extra: Mapping[str, Json] = _extra()
 
 
@@ -127,7 +128,7 @@ class FunctionResultContent(Shown):
     """The result of a tool call."""
 
     call_id: str
-    result: Json = None
+    result: Json = attrs.field(default=None, hash=False)
     extra: Mapping[str, Json] = _extra()
 
 
@@ -159,7 +160,7 @@ class UsageContent(Shown):
 class UnknownContent(Shown):
     """A content that whoever stored it could not name."""
 
-    content: Json = None
+    content: Json = attrs.field(default=None, hash=False)
     extra: Mapping[str, Json] = _extra()
 
 
@@ -167,7 +168,7 @@ class UnknownContent(Shown):
 class OpaqueContent(Shown):
     """A content of a type that this version does not know, kept as it was stored."""
 
-    raw: Mapping[str, Json]
+    raw: Mapping[str, Json] = attrs.field(hash=False)
 
 
 Content: TypeAlias = (
@@ -217,7 +218,7 @@ class Request(Shown):
     """The orchestration that sent it, if one did."""
     response_type: str | None = None
     """`text` or `json`."""
-    response_schema: Mapping[str, Json] | None = None
+    response_schema: Mapping[str, Json] | None = attrs.field(default=None, hash=False)
     """The JSON schema that the answer must fit."""
     extra: Mapping[str, Json] = _extra()
 
@@ -251,7 +252,7 @@ class Response(Shown):
 class OpaqueEntry(Shown):
     """An entry of a kind that this version does not know, kept as it was stored."""
 
-    raw: Mapping[str, Json]
+    raw: Mapping[str, Json] = attrs.field(hash=False)
 
 
 Entry: TypeAlias = Request | Response | OpaqueEntry

@@ -63,7 +63,7 @@ class TurnStatus:
     state: TurnState
     steps: int = 0
     """Model calls and tool calls so far."""
-    progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json], hash=False)
     """The latest progress report of each running tool, by the key of its call."""
     attempt: int | None = None
     """While `retrying`: the model call's attempts that failed."""

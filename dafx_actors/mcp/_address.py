@@ -26,7 +26,7 @@ class Stdio:
 
     command: str
     args: tuple[str, ...] = ()
-    env: Mapping[str, str] | None = attrs.field(default=None, repr=False)
+    env: Mapping[str, str] | None = attrs.field(default=None, repr=False, hash=False)
     """Added to the few variables that the process inherits: PATH, HOME and the like, not this program's secrets."""
     cwd: str | Path | None = None
 
@@ -39,7 +39,7 @@ class Http:
     """A server that speaks MCP's streamable HTTP."""
 
     url: str = attrs.field(repr=lambda url: repr(_secrets.shown_address(url)))
-    headers: Mapping[str, str] | None = attrs.field(default=None, repr=False, converter=_stripped)
+    headers: Mapping[str, str] | None = attrs.field(default=None, repr=False, converter=_stripped, hash=False)
 
     def __attrs_post_init__(self) -> None:
         _secrets.keep(self, *_secrets.in_headers(self.headers or {}), *_secrets.in_address(self.url))

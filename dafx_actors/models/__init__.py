@@ -78,7 +78,7 @@ class ToolDefinition:
 
     name: str
     description: str
-    parameters: Mapping[str, Json]
+    parameters: Mapping[str, Json] = attrs.field(hash=False)
     """A JSON schema of the arguments, of type `object`."""
     strict: bool = False
     """True if the provider should hold the model to the schema."""
@@ -93,9 +93,9 @@ class ModelRequest:
     tools: tuple[ToolDefinition, ...] = ()
     tool_choice: str | None = None
     """`auto`, `none`, `required`, or a tool's name; None leaves it to the provider."""
-    response_schema: Mapping[str, Json] | None = None
+    response_schema: Mapping[str, Json] | None = attrs.field(default=None, hash=False)
     """A JSON schema that the answer must fit."""
-    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
+    options: Mapping[str, Json] = attrs.field(factory=dict[str, Json], hash=False)
     """The provider's own parameters by its own names, such as `temperature` or `max_tokens`."""
 
 
