@@ -58,8 +58,8 @@ def in_words(error: BaseException) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    begun = text[:most].encode(errors="backslashreplace").decode()
-    return begun if len(text) <= most else f"{begun}... ({len(text):,} characters in all)"
+    head = text[:most].encode(errors="backslashreplace").decode()
+    return head if len(text) <= most else f"{head}... ({len(text):,} characters in all)"
 
 
 # --- As an exception ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import attrs
 
 from dafx_actors._shown import Shown
 from dafx_actors.ids import AgentThread
-from dafx_actors.transcript import ChatMessage, Content, Json, UsageStats
+from dafx_actors.transcript import ChatMessage, Content, Json, TextContent, UsageStats
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -60,6 +60,13 @@ def as_messages(given: Messages) -> tuple[ChatMessage, ...]:
     return tuple(messages)
 
 
+def _text_in(part: Json) -> Json:
+    if not isinstance(part, Mapping):
+        return None
+    said = cast("Mapping[str, Json]", part)
+    return said.get("text") if said.get("type") == "text" else None
+
+
 def _message_of(mapping: Mapping[str, Json]) -> ChatMessage:
     """The message in a mapping of a role and a content: a text, or a list of texts.
 
@@ -67,15 +74,15 @@ def _message_of(mapping: Mapping[str, Json]) -> ChatMessage:
         TypeError: It has another form; images and files are contents of `dafx_actors.transcript`.
     """
     role, content = mapping.get("role"), mapping.get("content")
-    parts: list[Json] = list(content) if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts: list[Any] = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
-    is_text = bool(parts) and len(texts) == len(parts) and all(isinstance(text, str) for text in texts)
+    parts = cast("list[Json]", content) if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [_text_in(part) for part in parts]
+    is_text = bool(texts) and all(isinstance(text, str) for text in texts)
     if role not in _ROLES or not is_text or mapping.keys() - {"role", "content"}:
         raise TypeError(
             f"a message as a mapping has `role` ({', '.join(_ROLES)}) and `content`, a text or a list of text parts, "
             f"and nothing else, not {mapping!r}; images and files are a DataContent or a UriContent"
         )
-    return ChatMessage(role, tuple(each for text in texts for each in ChatMessage(role, text).contents))
+    return ChatMessage(role, [TextContent(text) for text in texts])
 
 
 Ending: TypeAlias = Literal["whole", "cut", "withheld", "broken"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors._durable.bundles import ANSWERS, CONNECT, ITEM, Piece, answer_of, kind_of, pack, unpack
-from dafx_actors.worker._lines import Bundles
+from dafx_actors.worker._lines import BundleLine
 
 pieces = st.builds(Piece, st.integers(0, 255), st.integers(0, 2**32 - 1), st.binary(max_size=40))
 
@@ -67,7 +67,7 @@ def test_answers_to_what_came_together_travel_together(items: int, together: int
             line.waiting.CompleteActivityTask(pb.ActivityResponse())
 
     with grpc.insecure_channel("localhost:1") as channel:
-        line = Bundles(channel)
+        line = BundleLine(channel)
         line._stream = stream()
         sent: list[int] = []
         sending = threading.Thread(target=lambda: sent.append(len(unpack(next(line._messages())))))

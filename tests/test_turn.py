@@ -22,12 +22,12 @@ from dafx_actors._rules.turn import (
     CallTools,
     Fail,
     Finish,
+    Move,
     Progress,
     Repair,
-    Step,
     batches,
     denied,
-    next_step,
+    next_move,
     result_of,
     results_message,
     told_to_caller,
@@ -125,8 +125,8 @@ def asks_for(*calls: FunctionCallContent) -> ChatMessage:
 KEY_OF = functools.partial(call_key, AgentThread("Joker", "t1"), "c1")
 
 
-def after(result: Any, progress: Progress | None = None, **limits: Any) -> tuple[Progress, Step]:
-    return next_step(ModelResult.load(result), progress or Progress(), Limits(**limits), "c1", "Joker", KEY_OF)
+def after(result: Any, progress: Progress | None = None, **limits: Any) -> tuple[Progress, Move]:
+    return next_move(ModelResult.load(result), progress or Progress(), Limits(**limits), "c1", "Joker", KEY_OF)
 
 
 def test_a_text_is_the_answer() -> None:

@@ -162,7 +162,7 @@ class Calls:
             SchedulerCredentialError: There is no token for it.
         """
         sent = sent or Sent()
-        begun, pause = time.monotonic(), _FIRST_PAUSE
+        started, pause = time.monotonic(), _FIRST_PAUSE
         while True:
             if self._is_closed:
                 raise SchedulerUnreachable(self._endpoint, "this client was closed")
@@ -181,7 +181,7 @@ class Calls:
                     raise known from failed
                 raise
             self._say(self._outage.lost(detail))
-            if not again or time.monotonic() + pause > begun + self._patience():
+            if not again or time.monotonic() + pause > started + self._patience():
                 raise SchedulerUnreachable(self._endpoint, detail) from error
             await anyio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)

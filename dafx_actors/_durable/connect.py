@@ -59,7 +59,8 @@ TRANSPORT: list[tuple[str, Any]] = [
 """A scheduler is back as soon as it is back, whatever its outage was like."""
 
 _sdk_logger = logging.getLogger("dafx_actors.durabletask")
-_sdk_logger.setLevel(logging.WARNING)  # durabletask tells of every call at INFO
+if _sdk_logger.level == logging.NOTSET:  # what a program has set stays
+    _sdk_logger.setLevel(logging.WARNING)  # durabletask tells of every call at INFO
 # Every orderly stop ends the stream of work items, which it tells as a warning.
 _sdk_logger.addFilter(lambda record: "Locally cancelled by application" not in record.getMessage())
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
@@ -32,6 +32,8 @@ from durabletask.internal.shared import get_grpc_channel  # pyright: ignore[repo
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors.errors import IncompatibleDurableTask
+
+_REGISTRIES = ("orchestrators", "activities", "entities")
 
 TESTED = "1.12"
 """Versions of durabletask that begin so have the names below; see `tests/test_private_names.py`."""
@@ -158,7 +160,7 @@ class PrivateWorker:
         worker: Any = self._worker
         if _read(worker, "channel") is not None:
             setattr(worker, "_channel", grpc.intercept_channel(self.channel, interceptor))  # noqa: B010 - a private name
-        setattr(worker, "_interceptors", [interceptor, *self.interceptors])  # noqa: B010 - likewise
+        setattr(worker, "_interceptors", [interceptor, *self.interceptors])  # noqa: B010 - a private name
 
     @property
     def is_running(self) -> bool:
@@ -168,8 +170,8 @@ class PrivateWorker:
     def registered(self, names: Iterable[str]) -> list[str]:
         """Which of these names something is registered by already."""
         registry = getattr(self._worker, "_registry", None)
-        known = [getattr(registry, kind, None) or {} for kind in ("orchestrators", "activities", "entities")]
-        taken = {name.lower() for each in known for name in each}
+        known: list[Mapping[str, Any] | None] = [getattr(registry, kind, None) for kind in _REGISTRIES]
+        taken = {name.lower() for each in known for name in each or ()}
         return [name for name in names if name.lower() in taken]
 
     def use_pool(self, pool: Any) -> None:
@@ -231,7 +233,7 @@ class PrivateWorker:
             maximum_timer_interval=self._worker.maximum_timer_interval,
             exception_properties_provider=_read(self._worker, "exception_properties_provider"),
         )
-        setattr(executor, "_orchestration_name", name)  # noqa: B010 - likewise
+        setattr(executor, "_orchestration_name", name)  # noqa: B010 - a private name
         return Executor(executor.process_event)
 
     def run_episode(self, request: OrchestratorRequest, stub: Any) -> None:
@@ -246,7 +248,7 @@ def can_go_on(context: object) -> bool:
 
 def set_replaying(context: object, is_replaying: bool) -> None:
     """Say whether what an orchestration does now was done before."""
-    setattr(context, "_is_replaying", is_replaying)  # noqa: B010 - likewise
+    setattr(context, "_is_replaying", is_replaying)  # noqa: B010 - a private name
 
 
 def custom_status_of(context: object) -> str | None:

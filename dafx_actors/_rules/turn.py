@@ -130,14 +130,14 @@ class Fail(Shown):
     """The messages that the turn had not recorded yet."""
 
 
-Step: TypeAlias = Finish | CallTools | Repair | Fail
+Move: TypeAlias = Finish | CallTools | Repair | Fail
 KeyOf: TypeAlias = Callable[[int, int], str]
 """Names a tool call, by the number of the reply that asks for it and its place in that."""
 
 
-def next_step(
+def next_move(
     result: ModelResult, progress: Progress, limits: Limits, turn: str, agent: str, key_of: KeyOf
-) -> tuple[Progress, Step]:
+) -> tuple[Progress, Move]:
     """Decide what follows from a model step that gave a reply; gives the progress with it, too.
 
     Args:
@@ -195,7 +195,7 @@ def next_step(
 
 def _cut_off(
     result: ModelResult, message: ChatMessage, progress: Progress, limits: Limits, key_of: KeyOf
-) -> tuple[Progress, Step]:
+) -> tuple[Progress, Move]:
     """Decide what follows from a reply that ends before it can be used: its calls are not made, and it is no answer.
 
     The model is asked once more, where that may give something else: a provider broke off, or calls can be shorter.

@@ -73,17 +73,17 @@ class ToolCalls:
         self._deadlines: dict[str, datetime] = {}
         """The deadlines of approvals, by the keys of their calls."""
 
-    async def make(self, step: _turn.CallTools) -> None:
+    async def make(self, asked: _turn.CallTools) -> None:
         """Record the calls, make them, record their results; unless one of them ends the turn."""
         # What is decided by whom is on record before anything acts.
         questions = [
-            self._question("approval", call, call.content.arguments) for call in step.calls if call.plan.approval
+            self._question("approval", call, call.content.arguments) for call in asked.calls if call.plan.approval
         ]
-        children = self._agents.plan(step.calls)
-        await self._turn.record((step.message,), questions=questions, children=children)
-        self._calls, self._outcomes, self._decisions, self._resolved = step.calls, {}, {}, {}
+        children = self._agents.plan(asked.calls)
+        await self._turn.record((asked.message,), questions=questions, children=children)
+        self._calls, self._outcomes, self._decisions, self._resolved = asked.calls, {}, {}, {}
         self._turn.show("running")
-        for batch in _turn.batches(step.calls):
+        for batch in _turn.batches(asked.calls):
             await self._turn.check_stops()
             self._agents.share(batch)
             await self._turn.unless_stopped(when_all([self._make_one(call) for call in batch]))

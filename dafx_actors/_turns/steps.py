@@ -155,16 +155,16 @@ class TurnSteps(TurnBase):
         if (result := None if isinstance(answer, Broken) else answer.result) is None:
             no_answer = TurnFailed(self.thread.agent, self.id, "an error", "the step gave no result")
             return await self._abort(answer.error or no_answer)
-        self.progress, step = _turn.next_step(
+        self.progress, move = _turn.next_move(
             result, self.progress, self.limits, self.id, self.thread.agent, self.key_of
         )
-        match step:
+        match move:
             case _turn.Finish():
-                return await self._commit(step)
+                return await self._commit(move)
             case _turn.Repair(messages):
                 await self.record(messages)
             case _turn.CallTools():
-                await self._calls.make(step)
+                await self._calls.make(move)
                 if self._calls.fatal is not None:
                     return await self._abort(self._calls.fatal, self._calls.unrecorded())
                 if self.is_of_the_tree and (over := self._over_limit()) is not None:
@@ -316,15 +316,15 @@ class TurnSteps(TurnBase):
         if isinstance(reply.outcome, Ended):
             self._ended(reply.outcome)
 
-    async def _commit(self, step: _turn.Finish) -> Json:
+    async def _commit(self, end: _turn.Finish) -> Json:
         """The response; None where others have joined the turn meanwhile, so that it goes on."""
         commit = Commit(
             turn=self.id,
             length=self.length,
-            messages=(step.message,),
+            messages=(end.message,),
             usage=self.progress.usage,
             about=self.progress.about,
-            last=step.last,
+            last=end.last,
         )
         reply = self.checked(await self.tell_thread(commit))
         if isinstance(reply.outcome, Granted):

@@ -110,12 +110,12 @@ class WholeTurn:
                     continue
                 if isinstance(error, ModelError):
                     error = attrs.evolve(error, attempts=failures)
-                step: _turn.Step = _turn.Fail(error)
+                move: _turn.Move = _turn.Fail(error)
             else:
                 began_at, failures = time.monotonic(), 0
-                progress, step = _turn.next_step(result, progress, asked.limits, turn, thread.agent, asked.key_of)
+                progress, move = _turn.next_move(result, progress, asked.limits, turn, thread.agent, asked.key_of)
             now = datetime.now(UTC)
-            match step:
+            match move:
                 case _turn.Finish(message):
                     usage, about = progress.usage, progress.about
                     return _thread.commit(state, thread, turn, (message,), usage, now, about=about)

@@ -80,8 +80,8 @@ class PeerThreads:
         sign = AgentThread(agent, new_id()).entity_id
         empty: Json = {"schemaVersion": SCHEMA_VERSION, "data": {"conversationHistory": []}}
         await self._backend.signal(sign, "set_state", empty)
-        begun, pause, answer = time.monotonic(), _FIRST_PAUSE, None
-        while answer is None and (waited := time.monotonic() - begun) < _TIME_FOR_A_SIGN:
+        started, pause, answer = time.monotonic(), _FIRST_PAUSE, None
+        while answer is None and (waited := time.monotonic() - started) < _TIME_FOR_A_SIGN:
             await anyio.sleep(pause := pause_after(pause, waited))
             answer = await self._backend.thread(sign)
         await self._backend.signal(sign, "delete", None)
@@ -122,10 +122,10 @@ class PeerThreads:
         Raises:
             UnsupportedTranscript: The thread is in a form that this version does not know.
         """
-        begun, pause = time.monotonic(), _FIRST_PAUSE
+        started, pause = time.monotonic(), _FIRST_PAUSE
         while True:
             response = response_in(await self._backend.thread(thread.entity_id), correlation_id)
-            waited = time.monotonic() - begun
+            waited = time.monotonic() - started
             if response is not None or (timeout is not None and waited >= timeout):
                 return response
             pause = pause_after(pause, waited)

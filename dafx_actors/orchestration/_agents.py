@@ -147,7 +147,7 @@ class OrchestrationAgentExecutor:
         """A turn that is withdrawn unless a worker takes it in time: it tells when one has."""
         event = f"dafx.begun.{turn_id}"
         sent = attrs.evolve(sent, listener=Listener(self._context.instance_id, event))
-        begun: task.Task[Any] = self._context.wait_for_external_event(event)
+        taken: task.Task[Any] = self._context.wait_for_external_event(event)
         turn: task.Task[Any] = self._context.call_sub_orchestrator(
             turn_name(where.agent), input=sent.dump(), instance_id=turn_id
         )
@@ -163,7 +163,7 @@ class OrchestrationAgentExecutor:
             return AgentNotHosted(where.agent, "", "", seconds)
 
         durable = DurableAgentTask[Any](turn, where, response_format)
-        durable.give_up(timer, withdraw, unless=begun)
+        durable.give_up(timer, withdraw, unless=taken)
         return durable
 
     def new_thread(self, agent: str) -> AgentThread:

@@ -385,6 +385,18 @@ def when_all(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[li
     return as_durable_task(task.when_all(_as_durable_tasks(tasks)))
 
 
+@overload
+def when_any(tasks: Iterable[Awaitable[T]]) -> DurableTask[DurableTask[T]]: ...
+
+
+@overload
+def when_any(tasks: Iterable[task.Task[T]]) -> DurableTask[DurableTask[T]]: ...
+
+
+@overload
+def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[DurableTask[Any]]: ...
+
+
 def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[DurableTask[Any]]:
     """Wait for the first to complete or fail, and give that *task*: `await` it for its result.
 

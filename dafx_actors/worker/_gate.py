@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import anyio
-import anyio.from_thread
 
 from dafx_actors._raised import safe
 from dafx_actors._turns.host import TurnEnded

@@ -43,7 +43,7 @@ from dafx_actors.worker._lines import Line, Watch, line_maker
 from dafx_actors.worker._loop import AgentLoop
 from dafx_actors.worker._sessions import Sessions
 
-Step: TypeAlias = Callable[[task.ActivityContext, Json], Awaitable[Json]]
+AsyncActivity: TypeAlias = Callable[[task.ActivityContext, Json], Awaitable[Json]]
 Ahead: TypeAlias = Callable[[str, Json, Json], Awaitable[Any]]
 """What an entity will wait for in the operation `run`: by its key, its state, and what it is told."""
 
@@ -255,7 +255,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
         """The names of orchestrations that run in place."""
         self.entities: set[str] = set()
         """The names of entities that run in place, in lower case, as they come."""
-        self.steps: dict[str, Step] = {}
+        self.steps: dict[str, AsyncActivity] = {}
         """Activities that are coroutine functions, by their names."""
         self.turns: dict[str, Ahead] = {}
         """The coroutine functions that entities wait for in their operation `run`, by the lower-case names of the
@@ -378,7 +378,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
                 return functools.partial(self._run_turn, turn, key, request)
         return None
 
-    async def _run_step(self, step: Step, request: Any) -> Json:
+    async def _run_step(self, step: AsyncActivity, request: Any) -> Json:
         context = task.ActivityContext(request.orchestrationInstance.instanceId, request.taskId)
         return await step(context, self._loaded(request.input.value))
 

@@ -1,7 +1,8 @@
 """How a worker is connected to a scheduler: two lines, which look the same to whoever takes the work.
 
-`Calls` is Durable Task's protocol, which every backend speaks: a stream of work, and a call for each answer. `Bundles`
-is what the embedded scheduler offers besides (`_durable/bundles.py` says why): answers go back on a stream as well.
+`CallLine` is Durable Task's protocol, which every backend speaks: a stream of work, and a call for each answer.
+`BundleLine` is what the embedded scheduler offers besides (`_durable/bundles.py` says why): answers go back on a stream
+as well.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Line(Protocol):
         ...
 
     def hang_up(self) -> None:
-        """End the stream; answers that are under way may still arrive, by `Calls`."""
+        """End the stream; answers that are under way may still arrive, by `CallLine`."""
         ...
 
     def hold(self, token: str) -> None:
@@ -114,8 +115,8 @@ def line_maker(worker: PrivateWorker) -> Callable[[], Line]:
     def make() -> Line:
         channel, is_ours = connect()
         if plain and _bundles.offers_bundles(channel):
-            return Bundles(channel)
-        return Calls(channel, is_ours=is_ours, blocks=not plain)
+            return BundleLine(channel)
+        return CallLine(channel, is_ours=is_ours, blocks=not plain)
 
     return make
 
@@ -143,7 +144,7 @@ class _Stub:
         return call
 
 
-class Calls:
+class CallLine:
     """The line that every Durable Task backend offers.
 
     A backend may take an answer after the stream on which its work came has ended, as streams do from time to time: so
@@ -293,7 +294,7 @@ class Calls:
             self._channel.close()
 
 
-class Bundles:
+class BundleLine:
     """The line that the embedded scheduler offers besides. Its answers are never waited for, except by `settle`.
 
     That scheduler takes no answers but while the stream lasts on which their work came. An answer that would fill a
@@ -304,7 +305,7 @@ class Bundles:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
-        self._calls = Calls(channel, is_ours=False, blocks=False)
+        self._calls = CallLine(channel, is_ours=False, blocks=False)
         self._stream: Any = None
         self.at_once = self.waiting = _Stub(self._send)
         self._changed = threading.Condition()

@@ -42,14 +42,16 @@ class AgentLoop:
         # Not by the portal, which waits on the calling thread until it has begun: see `begin`.
         return asyncio.run_coroutine_threadsafe(run(), self._at_home().loop)
 
-    def begin(self, step: Callable[[], Coroutine[Any, Any, None]], begun: Callable[[Callable[[], None]], None]) -> None:
+    def begin(
+        self, step: Callable[[], Coroutine[Any, Any, None]], on_begin: Callable[[Callable[[], None]], None]
+    ) -> None:
         """Start a coroutine function, which raises nothing, on the loop, and do not even wait until it is there.
 
         A portal does wait for that on the calling thread, which costs more than a short step.
 
         Args:
             step: The coroutine function.
-            begun: Told on the loop how to cancel it: by a function for any thread.
+            on_begin: Told on the loop how to cancel it: by a function for any thread.
         """
         loop = self._at_home().loop
 
@@ -62,7 +64,7 @@ class AgentLoop:
                 with suppress(RuntimeError):  # the loop was closed meanwhile
                     loop.call_soon_threadsafe(task.cancel)
 
-            begun(cancel)
+            on_begin(cancel)
 
         # In a context of its own: it may be begun by the end of another step, of which it must not see anything.
         loop.call_soon_threadsafe(start, context=contextvars.Context())

@@ -40,7 +40,7 @@ from dafx_actors.orchestration._context import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
 from dafx_actors.worker._gate import Gate
 from dafx_actors.worker._host import WorkerHost
-from dafx_actors.worker._intake import Intake, Step, activity_work
+from dafx_actors.worker._intake import AsyncActivity, Intake, activity_work
 from dafx_actors.worker._loop import AgentLoop
 from dafx_actors.worker._sessions import Sessions
 from dafx_actors.worker._work import Work, WorkKind
@@ -362,7 +362,7 @@ class DurableAIAgentWorker:
         if getattr(options, name) == 100 * (os.cpu_count() or 1):  # durabletask's default
             setattr(options, name, most)
 
-    def _add_step(self, kind: WorkKind, about: str, name: str, step: Step) -> str:
+    def _add_step(self, kind: WorkKind, about: str, name: str, step: AsyncActivity) -> str:
         """Host an activity that is a coroutine function.
 
         Where the intake cannot run it by itself, durabletask does, on a thread that waits for it.

@@ -31,7 +31,7 @@ from dafx_actors import (
 )
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import ScriptedModel
-from dafx_actors.worker._lines import Bundles, Calls
+from dafx_actors.worker._lines import BundleLine, CallLine
 from dafx_actors.worker._loop import AgentLoop
 from tests.conftest import free_port
 from tests.scheduler.bench import QUIET
@@ -246,7 +246,7 @@ def worker_of(worker: DurableAIAgentWorker) -> DurableAIAgentWorker:
     return worker
 
 
-@pytest.mark.parametrize("kind", [Bundles, Calls])
+@pytest.mark.parametrize("kind", [BundleLine, CallLine])
 async def test_a_worker_uses_the_line_that_it_can(
     scheduler: EmbeddedScheduler, monkeypatch: pytest.MonkeyPatch, kind: type[Any]
 ) -> None:
@@ -261,9 +261,9 @@ async def test_a_worker_uses_the_line_that_it_can(
 
         return init
 
-    for line in (Bundles, Calls):
+    for line in (BundleLine, CallLine):
         monkeypatch.setattr(line, "__init__", noting(line))
-    async with worker_of(wrapped(scheduler, [] if kind is Bundles else [Looking()])):
+    async with worker_of(wrapped(scheduler, [] if kind is BundleLine else [Looking()])):
         await echoes(scheduler, "one")
     assert made[0] is kind, "which makes the other for what is too large for a bundle"
 
@@ -347,7 +347,7 @@ async def test_what_was_done_counts_when_the_stream_it_came_on_has_ended(is_asyn
             handle = await client.schedule_new_orchestration(asks)
             assert await anyio.to_thread.run_sync(begun.wait, 30)
             line = worker._intake._line
-            assert isinstance(line, Calls)
+            assert isinstance(line, CallLine)
             line.hang_up()
             with anyio.fail_after(30):
                 while worker._intake._line is line:
@@ -518,7 +518,7 @@ def test_the_word_that_nobody_waits_is_kept_until_somebody_asks() -> None:
     """It may come while a step still waits in line, or reads."""
     heard: list[bool] = []
     with grpc.insecure_channel("localhost:1") as channel:
-        line = Bundles(channel)
+        line = BundleLine(channel)
         line.hold("t1")
         line.hold("t2")
         watch = line.watch("t1")

@@ -151,7 +151,8 @@ async def tasks_are_typed(context: OrchestrationContext) -> None:
     assert_type((await agent.run("x", response_format=Joke)).value, Joke)
     assert_type(await when_all([agent.run("x"), agent.run("y")]), list[AgentRunResponse[None]])
     assert_type(await when_all([bare(context), bare(context)]), list[str])
-    assert_type(await when_any([agent.run("x"), context.sleep(1), bare(context)]), DurableTask[Any])
+    assert_type(await when_any([agent.run("x"), agent.run("y")]), DurableTask[AgentRunResponse[None]])
+    _: DurableTask[Any] = await when_any([agent.run("x"), context.sleep(1), bare(context)])
     assert_type(await context.sleep(1), None)
     assert_type(await count(context, []), int)
     await count(context, "x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
