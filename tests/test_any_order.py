@@ -537,7 +537,11 @@ class Turns(RuleBasedStateMachine):
         self.is_gone = not self.is_gone
 
     def reset(self, _: str) -> None:
-        self.operate("reset", {"correlationId": "?"})
+        said = self.operate("reset", {"correlationId": "?"}).outcome
+        if isinstance(said, Cancelled):
+            telling = Execution(self, "telling")
+            telling.run(tell(telling, THREAD, Telling.lost(THREAD, said)))
+            assert telling.is_over
         self.begun = {place.correlation_id for place in self.state.waiting}
         self.answers, self.sent, self.approved, self.goes = {}, [], set(), {}
         self.cancelled &= set(self.state.cancelled)

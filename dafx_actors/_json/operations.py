@@ -621,6 +621,11 @@ def _tells_an_error(message: Mapping[str, Json]) -> bool:
 # --- What a thread is told through an orchestration ---------------------------------------------------------------
 
 
+LOST = "lost"
+"""Stands in the place of an operation: the turn of a `Cancel` has lost its thread. No thread has an operation of this
+name; a worker of an earlier version fails, and the turn does not hear of it."""
+
+
 @attrs.frozen(repr=False)
 class Telling(Shown):
     """The input of the orchestration by which clients and steps tell a thread something, and hear what it says."""
@@ -633,6 +638,11 @@ class Telling(Shown):
     def of(cls, thread: AgentThread, message: Message) -> Telling:
         """Tell this thread this."""
         return cls(thread.thread_id, message.operation, message.dump())
+
+    @classmethod
+    def lost(cls, thread: AgentThread, cancelled: Cancelled) -> Telling:
+        """Tell a turn that its thread has forgotten it. The thread is told nothing."""
+        return cls(thread.thread_id, LOST, Cancel(turn=cancelled.turn, mark=cancelled.mark).dump())
 
     def dump(self) -> dict[str, Json]:
         """The input as JSON."""

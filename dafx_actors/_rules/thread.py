@@ -240,10 +240,12 @@ def reset(state: ThreadState) -> tuple[ThreadState, Outcome]:
     """Forget the conversation. The active turn loses its thread, and is to hear of it; those that wait stay in line."""
     waiting = (*map(place_of, state.steered), *state.waiting)
     empty = attrs.evolve(state, history=(), active=None, draft=(), books=Books(), steered=(), waiting=waiting)
-    lost = (
-        None if state.active is None else Cancelled(state.active, CancelMark.of(by="", reason="the thread was reset"))
-    )
-    return empty, lost or Noted()
+    return empty, lost_by(state, "the thread was reset") or Noted()
+
+
+def lost_by(state: ThreadState, reason: str) -> Cancelled | None:
+    """Say what the active turn is to hear, if there is one, when its thread forgets it."""
+    return None if state.active is None else Cancelled(state.active, CancelMark.of(by="", reason=reason))
 
 
 def is_granted(state: ThreadState, turn: str) -> bool | None:

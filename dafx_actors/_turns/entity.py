@@ -9,7 +9,17 @@ import attrs
 from durabletask.entities import EntityContext
 
 from dafx_actors._json import peer as _peer_forms
-from dafx_actors._json.operations import Begin, Ended, Granted, Queued, Refused, Reply, with_error_only
+from dafx_actors._json.operations import (
+    Begin,
+    Cancelled,
+    Ended,
+    Granted,
+    Queued,
+    Refused,
+    Reply,
+    Telling,
+    with_error_only,
+)
 from dafx_actors._json.requests import load_request
 from dafx_actors._json.steps import Settings, TurnInput
 from dafx_actors._rules import operations as _operations
@@ -20,7 +30,7 @@ from dafx_actors._turns.recent import RecentDocuments, begin_token
 from dafx_actors._turns.whole import WholeTurn
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import DafxError, ThreadBusy
-from dafx_actors.ids import AgentThread, turn_name
+from dafx_actors.ids import AgentThread, tell_name, turn_name
 from dafx_actors.transcript import Json
 
 
@@ -51,7 +61,7 @@ class ThreadEntity:
                 raise  # the peer's caller knows no errors as values: its task is to fail
             return Reply(outcome=Refused(error)).dump()
         if context.operation == "delete":
-            context.set_state(None)
+            self._delete(context, thread)
             return None
         known = ", ".join([*_operations.OPERATIONS, "run", "delete"])
         raise ValueError(f"threads have no operation {context.operation!r}; they have {known}")
@@ -69,10 +79,26 @@ class ThreadEntity:
                 token = self.recent.keep(document, changed.length, known)
         if begins and not isinstance(outcome, Granted):
             self.recent.keep(None, 0, begin_token(thread, incoming.turn))
+        if context.operation == "reset" and isinstance(outcome, Cancelled):
+            self._tell_lost(context, thread, outcome)
         if context.operation == "abort" and isinstance(outcome, Ended):
             outcome = with_error_only(outcome)
         settings = settings_of(self.definition) if begins else None
         return Reply(outcome=outcome, cache_token=token, settings=settings)
+
+    def _delete(self, context: EntityContext, thread: AgentThread) -> None:
+        """Leave nothing of a thread, also where what it has kept cannot be read."""
+        try:
+            lost = _thread.lost_by(_state.load(context.get_state()), "the thread was deleted")
+        except Exception:  # noqa: BLE001 - whatever it is, it is to go
+            lost = None
+        context.set_state(None)
+        if lost is not None:
+            self._tell_lost(context, thread, lost)
+
+    def _tell_lost(self, context: EntityContext, thread: AgentThread, lost: Cancelled) -> None:
+        """Have a turn told that its thread has forgotten it: it may wait for a person whom nobody asks any more."""
+        context.schedule_new_orchestration(tell_name(thread.agent), Telling.lost(thread, lost).dump())
 
     def _run(self, context: EntityContext, thread: AgentThread, raw: Json) -> Json:
         """A whole turn in one operation, for `durability="turn"` and for the peer's callers, which send this.

@@ -6,7 +6,7 @@ a turn ask its thread; `CANCEL` cancels it, whatever comes with it.
 
 from __future__ import annotations
 
-from dafx_actors._json.operations import Cancel, Cancelled, Decide, Decided, Ended, Telling, load_outcome
+from dafx_actors._json.operations import LOST, Cancel, Cancelled, Decide, Decided, Ended, Telling, load_outcome
 from dafx_actors._turns.context import TurnContext
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
@@ -27,6 +27,10 @@ async def tell(context: TurnContext, thread: AgentThread, telling: Telling) -> J
 
     Only orchestrations can call an entity and hear what it says; and what one has begun, it ends, whoever dies.
     """
+    if telling.operation == LOST:
+        cancel = Cancel.load(telling.input)
+        context.send_event(cancel.turn, CANCEL, data=dict(cancel.mark.raw))
+        return None
     said: Json = await context.call_entity(thread.entity_id, telling.operation, telling.input)
     match load_outcome(said, thread):
         case Cancelled(turn, mark):

@@ -18,7 +18,7 @@ from dafx_actors import (
     tool,
 )
 from dafx_actors.decisions import call_digest
-from dafx_actors.errors import ApprovalExpired, DecisionRefused
+from dafx_actors.errors import ApprovalExpired, DecisionRefused, TurnSuperseded
 from tests.conftest import free_port
 from tests.integration.conftest import Hosting
 from tests.integration.turns import (
@@ -381,3 +381,36 @@ async def test_a_call_that_waits_survives_kill_9_of_its_worker_and_of_the_schedu
                 victim.kill()
     assert after == before
     assert (answer.text, book.read_text()) == ("paid 5", "5\n")
+
+
+@pytest.mark.parametrize("operation", ["reset", "delete"])
+async def test_a_turn_that_waits_hears_that_its_thread_has_forgotten_it(
+    hosting: Hosting, endpoint: str, operation: str
+) -> None:
+    till = Till()
+    async with hosting(till.agent(5)) as client, sdk(endpoint) as operator:
+        worker = client.get_agent("Worker")
+        handle = await worker.start("Pay", thread="here")
+        pending = await asked_of(client)
+        await operator.signal_entity(pending.thread.entity_id, operation)
+        with pytest.raises(TurnSuperseded, match="the thread was reset or deleted"):
+            await handle
+        assert till.paid == []
+        assert await client.pending_approvals("Worker") == []
+
+
+async def test_the_next_in_line_has_the_thread_when_the_turn_that_waited_is_forgotten(
+    hosting: Hosting, endpoint: str
+) -> None:
+    till = Till()
+    async with hosting(till.agent(5)) as client, sdk(endpoint) as operator:
+        worker = client.get_agent("Worker")
+        first = await worker.start("Pay", thread="here", correlation_id="t1")
+        pending = await asked_of(client)
+        second = await worker.start("Pay", thread="here", correlation_id="t2")
+        await in_state(second, "queued")
+        await operator.signal_entity(pending.thread.entity_id, "reset")
+        with pytest.raises(TurnSuperseded):
+            await first
+        await second
+        assert till.paid == []
