@@ -29,7 +29,7 @@ from dafx_actors._turns.host import Host
 from dafx_actors._turns.recent import RecentDocuments, begin_token
 from dafx_actors._turns.whole import WholeTurn
 from dafx_actors.agents import AgentDefinition
-from dafx_actors.errors import DafxError, ThreadBusy
+from dafx_actors.errors import DafxError, ThreadBusy, UnsupportedTranscript
 from dafx_actors.ids import AgentThread, tell_name, turn_name
 from dafx_actors.transcript import Json
 
@@ -90,7 +90,7 @@ class ThreadEntity:
         """Leave nothing of a thread, also where what it has kept cannot be read."""
         try:
             lost = _thread.lost_by(_state.load(context.get_state()), "the thread was deleted")
-        except Exception:  # noqa: BLE001 - whatever it is, it is to go
+        except UnsupportedTranscript:
             lost = None
         context.set_state(None)
         if lost is not None:

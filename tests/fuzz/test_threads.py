@@ -23,6 +23,7 @@ from dafx_actors._rules.operations import OPERATIONS
 from dafx_actors._turns.hosted import HostedAgent
 from dafx_actors.agents import AgentRegistry
 from dafx_actors.errors import DafxError, UnsupportedTranscript
+from dafx_actors.ids import tell_name
 from dafx_actors.testing import ScriptedModel
 from tests.fuzz.inputs import examples, json_objects, json_values, mangled
 
@@ -183,6 +184,7 @@ def test_any_operation_in_any_state(state: Any, told: list[tuple[str, Any]]) -> 
 def test_a_state_that_was_mangled_is_read_or_refused_and_never_rewritten(state: Any, told: tuple[str, Any]) -> None:
     operation, raw = told
     if operation == "delete":
+        assert tell(operation, raw, state) is None
         return
     try:
         _state.load(state)
@@ -263,3 +265,14 @@ def test_what_others_wrote_where_we_note_joined_turns_stops_no_thread(about: Any
     state = document()
     state["data"]["conversationHistory"][1]["dafx"] = about
     assert tell("begin", request("c5"), state)["data"]["dafx"]["active"] == "c5"
+
+
+def test_the_active_turn_is_told_that_its_thread_is_gone() -> None:
+    for operation in ("reset", "delete"):
+        context: Any = Context(operation, json.dumps(ACTIVE))
+        CLERK.entity(context, {})
+        ((name, telling),) = map(json.loads, context.scheduled)
+        assert (name, telling["operation"], telling["input"]["correlationId"]) == (tell_name("Clerk"), "lost", "c1")
+        context = Context(operation, json.dumps(document()))
+        CLERK.entity(context, {})
+        assert context.scheduled == [], "nobody is there to hear"
