@@ -40,6 +40,7 @@
         ├── TurnDeadlineExceeded    the turn's own deadline was over
         ├── TurnLimitExceeded       the turn would have taken more steps or tokens than it may
         ├── TurnNotFound            there is no turn of that id
+        ├── RetryRefused            a turn that has ended is not taken up again
         ├── DecisionRefused         a decision came too late, twice, or for another call
         ├── ApprovalExpired         nobody decided in time whether a tool may be called
         ├── OutcomeUnknown          nobody knows whether a tool acted, and somebody chose to end the turn
@@ -645,6 +646,30 @@ class TurnNotFound(TurnError):
             f"Agent {self.agent!r} has no turn {self.correlation_id} on this task hub. Check the id, ENDPOINT and "
             "TASKHUB; it may also have been removed after its end."
         )
+
+
+RetryRefusal = Literal["answered", "cancelled", "terminated", "joined", "nested"]
+"""Why a turn is not taken up again: it has an answer; somebody cancelled or terminated it; its request became part of
+another turn; or another turn used its agent as a tool, and has heard of the failure."""
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class RetryRefused(TurnError):
+    """A turn cannot be taken up again. Nothing was changed."""
+
+    agent: str
+    correlation_id: str
+    why: RetryRefusal
+
+    def __str__(self) -> str:
+        what = {
+            "answered": "it was answered; await it for the answer",
+            "cancelled": "it was cancelled; send the request again under a new correlation id",
+            "terminated": "it was terminated; send the request again under a new correlation id",
+            "joined": "its request became part of another turn; retry that one",
+            "nested": "it ran for a turn of another agent, which has heard of the failure; retry that one",
+        }[self.why]
+        return f"Turn {self.correlation_id} of agent {self.agent!r} is not taken up again: {what}. Nothing was changed."
 
 
 @attrs.define(eq=False, slots=False, repr=False)

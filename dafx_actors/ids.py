@@ -89,13 +89,14 @@ def tell_name(agent: str) -> str:
     return f"{_PREFIX}{agent}.tell"
 
 
-def call_key(thread: AgentThread, turn: str, step: int, index: int) -> str:
+def call_key(thread: AgentThread, turn: str, step: int, index: int, retry: int = 0) -> str:
     """The key of a tool call of a turn: the same in every repeat, where a model's own ids of calls may come again.
 
     It is also the id of the turn that an agent used as a tool runs for it. A hash over all that tells calls apart: so
-    no two calls share one, and an id that somebody picks for a turn of theirs does not stand in a call's place.
+    no two calls share one, and an id that somebody picks for a turn of theirs does not stand in a call's place. A turn
+    that failed and goes on (`retry`, the number of times that it was taken up again) counts its steps anew.
     """
-    place = json.dumps([str(thread.entity_id), turn, step, index])
+    place = json.dumps([str(thread.entity_id), turn, step, index, *([retry] if retry else [])])
     return hashlib.sha256(place.encode()).hexdigest()[:_CALL_KEY]
 
 

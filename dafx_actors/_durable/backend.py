@@ -17,6 +17,7 @@ from durabletask import history
 from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, OrchestrationState, OrchestrationStatus
 from durabletask.entities import EntityInstanceId
 from durabletask.internal.orchestrator_service_pb2 import (
+    ORCHESTRATION_STATUS_FAILED,
     ORCHESTRATION_STATUS_TERMINATED,
     OrchestrationIdReusePolicy,
 )
@@ -50,6 +51,12 @@ _NOTHING_DONE = (
 """What is in the history of an orchestration that no worker has begun: what others did to it."""
 _SILENCE = 10.0
 """Seconds after which a poll that gRPC does not end by itself has got lost."""
+
+
+_REPLACED = {
+    OrchestrationStatus.FAILED: ORCHESTRATION_STATUS_FAILED,
+    OrchestrationStatus.TERMINATED: ORCHESTRATION_STATUS_TERMINATED,
+}
 
 
 class Backend:
@@ -123,7 +130,13 @@ class Backend:
         return await self._ask(hosted_async)
 
     async def start(
-        self, name: str, instance_id: str, input: Json, *, anew: bool = False, sent: Sent | None = None
+        self,
+        name: str,
+        instance_id: str,
+        input: Json,
+        *,
+        replaces: OrchestrationStatus | None = None,
+        sent: Sent | None = None,
     ) -> bool:
         """Start an orchestration; False where the id exists already. Sent again, with the same id, when it got lost.
 
@@ -131,13 +144,13 @@ class Backend:
             name: Of the orchestration.
             instance_id: Names it.
             input: What it is given.
-            anew: Take the place of one of that id that was terminated.
+            replaces: Take the place of one of that id that has ended so.
             sent: Told whether it may have arrived.
 
         Raises:
             SchedulerUnreachable: Nothing answers.
         """
-        policy = OrchestrationIdReusePolicy(replaceableStatus=[ORCHESTRATION_STATUS_TERMINATED]) if anew else None
+        policy = None if replaces is None else OrchestrationIdReusePolicy(replaceableStatus=[_REPLACED[replaces]])
         starting = functools.partial(
             self._call,
             "schedule_new_orchestration",

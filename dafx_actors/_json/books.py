@@ -12,7 +12,9 @@ from typing import Literal, TypeAlias, cast
 
 import attrs
 
+from dafx_actors._json.messages import dump_usage, load_usage
 from dafx_actors._json.shapes import (
+    as_list,
     as_object,
     as_text,
     as_whole_number,
@@ -28,7 +30,7 @@ from dafx_actors._shown import Shown
 from dafx_actors.decisions import ACTIONS, Action, DecisionKind, PendingApproval, PendingOutcome, call_digest
 from dafx_actors.errors import TurnCancelled
 from dafx_actors.ids import AgentThread
-from dafx_actors.transcript import Json
+from dafx_actors.transcript import Json, UsageStats
 
 RecordedAction: TypeAlias = Action | Literal["expire"]
 """What stands on record about a question: what a person did, or that the deadline passed."""
@@ -341,6 +343,8 @@ class Place(Shown):
     correlation_id: str
     digest: str
     """A hash of what the request asks; see `requests.digest`."""
+    retry: int = 0
+    """How often the turn was taken up again after it had failed, with the time that it waits for."""
 
     @classmethod
     def load(cls, raw: Json) -> Place:
@@ -351,8 +355,63 @@ class Place(Shown):
         """
         place = as_object(raw)
         check_texts(place, "correlationId", "digest")
-        return cls(as_text(place["correlationId"]), as_text(place["digest"]))
+        retry = as_whole_number(place.get("retry", 0))
+        return cls(as_text(place["correlationId"]), as_text(place["digest"]), retry)
 
     def dump(self) -> dict[str, Json]:
         """The place as it is stored."""
-        return {"correlationId": self.correlation_id, "digest": self.digest}
+        retry = {"retry": self.retry} if self.retry else {}
+        return {"correlationId": self.correlation_id, "digest": self.digest, **retry}
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Resumed(Shown):
+    """What a turn that failed had come to, where it was taken up again."""
+
+    retry: int
+    """How often it was taken up again, from 1."""
+    replies: int = 0
+    """Replies of the model that are kept."""
+    steps: int = 0
+    """Model calls and tool calls, as they were counted."""
+    usage: UsageStats | None = None
+    attempts: tuple[Json, ...] = ()
+    """Attempts of model calls that failed and were made again; see `Progress.retries`."""
+    failures: tuple[Json, ...] = ()
+    """What it failed with each time, the latest last: `at`, and an `error` with its type and message."""
+
+    @classmethod
+    def load(cls, raw: Json) -> Resumed | None:
+        """Read it; None where the turn was not taken up again.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        if not raw:
+            return None
+        kept = as_object(raw)
+        usage = kept.get("usage")
+        return cls(
+            retry=as_whole_number(kept.get("retry")),
+            replies=as_whole_number(kept.get("replies", 0)),
+            steps=as_whole_number(kept.get("steps", 0)),
+            usage=load_usage(usage) if usage else None,
+            attempts=tuple(as_list(kept.get("retries") or [])),
+            failures=tuple(as_list(kept.get("retried") or [])),
+        )
+
+    def dump(self) -> dict[str, Json]:
+        """As it is stored, and as a turn is told it."""
+        return {
+            "retry": self.retry,
+            "replies": self.replies,
+            "steps": self.steps,
+            **({"usage": dump_usage(self.usage)} if self.usage else {}),
+            **({"retries": list(self.attempts)} if self.attempts else {}),
+            **({"retried": list(self.failures)} if self.failures else {}),
+        }
+
+    @property
+    def about(self) -> dict[str, Json]:
+        """The part of a response that says so."""
+        return {"retry": self.retry, **({"retried": list(self.failures)} if self.failures else {})}

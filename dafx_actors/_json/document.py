@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import attrs
 
-from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord
+from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Resumed
 from dafx_actors._json.messages import dump_message, load_entry, load_messages
 from dafx_actors._json.requests import dump_request, load_request
 from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_number, object_in, or_default, text_or_none
@@ -59,6 +59,7 @@ class Unfinished:
     children: Mapping[str, ChildRecord]
     progress: Mapping[str, Json]
     given_up: Mapping[str, int]
+    resumed: Resumed | None
 
 
 def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
@@ -82,6 +83,7 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
             children=_each(ours, "children", ChildRecord.load),
             progress=as_object(or_default(ours.get("progress"), {})),
             given_up=_each(ours, "givenUp", as_whole_number),
+            resumed=Resumed.load(ours.get("resumed")),
         )
     except ValueError as error:
         raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error
@@ -150,6 +152,7 @@ def dump_document(before: Mapping[str, Json], history: Sequence[Json], ours: Unf
         "progress": dict(ours.progress),
         "givenUp": dict(ours.given_up),
         "joined": list(ours.joined),
+        "resumed": ours.resumed.dump() if ours.resumed else None,
     }
     stored: Mapping[str, Json] = data.get("dafx") or {}
     kept = {key: value for key, value in {**stored, **known}.items() if value or key not in known}

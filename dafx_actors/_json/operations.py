@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
 
-from dafx_actors._json.books import CancelMark, ChildRecord, DecisionRecord, Place, QuestionRecord
+from dafx_actors._json.books import CancelMark, ChildRecord, DecisionRecord, Place, QuestionRecord, Resumed
 from dafx_actors._json.crossing import dump_error, error_in
 from dafx_actors._json.messages import dump_message, dump_usage, load_messages, load_usage
 from dafx_actors._json.requests import dump_request, load_request, request_digest
@@ -85,6 +85,8 @@ class Begin(Shown):
 
     operation: ClassVar[str] = "begin"
     request: RunRequest
+    retry: int = 0
+    """How often the turn was taken up again after it had failed, with this time."""
 
     @property
     def turn(self) -> str:
@@ -93,7 +95,7 @@ class Begin(Shown):
 
     def dump(self) -> dict[str, Json]:
         """The request, as it travels."""
-        return dump_request(self.request)
+        return {**dump_request(self.request), **({"retry": self.retry} if self.retry else {})}
 
 
 @attrs.frozen(repr=False)
@@ -117,9 +119,9 @@ class Ask(Shown):
         return {**self.place.dump(), "messages": []}
 
 
-def place_of(request: RunRequest) -> Place:
-    """What is kept of a request that waits."""
-    return Place(request.correlation_id, request_digest(request.messages, request.response_schema))
+def place_of(request: RunRequest, retry: int = 0) -> Place:
+    """What is kept of a request that waits; `retry` is how often its turn was taken up again."""
+    return Place(request.correlation_id, request_digest(request.messages, request.response_schema), retry)
 
 
 def load_begin(raw: Json) -> Begin | Ask:
@@ -129,9 +131,10 @@ def load_begin(raw: Json) -> Begin | Ask:
         ValueError: It is something else.
     """
     told = as_object(raw)
+    retry = _field_or_none(raw, "retry", as_whole_number) or 0
     if told.get("messages") == [] and told.get("digest") is not None:
-        return Ask(Place(_turn(raw), _field(raw, "digest", as_text)))
-    return Begin(load_request(told))
+        return Ask(Place(_turn(raw), _field(raw, "digest", as_text), retry))
+    return Begin(load_request(told), retry)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -282,10 +285,13 @@ class Cancel(Shown):
     operation: ClassVar[str] = "cancel"
     turn: str
     mark: CancelMark
+    retry: int = 0
+    """How often the turn was taken up again, as whoever cancels it knows."""
 
     def dump(self) -> dict[str, Json]:
         """The message as JSON."""
-        return {"correlationId": self.turn, "mark": dict(self.mark.raw)}
+        retry = {"retry": self.retry} if self.retry else {}
+        return {"correlationId": self.turn, "mark": dict(self.mark.raw), **retry}
 
     @classmethod
     def load(cls, raw: Json) -> Cancel:
@@ -294,7 +300,11 @@ class Cancel(Shown):
         Raises:
             ValueError: It is something else.
         """
-        return cls(turn=_turn(raw), mark=_field(raw, "mark", CancelMark.load))
+        return cls(
+            turn=_turn(raw),
+            mark=_field(raw, "mark", CancelMark.load),
+            retry=_field_or_none(raw, "retry", as_whole_number) or 0,
+        )
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -362,10 +372,13 @@ class Attempt(Shown):
     number: int
     token: str
     """Names the step."""
+    retry: int = 0
+    """How often the turn was taken up again, as the step knows it."""
 
     def dump(self) -> dict[str, Json]:
         """The message as JSON."""
-        return {"correlationId": self.turn, "key": self.key, "number": self.number, "token": self.token}
+        retry = {"retry": self.retry} if self.retry else {}
+        return {"correlationId": self.turn, "key": self.key, "number": self.number, "token": self.token, **retry}
 
     @classmethod
     def load(cls, raw: Json) -> Attempt:
@@ -379,6 +392,7 @@ class Attempt(Shown):
             token=_field(raw, "token", as_text),
             turn=_turn(raw),
             key=_field(raw, "key", as_text),
+            retry=_field_or_none(raw, "retry", as_whole_number) or 0,
         )
 
 
@@ -441,6 +455,8 @@ class Granted(Shown):
     """Of the thread, up to the turn's request and with its draft; see `ThreadState.length`."""
     cancelled: tuple[str, ...] = ()
     """As with `Queued`, where a turn asks again and is active by now."""
+    resumed: Resumed | None = None
+    """To `begin`: how far the turn had come, where it was taken up again."""
 
 
 @attrs.frozen(repr=False)
@@ -563,6 +579,7 @@ _DUMPS: Mapping[type[Any], Callable[[Any], Json]] = {
     Granted: lambda outcome: {
         "granted": outcome.length,
         **({"cancelled": list(outcome.cancelled)} if outcome.cancelled else {}),
+        **({"resumed": outcome.resumed.dump()} if outcome.resumed else {}),
     },
     Queued: lambda outcome: {"queued": outcome.active, "cancelled": list(outcome.cancelled)},
     Wanted: lambda _: {"wanted": True},
@@ -590,7 +607,7 @@ def load_outcome(raw: Json, thread: AgentThread, turn: str | None = None) -> Out
     if "ended" in said:  # before all else: earlier versions said `granted` beside it
         return Ended(said["ended"], said.get("next"), tuple(said.get("joined") or ()))
     if "granted" in said:
-        return Granted(said["granted"], tuple(said.get("cancelled") or ()))
+        return Granted(said["granted"], tuple(said.get("cancelled") or ()), Resumed.load(said.get("resumed")))
     if "queued" in said:
         return Queued(said["queued"], tuple(said.get("cancelled") or ()))
     if "wanted" in said:

@@ -139,6 +139,8 @@ class TurnInput(Shown):
     """Whether to ask for the thread and the model at once; turns of versions that could not are replayed."""
     started_at: datetime | None = None
     """When it was started, if it waited so long that its history was cut."""
+    retry: int = 0
+    """How often the turn was taken up again after it had failed, with this time."""
 
     def dump(self) -> dict[str, Json]:
         """The input as JSON.
@@ -177,14 +179,25 @@ class TurnInput(Shown):
             callers=load_callers(sent.get("callers")),
             listener=Listener(as_text(told.get("orchestration")), as_text(told.get("event"))) if told else None,
             form=sent.get("form") or 0,
-            eager=bool(sent.get("eager")) and started_at is None,
+            # What is taken up again asks its thread first how far it had come.
+            eager=bool(sent.get("eager")) and started_at is None and not sent.get("retry"),
             started_at=started_at,
+            retry=as_whole_number(sent.get("retry") or 0),
         )
 
     @staticmethod
     def again(raw: Json, started_at: datetime) -> dict[str, Json]:
         """The input of a turn that starts again with an empty history; what is in it besides stays as it came."""
         return {**as_object(raw), "begun": dump_time(started_at)}
+
+    @staticmethod
+    def retried(raw: Json, retry: int) -> dict[str, Json]:
+        """The input of a turn that failed, and is taken up again for this time; nobody listens for its beginning.
+
+        Its history is a new one, so that it is of the newest form.
+        """
+        kept = {name: value for name, value in as_object(raw).items() if name not in ("begun", "tellBegun")}
+        return {**kept, "form": FORM, "retry": retry}
 
 
 @attrs.frozen(repr=False)
@@ -193,6 +206,11 @@ class StartedTurn(Shown):
 
     thread_id: str | None
     request: RunRequest | None
+    callers: tuple[Caller, ...] = ()
+    """The turns that waited for it, where it was that of an agent used as a tool."""
+    retry: int = 0
+    """How often it was taken up again."""
+    raw: Json = None
 
     @classmethod
     def of(cls, serialized: str | None) -> StartedTurn:
@@ -204,7 +222,14 @@ class StartedTurn(Shown):
         sent = object_in(load_json(serialized or "{}"))
         thread = sent.get("thread")
         request = load_request(sent["request"]) if "request" in sent else None
-        return cls(thread if isinstance(thread, str) else None, request)
+        retry = sent.get("retry")
+        return cls(
+            thread if isinstance(thread, str) else None,
+            request,
+            load_callers(sent.get("callers")) if request else (),
+            retry if isinstance(retry, int) else 0,
+            sent,
+        )
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -249,11 +274,13 @@ class WholeTurnInput(Shown):
 
     form: int = 0
     callers: tuple[Caller, ...] = ()
+    retry: int = 0
 
     def dump(self, request: RunRequest) -> dict[str, Json]:
         """With the request."""
         form = {"form": self.form} if self.form >= OF_THE_TREE else {}
-        return {**dump_request(request), **form, **_above(self.callers)}
+        retry = {"retry": self.retry} if self.retry else {}
+        return {**dump_request(request), **form, **_above(self.callers), **retry}
 
     @classmethod
     def load(cls, raw: Json) -> WholeTurnInput:
@@ -263,7 +290,7 @@ class WholeTurnInput(Shown):
             ValueError: It is something else.
         """
         told = as_object(load_json(raw) if isinstance(raw, str) else raw)
-        return cls(told.get("form") or 0, load_callers(told.get("callers")))
+        return cls(told.get("form") or 0, load_callers(told.get("callers")), as_whole_number(told.get("retry") or 0))
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -570,6 +597,8 @@ class ToolStep(Shown):
     source: str | None = None
     offer: str | None = None
     callers: tuple[Caller, ...] = ()
+    retry: int = 0
+    """How often the turn was taken up again, when the call was planned."""
 
     def dump(self) -> dict[str, Json]:
         """The step's input."""
@@ -586,6 +615,7 @@ class ToolStep(Shown):
             **({} if self.form is None else {"form": self.form}),
             **({} if self.offer is None else {"source": self.source, "offer": self.offer}),
             **_above(self.callers),
+            **({"retry": self.retry} if self.retry else {}),
         }
 
     @classmethod
@@ -605,6 +635,7 @@ class ToolStep(Shown):
             source=raw.get("source"),
             offer=raw.get("offer"),
             callers=load_callers(raw.get("callers")),
+            retry=raw.get("retry", 0),
         )
 
     @staticmethod

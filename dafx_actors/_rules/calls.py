@@ -45,20 +45,20 @@ def decide(
 
 def decision(state: ThreadState, turn: str, key: str) -> tuple[ThreadState, Outcome]:
     """Read the decision about a tool call of the active turn: there is none while it waits, or after a cancel."""
-    question = state.books.asks.get(key) if may_act(state, turn) else None
+    question = state.books.asks.get(key) if may_act(state, turn, state.books.retry) else None
     made = None if question is None else question.decision
     return state, Noted() if made is None else Decided(made)
 
 
 def attempt(
-    state: ThreadState, turn: str, key: str, number: int, token: str, now: datetime
+    state: ThreadState, turn: str, key: str, number: int, token: str, now: datetime, retry: int = 0
 ) -> tuple[ThreadState, Outcome]:
     """A step is about to make a call that may act only once: recorded before it acts, by `token`.
 
     The first to come with a number goes; a later number means that somebody has found out, or decided, that the
     attempts before it count as not made.
     """
-    if state.active != turn or turn in state.cancelled or is_given_up(state, key, number):
+    if not may_act(state, turn, retry) or is_given_up(state, key, number):
         return state, Attempted("stop")
     made = state.books.attempts.get(key)
     if made is not None and made.number >= number:
@@ -76,9 +76,13 @@ def note(state: ThreadState, turn: str, key: str, progress: Json) -> tuple[Threa
     return attrs.evolve(state, books=attrs.evolve(state.books, progress=progresses)), Noted()
 
 
-def may_act(state: ThreadState, turn: str) -> bool:
-    """Say whether a tool of this turn may begin to act."""
-    return state.active == turn and turn not in state.cancelled
+def may_act(state: ThreadState, turn: str, retry: int = 0) -> bool:
+    """Say whether a tool of this turn may begin to act.
+
+    `retry` is how often the turn had been taken up again when the call was planned. A step that is left over from the
+    time before the turn failed does not act: the model was told that nobody knows of its call.
+    """
+    return state.active == turn and turn not in state.cancelled and state.books.retry == retry
 
 
 def is_approved(state: ThreadState, key: str, digest: str) -> bool:

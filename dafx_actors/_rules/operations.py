@@ -74,7 +74,7 @@ def _begin(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome
     message, overlap = load_begin(incoming.raw), incoming.definition.overlap
     if isinstance(message, Ask):
         return _thread.ask(state, incoming.thread, message.place, overlap)
-    return _thread.begin(state, incoming.thread, message.request, incoming.now, overlap)
+    return _thread.begin(state, incoming.thread, message.request, incoming.now, overlap, message.retry)
 
 
 def _record(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
@@ -123,7 +123,7 @@ def _abort(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome
 
 def _cancel(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
     message = Cancel.load(incoming.raw)
-    return _thread.cancel(state, incoming.thread, message.turn, message.mark, incoming.now)
+    return _thread.cancel(state, incoming.thread, message.turn, message.mark, incoming.now, message.retry)
 
 
 def _decide(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
@@ -152,7 +152,7 @@ def _decision(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outc
 
 def _attempt(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
     message = Attempt.load(incoming.raw)
-    return _calls.attempt(state, message.turn, message.key, message.number, message.token, incoming.now)
+    return _calls.attempt(state, message.turn, message.key, message.number, message.token, incoming.now, message.retry)
 
 
 def _give_up(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:

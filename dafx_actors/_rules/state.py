@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 
 import attrs
 
-from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord
+from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Resumed
 from dafx_actors._json.document import Unfinished, check_document, dump_document, load_unfinished
 from dafx_actors._json.operations import place_of
 from dafx_actors.exchange import RunRequest
@@ -38,6 +38,13 @@ class Books:
     """The attempts of calls that are not to be made any more; see `calls.is_given_up`."""
     joined: tuple[str, ...] = ()
     """Correlation ids of the requests that became part of the turn."""
+    resumed: Resumed | None = None
+    """Where the turn had failed before, and was taken up again."""
+
+    @property
+    def retry(self) -> int:
+        """How often the turn was taken up again."""
+        return self.resumed.retry if self.resumed else 0
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +103,7 @@ def load(document: Json) -> ThreadState:
             progress=ours.progress,
             given_up=ours.given_up,
             joined=ours.joined,
+            resumed=ours.resumed,
         ),
         waiting=_line(ours),
         steered=ours.steered,
@@ -134,6 +142,7 @@ def dump(state: ThreadState) -> dict[str, Json]:
         children=state.books.children,
         progress=state.books.progress,
         given_up=state.books.given_up,
+        resumed=state.books.resumed,
     )
     return dump_document(state.document, state.history, ours)
 
@@ -154,7 +163,7 @@ def first_in(state: ThreadState) -> str | None:
 def ended_in(state: ThreadState, turn: str) -> Json | None:
     """The stored response of a turn, its own or that of the turn it became part of; sought from the end."""
     for raw in reversed(state.history):
-        if raw.get("$type") == "response" and (raw.get("correlationId") == turn or turn in _joined_in(raw)):
+        if raw.get("$type") == "response" and (raw.get("correlationId") == turn or turn in joined_in(raw)):
             return raw
     return None
 
@@ -164,7 +173,8 @@ def has_own_response(state: ThreadState, turn: str) -> bool:
     return any(is_entry(raw, "response", turn) for raw in state.history)
 
 
-def _joined_in(response: Json) -> list[Json]:
+def joined_in(response: Json) -> list[Json]:
+    """The requests that became part of the turn which ended with a stored response."""
     ours: Json = response.get("dafx")
     joined: Json = cast("Json", ours).get(JOINED) if isinstance(ours, Mapping) else None
     return cast("list[Json]", joined) if isinstance(joined, list) else []

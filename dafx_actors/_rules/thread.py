@@ -43,6 +43,7 @@ from dafx_actors._json.requests import load_response, request_digest
 from dafx_actors._rules.calls import is_asked
 from dafx_actors._rules.joining import about_itself, join, joined_request, may_join, unlabelled, without_joined
 from dafx_actors._rules.open_calls import closed, results_in
+from dafx_actors._rules.resuming import failed_again, over, resumed
 from dafx_actors._rules.state import JOINED, Books, ThreadState, Waits, among, ended_in, find_entry, first_in
 from dafx_actors.errors import (
     CorrelationConflict,
@@ -68,31 +69,43 @@ _MOST_EARLY_MARKS = 100
 
 
 def begin(
-    state: ThreadState, thread: AgentThread, request: RunRequest, now: datetime, overlap: Overlap = "queue"
+    state: ThreadState,
+    thread: AgentThread,
+    request: RunRequest,
+    now: datetime,
+    overlap: Overlap = "queue",
+    retry: int = 0,
 ) -> tuple[ThreadState, Outcome]:
-    """A turn asks for its thread: granted, queued, refused, or answered where it has ended already."""
+    """A turn asks for its thread: granted, queued, refused, or answered where it has ended already.
+
+    `retry` is how often the turn was taken up again after it had failed. It takes nobody's place then: it waits in
+    line, unless its agent refuses requests that overlap.
+    """
+    overlap = overlap if not retry or overlap == "reject" else "queue"
     if state == ThreadState() and (mistake := new_id_mistake(thread.thread_id)) is not None:
         return state, Refused(InvalidThreadId(thread.thread_id, mistake))
     turn = request.correlation_id
     if (refused := _conflict(state, place_of(request))) is not None:
         return state, refused
-    if (ended := ended_in(state, turn)) is not None:
+    if (ended := over(state, turn, retry)) is not None:
         return _filled(state, request), Ended(ended)
     if turn in state.cancelled and state.active != turn:
-        return _end_unbegun(_without_mark(state, turn), thread, request, state.cancelled[turn], now)
+        return _end_unbegun(_without_mark(state, turn), thread, request, state.cancelled[turn], now, retry)
     before, state = state, _without_ended(state)
     if state.active is None and first_in(state) in (None, turn):
         state = _activate(state, request, now)
     cancelled = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
     if state.active == turn:
-        return state, Granted(state.length, cancelled)
+        if retry > state.books.retry:
+            state = resumed(state, turn, retry)
+        return state, Granted(state.length, cancelled, state.books.resumed)
     if _is_known(state, turn):
         return state, _queued(state, cancelled)
     if overlap == "reject":
         return before, Refused(ThreadBusy(thread.agent, thread.thread_id, _ahead(state)))
     if overlap != "cancel_previous" and len(state.waiting) + len(state.steered) >= MOST_WAITING:
         return before, Refused(ThreadBusy(thread.agent, thread.thread_id, _ahead(state), len(state.waiting)))
-    return _overlap(state, thread, request, overlap, now)
+    return _overlap(state, thread, request, overlap, now, retry)
 
 
 def ask(
@@ -102,11 +115,11 @@ def ask(
     turn = place.correlation_id
     if (refused := _conflict(state, place)) is not None:
         return state, refused
-    if (ended := ended_in(state, turn)) is not None:
+    if (ended := over(state, turn, place.retry)) is not None:
         return state, Ended(ended) if _withdrawn(state, turn) is None else Wanted()
     cancelled = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
-    if state.active == turn:
-        return state, Granted(state.length, cancelled)
+    if state.active == turn and place.retry <= state.books.retry:
+        return state, Granted(state.length, cancelled, state.books.resumed)
     now = _without_ended(state)
     if turn in state.cancelled or not _is_known(now, turn) or (now.active is None and first_in(now) == turn):
         return state, Wanted()
@@ -203,11 +216,12 @@ def abort(
     `request`, if it brings that, with the error; also where it had to leave before it could. A turn that was cancelled
     ends as that, as whoever cancelled it said.
     """
-    if request is not None and (ended := ended_in(state, turn)) is not None:
+    if request is not None and (ended := over(state, turn, _retry_in_line(state, turn))) is not None:
         return _filled(state, request), Ended(ended)
     if state.active != turn and (waits := _waiting_in(state, turn)) is not None:
-        is_its_own = request is not None and isinstance(waits, Place) and place_of(request) == waits
-        return _leave_unbegun(state, request if request and is_its_own else waits, _error_message(error), now)
+        is_its_own = request is not None and isinstance(waits, Place) and place_of(request).digest == waits.digest
+        who = request if request and is_its_own else waits
+        return _leave_unbegun(state, who, error, now, _retry_in_line(state, turn))
     if state.active == turn and turn in state.cancelled:
         return _end(state, thread, turn, (*messages, _cancelled_message(thread, state, turn)), usage, now, about)
     return _end(state, thread, turn, (*messages, _error_message(error)), usage, now, about)
@@ -217,20 +231,22 @@ def abort(
 
 
 def cancel(
-    state: ThreadState, thread: AgentThread, turn: str, mark: CancelMark, now: datetime
+    state: ThreadState, thread: AgentThread, turn: str, mark: CancelMark, now: datetime, retry: int = 0
 ) -> tuple[ThreadState, Outcome]:
     """Somebody cancels a turn.
 
     The active turn is marked, and ends itself when it hears of it. One that waits ends here. One that the thread does
     not know is marked too: its `begin` is on the way. A request that became part of another turn cannot be told
-    from it any more: that turn is cancelled.
+    from it any more: that turn is cancelled. `retry` is how often the turn was taken up again, which the thread need
+    not know yet.
     """
-    if (ended := ended_in(state, turn)) is not None:
+    if (ended := over(state, turn, max(retry, _retry_in_line(state, turn)))) is not None:
         return state, Ended(ended)
     if turn in state.books.joined and state.active is not None:
         turn = state.active
     if (waits := _waiting_in(state, turn)) is not None:
-        return _leave_unbegun(state, waits, _error_message(mark.error(thread.agent, turn)), now)
+        error = mark.error(thread.agent, turn)
+        return _leave_unbegun(state, waits, error, now, _retry_in_line(state, turn))
     if turn not in state.cancelled:
         state = _marked(state, turn, mark)
     return state, Cancelled(turn, state.cancelled[turn])
@@ -316,7 +332,7 @@ def _cancelled_by(state: ThreadState, thread: AgentThread, turn: str) -> tuple[s
 
 
 def _overlap(
-    state: ThreadState, thread: AgentThread, request: RunRequest, overlap: Overlap, now: datetime
+    state: ThreadState, thread: AgentThread, request: RunRequest, overlap: Overlap, now: datetime, retry: int
 ) -> tuple[ThreadState, Outcome]:
     """A new request finds the thread at work.
 
@@ -334,7 +350,7 @@ def _overlap(
         if active is None:
             state = _activate(state, request, now)
             return state, Granted(state.length, cancelled)
-    return attrs.evolve(state, waiting=(*state.waiting, place_of(request))), _queued(state, cancelled)
+    return attrs.evolve(state, waiting=(*state.waiting, place_of(request, retry))), _queued(state, cancelled)
 
 
 def _with(draft: tuple[ChatMessage, ...], messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
@@ -358,7 +374,8 @@ def _end(
     if state.active != turn:
         return state, Refused(TurnSuperseded(thread.thread_id, turn))
     joined = state.books.joined
-    ours = {**(about or {}), **({JOINED: list(joined)} if joined else {})}
+    before = state.books.resumed.about if state.books.resumed else {}
+    ours = {**(about or {}), **({JOINED: list(joined)} if joined else {}), **before}
     response = _response(turn, closed(state.draft + messages), usage, now, ours)
     # What was to join and did not is next: it came before all that waits.
     waiting = (*map(place_of, state.steered), *state.waiting)
@@ -376,29 +393,29 @@ def _end(
 
 
 def _end_unbegun(
-    state: ThreadState, thread: AgentThread, request: RunRequest, mark: CancelMark, now: datetime
+    state: ThreadState, thread: AgentThread, request: RunRequest, mark: CancelMark, now: datetime, retry: int
 ) -> tuple[ThreadState, Outcome]:
-    error = mark.error(thread.agent, request.correlation_id)
-    return _leave_unbegun(state, request, _error_message(error), now)
+    return _leave_unbegun(state, request, mark.error(thread.agent, request.correlation_id), now, retry)
 
 
 def _leave_unbegun(
-    state: ThreadState, who: RunRequest | Place, error: ChatMessage, now: datetime
+    state: ThreadState, who: RunRequest | Place, error: DafxError, now: datetime, retry: int
 ) -> tuple[ThreadState, Outcome]:
     """A turn that never was active ends: the transcript shows its request with the error.
 
-    Where the request is with its turn, its place in the transcript is kept for it, see `_filled`.
+    Where the request is with its turn, its place in the transcript is kept for it, see `_filled`. A turn that was to be
+    taken up again stays where it stood, with the error.
     """
     turn = who.correlation_id
-    asked = _entry(who, now) if isinstance(who, RunRequest) else _kept_for(who, now)
-    response = _response(turn, (error,), None, now)
     before = first_in(state)
-    state = attrs.evolve(
-        state,
-        waiting=_without(state.waiting, turn),
-        steered=_without(state.steered, turn),
-        history=(*state.history, dump_entry(asked), response),
-    )
+    state = attrs.evolve(state, waiting=_without(state.waiting, turn), steered=_without(state.steered, turn))
+    if (failed := find_entry(state, "response", turn)) is not None:
+        state = failed_again(state, failed, retry, error, now)
+        response: Json = find_entry(state, "response", turn)
+    else:
+        asked = _entry(who, now) if isinstance(who, RunRequest) else _kept_for(who, now)
+        response = _response(turn, (_error_message(error),), None, now)
+        state = attrs.evolve(state, history=(*state.history, dump_entry(asked), response))
     is_next = state.active is None and first_in(state) != before
     return state, Ended(response, first_in(state) if is_next else None)
 
@@ -443,7 +460,10 @@ def _without(waiting: tuple[Waits, ...], turn: str) -> tuple[Waits, ...]:
 
 def _without_ended(state: ThreadState) -> ThreadState:
     """The thread, where whoever is first in line has not ended: a worker that does not see the line may have let it."""
-    while state.active is None and (first := first_in(state)) is not None and ended_in(state, first) is not None:
+    while state.active is None and state.waiting:
+        first = state.waiting[0]
+        if over(state, first.correlation_id, first.retry) is None:
+            break
         state = attrs.evolve(state, waiting=state.waiting[1:])
     return state
 
@@ -474,6 +494,12 @@ def _cancelled_message(thread: AgentThread, state: ThreadState, turn: str) -> Ch
 def _waiting_in(state: ThreadState, turn: str) -> RunRequest | Place | None:
     """Find what the thread keeps of a turn that waits."""
     return among(state.waiting, turn) or among(state.steered, turn)
+
+
+def _retry_in_line(state: ThreadState, turn: str) -> int:
+    """How often a turn was taken up again that waits in line."""
+    place = among(state.waiting, turn)
+    return 0 if place is None else place.retry
 
 
 def _entry(request: RunRequest, now: datetime | None) -> Request:

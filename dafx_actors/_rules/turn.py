@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from dafx_actors._json.books import DecisionRecord
+from dafx_actors._json.books import DecisionRecord, Resumed
 from dafx_actors._json.steps import Failed, ModelResult, Plan, Returned
 from dafx_actors._shown import Shown
 from dafx_actors.errors import DafxError, InvalidAnswer, ModelError, TurnLimitExceeded
@@ -59,10 +59,15 @@ class Progress(Shown):
     @property
     def about(self) -> dict[str, Json]:
         """The part of a response that says how it came about."""
-        about: dict[str, Json] = {"steps": self.steps} if self.steps > 1 else {}
+        about: dict[str, Json] = {} if self.steps == 1 else {"steps": self.steps}
         if self.retries:
             about["retries"] = list(self.retries)
         return {**about, **({"finishReason": self.finish_reason} if self.finish_reason else {})}
+
+
+def resumed(before: Resumed) -> Progress:
+    """The progress of a turn that failed, and is taken up again: what it took counts on."""
+    return Progress(replies=before.replies, steps=before.steps, usage=before.usage, retries=before.attempts)
 
 
 def with_spent(progress: Progress, steps: int, usage: UsageStats | None) -> Progress:

@@ -161,7 +161,7 @@ class Steps:
             document, state = await self._read(thread, turn, asked.length)
         except DafxError as error:
             return Failed(str(error))
-        if not may_act(state, turn):
+        if not may_act(state, turn, asked.retry):
             return _CANCELLED
         if is_given_up(state, key, asked.attempt):
             return Failed("the call was given up, since no worker had its tool", stopped=True)
@@ -210,7 +210,7 @@ class Steps:
 
     async def _attempt(self, thread: AgentThread, asked: ToolStep) -> Attempted | None:
         """Record the attempt of a call that may act only once, by an orchestration; None where that did not end."""
-        attempt = Attempt(turn=asked.turn, key=asked.key, number=asked.attempt, token=new_id())
+        attempt = Attempt(turn=asked.turn, key=asked.key, number=asked.attempt, token=new_id(), retry=asked.retry)
         sent = Telling.of(thread, attempt).dump()
         host, reader = self.asking.host, self.asking.host.reader
         telling = await host.blocking(

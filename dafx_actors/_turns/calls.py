@@ -194,6 +194,7 @@ class ToolCalls:
             source=plan.source,
             offer=plan.offer,
             callers=self._turn.callers,
+            retry=self._turn.retry,
         )
         outcome = await self._turn.as_value(self._step(call, number, asked), lambda outcome: outcome)
         return _of_broken(call, outcome) if isinstance(outcome, Broken) else outcome

@@ -21,7 +21,7 @@ from dafx_actors._json.operations import (
     with_error_only,
 )
 from dafx_actors._json.requests import load_request
-from dafx_actors._json.steps import Settings, TurnInput
+from dafx_actors._json.steps import Settings, TurnInput, WholeTurnInput
 from dafx_actors._rules import operations as _operations
 from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
@@ -113,7 +113,8 @@ class ThreadEntity:
             context.schedule_new_orchestration(turn_name(thread.agent), sent, request.correlation_id)
             return None
         before = _state.load(context.get_state())
-        state, outcome = _thread.begin(before, thread, request, datetime.now(UTC))
+        retry = WholeTurnInput.load(raw).retry
+        state, outcome = _thread.begin(before, thread, request, datetime.now(UTC), retry=retry)
         if isinstance(outcome, Queued):
             busy = ThreadBusy(thread.agent, thread.thread_id, outcome.active)
             if not (by_peer and request.orchestration_id == request.correlation_id):

@@ -93,6 +93,7 @@ class HostedAgent:
                 eager=sent.eager,
                 form=sent.form,
                 callers=sent.callers,
+                retry=sent.retry,
             )
             response: Json = None
             try:

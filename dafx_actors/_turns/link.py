@@ -38,11 +38,11 @@ class Logger(Protocol):
         ...
 
 
-def keys_of(thread: AgentThread, turn: str, form: int) -> KeyOf:
-    """Give the function that names the tool calls of a turn of this form."""
-    return (
-        functools.partial(earlier_call_key, turn) if form < OF_THE_TREE else functools.partial(call_key, thread, turn)
-    )
+def keys_of(thread: AgentThread, turn: str, form: int, retry: int = 0) -> KeyOf:
+    """Give the function that names the tool calls of a turn of this form, which was taken up again so often."""
+    if form < OF_THE_TREE and not retry:
+        return functools.partial(earlier_call_key, turn)
+    return functools.partial(call_key, thread, turn, retry=retry)
 
 
 class Stopped(Exception):
@@ -75,6 +75,7 @@ class TurnBase:
         turn: str,
         form: int = 0,
         callers: tuple[Caller, ...] = (),
+        retry: int = 0,
     ) -> None:
         """Take it up.
 
@@ -84,13 +85,15 @@ class TurnBase:
             turn: Its correlation id.
             form: In which it was begun; see `steps.FORM`.
             callers: The turns that wait for it, from the first.
+            retry: How often it was taken up again after it had failed.
         """
         self.context = context
         self.thread = thread
         self.id = turn
         self.form = form
         self.callers = callers
-        self.key_of: KeyOf = keys_of(thread, turn, form)
+        self.retry = retry
+        self.key_of: KeyOf = keys_of(thread, turn, form, retry)
         self.started_at = context.current_utc_datetime
         self.progress: Progress = Progress()
         self.limits: Limits = Limits()

@@ -93,6 +93,7 @@ class TurnSteps(TurnBase):
         eager: bool = False,
         form: int = 0,
         callers: tuple[Caller, ...] = (),
+        retry: int = 0,
     ) -> None:
         """Take up a turn.
 
@@ -104,8 +105,9 @@ class TurnSteps(TurnBase):
             eager: Whether to ask for the thread and the model at once. Turns of versions that could not are replayed.
             form: In which it was begun; see `steps.FORM`.
             callers: The turns that wait for it, from the first, where it is that of an agent used as a tool.
+            retry: How often it was taken up again after it had failed, with this time.
         """
-        super().__init__(context, thread, request.correlation_id, form, callers)
+        super().__init__(context, thread, request.correlation_id, form, callers, retry)
         self._request = request
         self.started_at = started_at or self.started_at
         self._is_eager = eager
@@ -117,7 +119,7 @@ class TurnSteps(TurnBase):
     async def in_one_operation(self) -> Json:
         """The whole turn inside the thread; it names an orchestration that waits, so that it is run there and then."""
         request = attrs.evolve(self._request, orchestration_id=self._request.orchestration_id or self.id)
-        sent = WholeTurnInput(self.form, self.callers).dump(request)
+        sent = WholeTurnInput(self.form, self.callers, self.retry).dump(request)
         said = await self.context.call_entity(self.thread.entity_id, "run", sent)
         self.checked(Reply.load(said, self.thread, self.id))
         return said
@@ -240,16 +242,18 @@ class TurnSteps(TurnBase):
         """
         if self.form >= SHORT_QUESTIONS and len(json.dumps(dump_request(self._request))) > _LARGE:
             with suppress(task.TaskFailedError):  # a worker of an earlier version knows whole requests only
-                reply = await self.tell_thread(Ask(place_of(self._request)))
+                reply = await self.tell_thread(Ask(place_of(self._request, self.retry)))
                 if not isinstance(reply.outcome, Wanted):
                     return reply
-        return await self.tell_thread(Begin(self._request))
+        return await self.tell_thread(Begin(self._request, self.retry))
 
     def _heard(self, reply: Reply) -> Granted | Queued | Ended:
         """Take a reply to `begin`. Turns whose place this one took, and which may not know it, are told."""
         outcome = reply.outcome
         if isinstance(outcome, Granted):
             self.settle(outcome, reply.cache_token)
+            if outcome.resumed is not None:
+                self.progress = _turn.resumed(outcome.resumed)
         if isinstance(outcome, Granted | Queued):
             mark = CancelMark.of(by=self.id, reason="a newer request took its place")
             for cancelled in outcome.cancelled:

@@ -71,8 +71,12 @@ class WholeTurn:
         """
         if not _peer_forms.waits_for_answer(raw):
             return None
-        thread, request = AgentThread(self.steps.agent.name, key), load_request(raw)
-        state, outcome = _thread.begin(load(document), thread, request, datetime.now(UTC))
+        thread, request, retry = (
+            AgentThread(self.steps.agent.name, key),
+            load_request(raw),
+            WholeTurnInput.load(raw).retry,
+        )
+        state, outcome = _thread.begin(load(document), thread, request, datetime.now(UTC), retry=retry)
         return await self.take(thread, request, state, raw) if isinstance(outcome, Granted) else None
 
     async def take(
@@ -84,14 +88,15 @@ class WholeTurn:
         """
         turn, told = request.correlation_id, WholeTurnInput.load(raw)
         limits = seconds_at_most(within(self.steps.agent.definition.limits, request.limits), request.deadline)
-        asked = _Asked(thread, request, limits, keys_of(thread, turn, told.form), told.callers)
+        asked = _Asked(thread, request, limits, keys_of(thread, turn, told.form, told.retry), told.callers)
         with anyio.move_on_after(limits.seconds):
             return await self._take(asked, state)
         error = TurnDeadlineExceeded(thread.agent, turn, limits.seconds or 0.0)
         return _thread.abort(state, thread, turn, error, datetime.now(UTC))
 
     async def _take(self, asked: _Asked, state: ThreadState) -> tuple[ThreadState, Outcome]:
-        thread, request, turn, progress = asked.thread, asked.request, asked.request.correlation_id, _turn.Progress()
+        thread, request, turn = asked.thread, asked.request, asked.request.correlation_id
+        progress = _turn.resumed(state.books.resumed) if state.books.resumed else _turn.Progress()
         began_at, failures = time.monotonic(), 0  # of the model call that is made now
         messages: tuple[ChatMessage, ...]
         while True:

@@ -21,13 +21,17 @@ from dafx_actors._json.document import Outline, load_transcript
 from dafx_actors._json.operations import Message, Outcome, Refused, Telling, load_outcome, place_of
 from dafx_actors._json.peer import dump_for_peer
 from dafx_actors._json.shapes import object_in
-from dafx_actors._json.steps import StartedTurn, TurnInput
+from dafx_actors._json.steps import ShownStatus, StartedTurn, TurnInput
+from dafx_actors._rules import resuming as _resuming
+from dafx_actors._rules import state as _state
 from dafx_actors.client._peer import PeerThreads, handed_over, request_in
 from dafx_actors.decisions import PendingApproval, PendingOutcome
 from dafx_actors.errors import (
     AgentNotHosted,
     CorrelationConflict,
+    RetryRefused,
     SchedulerUnreachable,
+    TurnCancelled,
     TurnFailed,
     TurnNotFound,
     TurnTerminated,
@@ -38,6 +42,7 @@ from dafx_actors.exchange import AgentRunResponse, RunRequest
 from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, new_id, tell_name, turn_name
 from dafx_actors.transcript import Json, Transcript
 
+ENDED = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
 _GRACE = 1.0
 """Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
 _START_TIMEOUT = 10.0
@@ -166,7 +171,10 @@ class ClientAgentExecutor:
         state = None if created else await self._backend.state(request.correlation_id)
         if state is not None and await self._was_withdrawn(state):
             # Where another client does the same in this moment, one of the two starts it, and both wait for it.
-            created = await started(anew=True)
+            created = await started(replaces=OrchestrationStatus.TERMINATED)
+            state = None if created else await self._backend.state(request.correlation_id)
+        if state is not None and _is_unpaid(state) and _difference(state, thread, request) is None:
+            created = await self._take_up(state, sent)
             state = None if created else await self._backend.state(request.correlation_id)
         if created and by_peer:
             await self._peer.hand_over(thread, request, created=True)
@@ -235,6 +243,48 @@ class ClientAgentExecutor:
         if isinstance(outcome, Refused):
             raise outcome.error
         return outcome
+
+    async def retry(self, agent: str, correlation_id: str, sent: Sent) -> bool:
+        """Take up a turn that failed; False where it has not ended, or somebody else has taken it up in this moment.
+
+        Raises:
+            TurnNotFound: There is no such turn of that agent.
+            RetryRefused: It has ended otherwise.
+            UnsupportedByPeer: The peer hosts it.
+        """
+        thread, state = await self.turn(agent, correlation_id)
+        if self.is_handed_over(state):
+            raise UnsupportedByPeer(agent, "take up a turn that failed")
+        if state.runtime_status not in ENDED:
+            return False
+        if StartedTurn.of(state.serialized_input).callers:
+            raise RetryRefused(agent, correlation_id, "nested")
+        if await self._was_withdrawn(state):
+            started = StartedTurn.of(state.serialized_input)
+            return await self._backend.start(
+                state.name, correlation_id, started.raw, replaces=OrchestrationStatus.TERMINATED, sent=sent
+            )
+        if state.runtime_status is OrchestrationStatus.TERMINATED:
+            raise RetryRefused(agent, correlation_id, "terminated")
+        if state.runtime_status is OrchestrationStatus.COMPLETED:
+            raise RetryRefused(agent, correlation_id, "answered")
+        if isinstance(_failure(state, agent, correlation_id), TurnCancelled):
+            raise RetryRefused(agent, correlation_id, "cancelled")
+        # The orchestration may have failed over something else than its turn.
+        if (why := _resuming.refusal(_state.load(await self.document(thread)), correlation_id)) is not None:
+            raise RetryRefused(agent, correlation_id, why)
+        return await self._take_up(state, sent)
+
+    async def _take_up(self, failed: OrchestrationState, sent: Sent | None) -> bool:
+        """Start a new execution of a turn that failed; False where another client has done so in this moment."""
+        before = StartedTurn.of(failed.serialized_input)
+        return await self._backend.start(
+            failed.name,
+            failed.instance_id,
+            TurnInput.retried(before.raw, before.retry + 1),
+            replaces=OrchestrationStatus.FAILED,
+            sent=sent,
+        )
 
     async def turn(self, agent: str, correlation_id: str) -> tuple[AgentThread, OrchestrationState]:
         """A turn that was started before, with its thread.
@@ -441,6 +491,19 @@ def _failure(state: OrchestrationState, agent: str, correlation_id: str) -> Exce
     if failure is None:
         return TurnFailed(agent, correlation_id, "an error", "no details were recorded")
     return load_error(failure.message) or TurnFailed(agent, correlation_id, failure.error_type, failure.message)
+
+
+def _is_unpaid(state: OrchestrationState) -> bool:
+    """Say whether a turn failed for its configuration, before anybody paid for anything in it.
+
+    One that an agent used as a tool ran is not meant: the turn above it has heard of the failure.
+    """
+    failure = state.failure_details
+    if state.runtime_status is not OrchestrationStatus.FAILED or failure is None:
+        return False
+    steps = ShownStatus.of(state.serialized_custom_status).steps
+    nested = StartedTurn.of(state.serialized_input).callers
+    return not nested and _resuming.is_unpaid(load_error(failure.message), steps)
 
 
 def _difference(state: OrchestrationState, thread: AgentThread, request: RunRequest) -> str | None:

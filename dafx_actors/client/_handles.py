@@ -18,9 +18,9 @@ from dafx_actors._json.crossing import load_error
 from dafx_actors._json.document import Outline, response_in
 from dafx_actors._json.operations import Cancel, Ended
 from dafx_actors._json.requests import finish_reason_in, load_cancellation, load_response
-from dafx_actors._json.steps import ShownStatus
+from dafx_actors._json.steps import ShownStatus, StartedTurn
 from dafx_actors._json.values import dump_value, load_stored
-from dafx_actors.client._executor import ClientAgentExecutor, output_of
+from dafx_actors.client._executor import ENDED, ClientAgentExecutor, output_of
 from dafx_actors.errors import DafxError, OrchestrationFailed, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
@@ -45,8 +45,6 @@ TurnState: TypeAlias = Literal[
 ]
 """`pending`: no worker has taken it yet. `queued`: it waits for the turns before it. `waiting`: for a person.
 `blocked`: for a worker that has a tool, or hosts an agent, of that name; see `TurnStatus.waits_for`."""
-
-_ENDED = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
 
 _BY_STATUS: Mapping[OrchestrationStatus, TurnState] = {
     OrchestrationStatus.PENDING: "pending",
@@ -164,6 +162,35 @@ class TurnHandle(Generic[T]):
             error=shown.error,
         )
 
+    async def retry(self, *, timeout: float | None = None) -> bool:
+        """Let a turn that failed go on, once the cause of its failure is gone. Await the handle for its answer.
+
+        It goes on under the same id, from what its thread has recorded: model calls and tool calls that were made are
+        not made again, and the model is told of those of which nobody knows whether they acted. Steps and tokens count
+        on; a time limit begins anew. Where its thread works on another turn, it waits in line. The response that it
+        ends with takes the place of the error, and says so under `dafx`: `retry`, and `retried` with each failure.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Returns:
+            False where it has not ended, so that there is nothing to do; also where another client let it go on in this
+            moment.
+
+        Raises:
+            TurnNotFound: There is no such turn; or it ended long ago, and what the scheduler kept of it was removed.
+            RetryRefused: It was answered, cancelled or terminated, became part of another turn, or belongs to a turn
+                that used its agent as a tool and has heard of the failure.
+            UnsupportedByPeer: A worker of the peer hosts it.
+            TurnTimeout: Not within `timeout`; it may go on.
+            SchedulerUnreachable: Nothing answers; nothing was sent.
+        """
+        sent = Sent()
+        with self._executor.bounded_turn(
+            self.agent, self._thread, self.correlation_id, timeout, sent, operation="retry"
+        ):
+            return await self._executor.retry(self.agent, self.correlation_id, sent)
+
     async def cancel(self, reason: str = "", *, by: str = "", timeout: float | None = None) -> bool:
         """Cancel the turn. When this returns True it is on record: none of its tools begins to act after that.
 
@@ -195,11 +222,12 @@ class TurnHandle(Generic[T]):
 
     async def _cancel(self, reason: str, by: str, sent: Sent) -> bool:
         thread, state = await self._executor.turn(self.agent, self.correlation_id)
-        if state.runtime_status in _ENDED and not self._executor.is_handed_over(state):
+        if state.runtime_status in ENDED and not self._executor.is_handed_over(state):
             # Its thread need not know it: it may have been refused, or withdrawn.
             ended = load_error(state.failure_details.message) if state.failure_details else None
         else:
-            cancel = Cancel(turn=self.correlation_id, mark=CancelMark.of(by=by, reason=reason))
+            retry = StartedTurn.of(state.serialized_input).retry
+            cancel = Cancel(turn=self.correlation_id, mark=CancelMark.of(by=by, reason=reason), retry=retry)
             outcome = await self._executor.tell(thread, cancel, sent)
             if not isinstance(outcome, Ended):
                 return True

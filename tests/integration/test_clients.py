@@ -362,5 +362,5 @@ async def test_only_what_no_worker_has_begun_is_withdrawn(tmp_path: Path) -> Non
         assert state is not None
         assert (state.runtime_status, state.serialized_output) == (OrchestrationStatus.TERMINATED, '{"x": 1}')
         assert not await backend.was_begun("o-1")
-        assert await backend.start("o", "o-1", None, anew=True)
-        assert not await backend.start("o", "o-1", None, anew=True)
+        assert await backend.start("o", "o-1", None, replaces=OrchestrationStatus.TERMINATED)
+        assert not await backend.start("o", "o-1", None, replaces=OrchestrationStatus.TERMINATED)
