@@ -52,7 +52,9 @@ class AgentDefinition:
     """What becomes of a request while its thread works on another.
 
     `queue`: it waits. `reject`: it fails with `ThreadBusy`. `cancel_previous`: it takes the place of those before it.
-    `steer`: it joins the running turn at its next model call, and both get one answer.
+    `steer`: it joins the running turn at its next model call, and both get one answer. `beside`: while the running turn
+    waits for a person, it is a turn of its own, which may call only tools with `effect="none"`, and is answered; the
+    other is shown that when it goes on. While nobody is waited for, it queues.
     """
     max_result_bytes: int = MAX_RESULT_BYTES
     """The most bytes that the result of a tool may have as JSON in UTF-8, unless the tool says otherwise."""

@@ -92,7 +92,7 @@ Ending: TypeAlias = Literal["whole", "cut", "withheld", "broken"]
 `broken`: the provider did not bring it to an end.
 """
 
-Overlap: TypeAlias = Literal["queue", "reject", "cancel_previous", "steer"]
+Overlap: TypeAlias = Literal["queue", "reject", "cancel_previous", "steer", "beside"]
 """What becomes of a request while its thread works on another: see `AgentDefinition.overlap`."""
 
 

@@ -12,6 +12,7 @@ from dafx_actors._json.books import CancelMark, Place, Resumed
 from dafx_actors._json.document import load_transcript
 from dafx_actors._json.operations import (
     Ask,
+    Attempted,
     Begin,
     Cancelled,
     Ended,
@@ -217,9 +218,8 @@ def test_a_step_left_over_from_before_does_not_act() -> None:
     state, _ = again(failed())
     assert _calls.may_act(state, "c1", 1)
     assert not _calls.may_act(state, "c1", 0)
-    late = _calls.attempt(state, "c1", "old", 1, "token", LATER)
-    assert (late[0], late[1]) == (state, type(late[1])("stop"))
-    assert _calls.attempt(state, "c1", "new", 1, "token", LATER, 1)[1] == type(late[1])("go")
+    assert _calls.attempt(state, "c1", "old", 1, "token", LATER) == (state, Attempted("stop"))
+    assert _calls.attempt(state, "c1", "new", 1, "token", LATER, 1)[1] == Attempted("go")
 
 
 def test_its_calls_have_names_of_their_own() -> None:

@@ -832,7 +832,7 @@ WRONG: list[tuple[list[Any], list[str]]] = [
     ([Derived], ["an agent is given as `as_tool(...)`"]),
     ([Derived()], ["give it as `as_tool(...)`"]),
     ([Place], ["has the class Place, which is no tool"]),
-    ([declared(effect="twice")], ["`effect` is 'repeatable' or 'once', not 'twice'"]),
+    ([declared(effect="twice")], ["`effect` is 'repeatable', 'once' or 'none', not 'twice'"]),
     ([declared(effect="once", retry=RETRY)], ["`retry` would act twice"]),
     ([declared(retry=3)], ["`retry` is a `durabletask.task.RetryPolicy`, not 3"]),
     ([declared(reconcile=fine)], ['`reconcile` is for `effect="once"`']),

@@ -43,6 +43,42 @@ def check_document(document: Json) -> Mapping[str, Json]:
 
 
 @attrs.frozen(kw_only=True)
+class UnfinishedBeside:
+    """`data.dafx.beside`: a turn that goes on beside the active one, which waits for a person."""
+
+    turn: str
+    draft: tuple[ChatMessage, ...]
+    progress: Mapping[str, Json]
+    given_up: Mapping[str, int]
+
+    @classmethod
+    def load(cls, raw: Json) -> UnfinishedBeside | None:
+        """Read it; None where there is none.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        if not raw:
+            return None
+        beside = as_object(raw)
+        return cls(
+            turn=as_text(beside.get("correlationId")),
+            draft=load_messages(or_default(beside.get("draft"), [])),
+            progress=as_object(or_default(beside.get("progress"), {})),
+            given_up=_each(beside, "givenUp", as_whole_number),
+        )
+
+    def dump(self) -> dict[str, Json]:
+        """As it is stored."""
+        return {
+            "correlationId": self.turn,
+            "draft": [dump_message(message) for message in self.draft],
+            **({"progress": dict(self.progress)} if self.progress else {}),
+            **({"givenUp": dict(self.given_up)} if self.given_up else {}),
+        }
+
+
+@attrs.frozen(kw_only=True)
 class Unfinished:
     """`data.dafx`: the turns of a thread that have not ended."""
 
@@ -60,6 +96,7 @@ class Unfinished:
     progress: Mapping[str, Json]
     given_up: Mapping[str, int]
     resumed: Resumed | None
+    beside: UnfinishedBeside | None
 
 
 def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
@@ -84,6 +121,7 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
             progress=as_object(or_default(ours.get("progress"), {})),
             given_up=_each(ours, "givenUp", as_whole_number),
             resumed=Resumed.load(ours.get("resumed")),
+            beside=UnfinishedBeside.load(ours.get("beside")),
         )
     except ValueError as error:
         raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error
@@ -102,20 +140,24 @@ class Outline:
     is_cancelled: bool
     questions: tuple[QuestionRecord, ...]
     children: tuple[ChildRecord, ...]
-    progress: Mapping[str, Json]
-    """What tools have reported last, by the keys of their calls."""
+    progress: Mapping[str, Mapping[str, Json]]
+    """What tools have reported last, by turns and by the keys of their calls."""
 
     @classmethod
     def of(cls, document: Json) -> Outline:
         """Read what is stored of a thread, or null."""
         ours = object_in(object_in(object_in(document).get("data")).get("dafx"))
         active: str | None = ours.get("active")
+        beside = object_in(ours.get("beside"))
         return cls(
             active=active,
             is_cancelled=active in object_in(ours.get("cancelled")),
             questions=tuple(map(QuestionRecord, object_in(ours.get("asks")).values())),
             children=tuple(map(ChildRecord, object_in(ours.get("children")).values())),
-            progress=object_in(ours.get("progress")),
+            progress={
+                str(active): object_in(ours.get("progress")),
+                str(beside.get("correlationId")): object_in(beside.get("progress")),
+            },
         )
 
 
@@ -153,6 +195,7 @@ def dump_document(before: Mapping[str, Json], history: Sequence[Json], ours: Unf
         "givenUp": dict(ours.given_up),
         "joined": list(ours.joined),
         "resumed": ours.resumed.dump() if ours.resumed else None,
+        "beside": ours.beside.dump() if ours.beside else None,
     }
     stored: Mapping[str, Json] = data.get("dafx") or {}
     kept = {key: value for key, value in {**stored, **known}.items() if value or key not in known}

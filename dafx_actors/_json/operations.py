@@ -457,6 +457,10 @@ class Granted(Shown):
     """As with `Queued`, where a turn asks again and is active by now."""
     resumed: Resumed | None = None
     """To `begin`: how far the turn had come, where it was taken up again."""
+    beside: str | None = None
+    """To `begin`: the turn that waits for a person, where this one goes on beside it."""
+    next_id: str | None = None
+    """To `record`: the turn that may begin beside this one now, and does not know it yet."""
 
 
 @attrs.frozen(repr=False)
@@ -580,6 +584,8 @@ _DUMPS: Mapping[type[Any], Callable[[Any], Json]] = {
         "granted": outcome.length,
         **({"cancelled": list(outcome.cancelled)} if outcome.cancelled else {}),
         **({"resumed": outcome.resumed.dump()} if outcome.resumed else {}),
+        **({"beside": outcome.beside} if outcome.beside else {}),
+        **({"next": outcome.next_id} if outcome.next_id else {}),
     },
     Queued: lambda outcome: {"queued": outcome.active, "cancelled": list(outcome.cancelled)},
     Wanted: lambda _: {"wanted": True},
@@ -607,7 +613,13 @@ def load_outcome(raw: Json, thread: AgentThread, turn: str | None = None) -> Out
     if "ended" in said:  # before all else: earlier versions said `granted` beside it
         return Ended(said["ended"], said.get("next"), tuple(said.get("joined") or ()))
     if "granted" in said:
-        return Granted(said["granted"], tuple(said.get("cancelled") or ()), Resumed.load(said.get("resumed")))
+        return Granted(
+            said["granted"],
+            tuple(said.get("cancelled") or ()),
+            Resumed.load(said.get("resumed")),
+            said.get("beside"),
+            said.get("next"),
+        )
     if "queued" in said:
         return Queued(said["queued"], tuple(said.get("cancelled") or ()))
     if "wanted" in said:

@@ -528,6 +528,8 @@ class Begun(Shown):
     length: int
     settings: Settings
     cache_token: str | None = None
+    beside: str | None = None
+    """The turn that waits for a person, where this one goes on beside it."""
 
     def dump(self) -> dict[str, Json]:
         """As it stands beside the result."""
@@ -535,12 +537,18 @@ class Begun(Shown):
             "granted": self.length,
             "settings": self.settings.dump(),
             **({"state": self.cache_token} if self.cache_token else {}),
+            **({"beside": self.beside} if self.beside else {}),
         }
 
     @classmethod
     def load(cls, raw: Json) -> Begun:
         """Read it."""
-        return cls(length=raw["granted"], settings=Settings.load(raw.get("settings")), cache_token=raw.get("state"))
+        return cls(
+            length=raw["granted"],
+            settings=Settings.load(raw.get("settings")),
+            cache_token=raw.get("state"),
+            beside=raw.get("beside"),
+        )
 
 
 @attrs.frozen(kw_only=True, repr=False)

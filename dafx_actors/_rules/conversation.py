@@ -19,7 +19,16 @@ from dafx_actors.transcript import (
 _NOT_FOR_MODELS = (ErrorContent, TextReasoningContent, UsageContent)
 
 
-def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
+@attrs.frozen
+class Waiting:
+    """A turn that waits for a person, as the one beside it is shown it."""
+
+    turn: str
+    messages: tuple[ChatMessage, ...]
+    """What it has done, each call with a result."""
+
+
+def conversation(transcript: Transcript, turn: str, beside: Waiting | None = None) -> tuple[ChatMessage, ...]:
     """The messages that a model sees in this turn, oldest first, turn by turn.
 
     Turns that ended without an answer are retold as text, see `retold.py`: what they did is not to be done again. Left
@@ -29,7 +38,7 @@ def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
     middle and was begun anew, in its draft.
 
     A turn stands where it ended: requests that were withdrawn while another turn ran do not come between its request
-    and its answer.
+    and its answer. One that waits for a person, `beside` this one, stands before this one's request.
     """
     responses = [entry for entry in transcript.entries if isinstance(entry, Response)]
     brief = _retold.in_brief(responses)
@@ -46,6 +55,8 @@ def conversation(transcript: Transcript, turn: str) -> tuple[ChatMessage, ...]:
             elif _retold.is_retold(entry):
                 messages += _retold.retold(request, entry, brief=ended in brief)
             ended += 1
+    if beside is not None:
+        messages += [*(asked[beside.turn].messages if beside.turn in asked else ()), *beside.messages]
     messages += asked[turn].messages if turn in asked else ()
     messages += transcript.draft
     return closed(message for message in map(_for_models, messages) if message.contents)

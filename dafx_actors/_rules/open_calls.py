@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent
 
@@ -18,17 +18,20 @@ def open_calls(messages: Iterable[ChatMessage]) -> tuple[str, ...]:
     return tuple(opened)
 
 
-def closed(messages: Iterable[ChatMessage]) -> tuple[ChatMessage, ...]:
-    """The messages, with a result for every call: providers refuse a conversation where one is missing."""
+def closed(messages: Iterable[ChatMessage], says: Callable[[str], str] = lambda _: CUT_OFF) -> tuple[ChatMessage, ...]:
+    """The messages, with a result for every call: providers refuse a conversation where one is missing.
+
+    `says` gives the results that are missing, by the ids of the calls.
+    """
     kept: list[ChatMessage] = []
     opened: list[str] = []
     for message in messages:
         if opened and not any(call_id in opened for call_id in results_in(message)):
-            kept.append(_not_made(opened))
+            kept.append(_not_made(opened, says))
             opened.clear()
         _follow(opened, message)
         kept.append(message)
-    return (*kept, _not_made(opened)) if opened else tuple(kept)
+    return (*kept, _not_made(opened, says)) if opened else tuple(kept)
 
 
 def results_in(message: ChatMessage) -> list[str]:
@@ -43,6 +46,6 @@ def _follow(opened: list[str], message: ChatMessage) -> None:
             opened.remove(call_id)
 
 
-def _not_made(opened: Iterable[str]) -> ChatMessage:
+def _not_made(opened: Iterable[str], says: Callable[[str], str]) -> ChatMessage:
     extra = {"dafx": {"open": True}}
-    return ChatMessage("tool", tuple(FunctionResultContent(call_id, CUT_OFF, extra=extra) for call_id in opened))
+    return ChatMessage("tool", tuple(FunctionResultContent(call_id, says(call_id), extra=extra) for call_id in opened))

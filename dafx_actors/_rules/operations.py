@@ -24,6 +24,7 @@ from dafx_actors._json.operations import (
     load_begin,
     turn_in,
 )
+from dafx_actors._rules import beside as _beside
 from dafx_actors._rules import calls as _calls
 from dafx_actors._rules import thread as _thread
 from dafx_actors._rules.state import ThreadState
@@ -87,6 +88,7 @@ def _record(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcom
         message.length,
         questions=message.questions,
         children=message.children,
+        overlap=incoming.definition.overlap,
     )
 
 
@@ -169,7 +171,18 @@ def _reset(state: ThreadState, _: Incoming) -> tuple[ThreadState, Outcome]:
     return _thread.reset(state)
 
 
-OPERATIONS: Mapping[str, Rule] = {
+def _of_turn(rule: Rule) -> Rule:
+    """A rule about one turn: it is given the thread as that turn sees it, which may be beside another."""
+
+    def carried_out(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+        seen = _beside.seen_by(state, incoming.turn)
+        after, outcome = rule(seen, incoming)
+        return (state, outcome) if after is seen else _beside.kept(state, incoming.turn, after, outcome)
+
+    return carried_out
+
+
+_RULES: Mapping[str, Rule] = {
     "begin": _begin,
     "record": _record,
     "commit": _commit,
@@ -180,5 +193,6 @@ OPERATIONS: Mapping[str, Rule] = {
     "attempt": _attempt,
     "giveUp": _give_up,
     "note": _note,
-    "reset": _reset,
 }
+
+OPERATIONS: Mapping[str, Rule] = {**{name: _of_turn(rule) for name, rule in _RULES.items()}, "reset": _reset}

@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 import attrs
 
 from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Resumed
-from dafx_actors._json.document import Unfinished, check_document, dump_document, load_unfinished
+from dafx_actors._json.document import Unfinished, UnfinishedBeside, check_document, dump_document, load_unfinished
 from dafx_actors._json.operations import place_of
 from dafx_actors.exchange import RunRequest
 from dafx_actors.transcript import ChatMessage, Json
@@ -48,6 +48,15 @@ class Books:
 
 
 @attrs.frozen(kw_only=True)
+class Beside:
+    """A turn that goes on beside the active one, which waits for a person; see `beside.py`."""
+
+    turn: str
+    draft: tuple[ChatMessage, ...]
+    books: Books
+
+
+@attrs.frozen(kw_only=True)
 class ThreadState:
     """A thread as it is stored."""
 
@@ -58,6 +67,7 @@ class ThreadState:
     draft: tuple[ChatMessage, ...] = ()
     """The messages that the active turn has recorded."""
     books: Books = Books()
+    beside: Beside | None = None
     waiting: tuple[Place, ...] = ()
     """Requests that wait for the turns before them, oldest first; the first may have an idle one."""
     steered: tuple[RunRequest, ...] = ()
@@ -105,11 +115,18 @@ def load(document: Json) -> ThreadState:
             joined=ours.joined,
             resumed=ours.resumed,
         ),
+        beside=_load_beside(ours.beside),
         waiting=_line(ours),
         steered=ours.steered,
         cancelled=ours.cancelled,
         document=document or {},
     )
+
+
+def _load_beside(ours: UnfinishedBeside | None) -> Beside | None:
+    if ours is None:
+        return None
+    return Beside(turn=ours.turn, draft=ours.draft, books=Books(progress=ours.progress, given_up=ours.given_up))
 
 
 def _line(ours: Unfinished) -> tuple[Place, ...]:
@@ -119,7 +136,8 @@ def _line(ours: Unfinished) -> tuple[Place, ...]:
     asks first. So one that is in the line may be active, or be among those that they let wait.
     """
     places = (*map(place_of, ours.waiting), *ours.line)
-    elsewhere = {ours.active, *ours.joined, *(request.correlation_id for request in ours.steered)}
+    beside = [ours.beside.turn] if ours.beside else []
+    elsewhere = {ours.active, *beside, *ours.joined, *(request.correlation_id for request in ours.steered)}
     line: dict[str, Place] = {}
     for place in places:
         if place.correlation_id not in elsewhere:
@@ -129,7 +147,13 @@ def _line(ours: Unfinished) -> tuple[Place, ...]:
 
 def dump(state: ThreadState) -> dict[str, Json]:
     """A thread as it is stored."""
+    beside = state.beside
     ours = Unfinished(
+        beside=None
+        if beside is None
+        else UnfinishedBeside(
+            turn=beside.turn, draft=beside.draft, progress=beside.books.progress, given_up=beside.books.given_up
+        ),
         active=state.active,
         draft=state.draft,
         waiting=(),
@@ -153,6 +177,12 @@ def is_entry(raw: Json, kind: str, turn: str) -> bool:
 
 
 # --- Looking through it -------------------------------------------------------------------------------------------
+
+
+def working_on(state: ThreadState) -> tuple[str, ...]:
+    """The turns that the thread works on: the active one, and the one beside it."""
+    turns = (state.active, state.beside.turn if state.beside else None)
+    return tuple(turn for turn in turns if turn is not None)
 
 
 def first_in(state: ThreadState) -> str | None:

@@ -1,6 +1,7 @@
 r"""What a thread does with a message. Pure: no clock, no network, no `await`.
 
-A thread works on one turn at a time, in the order in which their `begin` arrived. Every change names its turn, and
+A thread works on one turn at a time, in the order in which their `begin` arrived (beside one that waits for a person it
+may work on another; see `beside.py`). Every change names its turn, and
 is refused unless that turn is the active one, so that a turn which was taken for dead can do no harm if it
 lives. Every operation may arrive twice and then changes nothing the second time.
 
@@ -40,11 +41,23 @@ from dafx_actors._json.crossing import error_content
 from dafx_actors._json.messages import dump_entry, load_entry
 from dafx_actors._json.operations import Cancelled, Ended, Granted, Noted, Outcome, Queued, Refused, Wanted, place_of
 from dafx_actors._json.requests import load_response, request_digest
+from dafx_actors._rules.beside import has_room, next_beside, seen_by, waits_for_person
+from dafx_actors._rules.beside import new as new_beside
 from dafx_actors._rules.calls import is_asked
 from dafx_actors._rules.joining import about_itself, join, joined_request, may_join, unlabelled, without_joined
 from dafx_actors._rules.open_calls import closed, results_in
 from dafx_actors._rules.resuming import failed_again, over, resumed
-from dafx_actors._rules.state import JOINED, Books, ThreadState, Waits, among, ended_in, find_entry, first_in
+from dafx_actors._rules.state import (
+    JOINED,
+    Books,
+    ThreadState,
+    Waits,
+    among,
+    ended_in,
+    find_entry,
+    first_in,
+    working_on,
+)
 from dafx_actors.errors import (
     CorrelationConflict,
     DafxError,
@@ -92,8 +105,12 @@ def begin(
     if turn in state.cancelled and state.active != turn:
         return _end_unbegun(_without_mark(state, turn), thread, request, state.cancelled[turn], now, retry)
     before, state = state, _without_ended(state)
-    if state.active is None and first_in(state) in (None, turn):
-        state = _activate(state, request, now)
+    if first_in(state) in (None, turn):
+        if state.active is None:
+            state = _activate(state, request, now)
+        elif has_room(state, overlap):
+            state = attrs.evolve(_with_request(state, request, now), beside=new_beside(turn))
+            return state, Granted(seen_by(state, turn).length, beside=state.active)
     cancelled = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
     if state.active == turn:
         if retry > state.books.retry:
@@ -121,7 +138,8 @@ def ask(
     if state.active == turn and place.retry <= state.books.retry:
         return state, Granted(state.length, cancelled, state.books.resumed)
     now = _without_ended(state)
-    if turn in state.cancelled or not _is_known(now, turn) or (now.active is None and first_in(now) == turn):
+    may_begin = now.active is None or has_room(now, overlap)
+    if turn in state.cancelled or not _is_known(now, turn) or (may_begin and first_in(now) == turn):
         return state, Wanted()
     return state, _queued(now, cancelled)
 
@@ -135,6 +153,7 @@ def record(
     *,
     questions: Iterable[QuestionRecord] = (),
     children: Iterable[ChildRecord] = (),
+    overlap: Overlap = "queue",
 ) -> tuple[ThreadState, Outcome]:
     """The active turn adds to its draft, and to what a person is to decide; with them what was steered joins.
 
@@ -150,7 +169,7 @@ def record(
             children={**state.books.children, **{child.key: child for child in children}},
         )
         state = join(attrs.evolve(state, draft=_with(state.draft, messages), books=books))
-    return state, Granted(state.length)
+    return state, Granted(state.length, next_id=next_beside(state, overlap))
 
 
 def commit(
@@ -255,13 +274,17 @@ def cancel(
 def reset(state: ThreadState) -> tuple[ThreadState, Outcome]:
     """Forget the conversation. The active turn loses its thread, and is to hear of it; those that wait stay in line."""
     waiting = (*map(place_of, state.steered), *state.waiting)
-    empty = attrs.evolve(state, history=(), active=None, draft=(), books=Books(), steered=(), waiting=waiting)
-    return empty, lost_by(state, "the thread was reset") or Noted()
+    empty = attrs.evolve(
+        state, history=(), active=None, draft=(), books=Books(), beside=None, steered=(), waiting=waiting
+    )
+    lost = lost_by(state, "the thread was reset")
+    return empty, lost[0] if lost else Noted()
 
 
-def lost_by(state: ThreadState, reason: str) -> Cancelled | None:
-    """Say what the active turn is to hear, if there is one, when its thread forgets it."""
-    return None if state.active is None else Cancelled(state.active, CancelMark.of(by="", reason=reason))
+def lost_by(state: ThreadState, reason: str) -> tuple[Cancelled, ...]:
+    """Say what the turns that the thread works on are to hear, when it forgets them; the active one's first."""
+    turns = [state.active, state.beside.turn if state.beside else None]
+    return tuple(Cancelled(turn, CancelMark.of(by="", reason=reason)) for turn in turns if turn is not None)
 
 
 def is_granted(state: ThreadState, turn: str) -> bool | None:
@@ -269,8 +292,10 @@ def is_granted(state: ThreadState, turn: str) -> bool | None:
 
     False if its `begin` was refused, queued or answered; None while `begin` may be on its way.
     """
+    if turn in working_on(state):
+        return True
     if state.active is not None:
-        return state.active == turn
+        return False
     if among(state.waiting, turn) is not None:
         return False
     return None if ended_in(state, turn) is None else False
@@ -305,8 +330,9 @@ def _is_known(state: ThreadState, turn: str) -> bool:
 
 
 def _ahead(state: ThreadState) -> str:
-    """The turn that a request waits for: the active one, or the one that may be it."""
-    ahead = state.active or first_in(state)
+    """The turn that a request waits for: the one beside the active one, if that waits for a person; or the active one."""
+    beside = state.beside.turn if state.beside and waits_for_person(state) else None
+    ahead = beside or state.active or first_in(state)
     assert ahead is not None  # else the request would have been granted the thread
     return ahead
 
@@ -460,7 +486,7 @@ def _without(waiting: tuple[Waits, ...], turn: str) -> tuple[Waits, ...]:
 
 def _without_ended(state: ThreadState) -> ThreadState:
     """The thread, where whoever is first in line has not ended: a worker that does not see the line may have let it."""
-    while state.active is None and state.waiting:
+    while state.waiting and (state.active is None or waits_for_person(state)):
         first = state.waiting[0]
         if over(state, first.correlation_id, first.retry) is None:
             break
@@ -469,15 +495,21 @@ def _without_ended(state: ThreadState) -> ThreadState:
 
 
 def _activate(state: ThreadState, request: RunRequest, now: datetime) -> ThreadState:
+    state = _with_request(state, request, now)
+    return attrs.evolve(state, active=request.correlation_id, draft=(), books=Books())
+
+
+def _with_request(state: ThreadState, request: RunRequest, now: datetime) -> ThreadState:
+    """The thread with the request of a turn that begins, and waits no more."""
     history, turn = state.history, request.correlation_id
     if find_entry(state, "request", turn) is None:
         history = (*history, dump_entry(_entry(request, now)))
-    waiting = _without(state.waiting, turn)
-    return attrs.evolve(state, active=turn, history=history, draft=(), books=Books(), waiting=waiting)
+    return attrs.evolve(state, history=history, waiting=_without(state.waiting, turn))
 
 
 def _marked(state: ThreadState, turn: str, mark: CancelMark) -> ThreadState:
-    early = [] if turn == state.active else [other for other in state.cancelled if other != state.active]
+    active = working_on(state)
+    early = [] if turn in active else [other for other in state.cancelled if other not in active]
     forgotten = early[: max(0, len(early) - _MOST_EARLY_MARKS + 1)]
     kept = {other: value for other, value in state.cancelled.items() if other not in forgotten}
     return attrs.evolve(state, cancelled={**kept, turn: mark})

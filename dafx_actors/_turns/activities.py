@@ -38,7 +38,9 @@ from dafx_actors._json.steps import (
     dump_tool_outcome,
 )
 from dafx_actors._rules import state as _state
+from dafx_actors._rules.beside import seen_by, shown_beside
 from dafx_actors._rules.calls import is_approved, is_given_up, may_act
+from dafx_actors._rules.conversation import Waiting
 from dafx_actors._rules.thread import is_granted
 from dafx_actors._turns import above as _above
 from dafx_actors._turns.asking import AgentSteps
@@ -50,6 +52,7 @@ from dafx_actors.errors import DafxError, StaleTranscript, TurnCancelled, TurnSu
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, new_id, probe_name, tell_name, tool_step_name, turn_name
 from dafx_actors.tools import Tool
+from dafx_actors.tools._toolbox import ONLY_WITHOUT_EFFECT
 from dafx_actors.transcript import Json, Request, Transcript
 
 _logger = logging.getLogger("dafx_actors.worker")
@@ -102,11 +105,15 @@ class Steps:
         if (document := await self._begun(thread, asked.turn)) is None:
             return ModelAnswer()
         state = _state.load(document)
-        begun = Begun(length=state.length, settings=settings_of(self.asking.agent.definition))
+        begun = Begun(
+            length=seen_by(state, asked.turn).length,
+            settings=settings_of(self.asking.agent.definition),
+            beside=None if state.active == asked.turn else state.active,
+        )
         known = math.inf if asked.seconds is None else asked.seconds
         if limit is not None and not asked.limited and not limit >= known:
             # There is no timer yet for the agent's own limit: the turn has to see to it first.
-            kept = self.documents.keep(document, state.length)
+            kept = self.documents.keep(document, begun.length)
             return ModelAnswer(begun=attrs.evolve(begun, cache_token=kept))
         return attrs.evolve(await self._model_step(thread, asked, document, state), begun=begun)
 
@@ -131,8 +138,14 @@ class Steps:
         if (mark := state.cancelled.get(turn)) is not None:
             return ModelAnswer(error=mark.error(thread.agent, turn))
         transcript = load_transcript(document, functools.partial(self.entries.load, thread.thread_id))
+        waits = None
+        if state.beside is not None and state.beside.turn == turn and state.active is not None:
+            transcript = attrs.evolve(transcript, draft=seen_by(state, turn).draft)
+            waits = Waiting(state.active, shown_beside(state))
         request, first = _request_of(transcript, asked), asked.reply == 1
-        reply = functools.partial(self.asking.reply, thread, request, transcript, first=first, callers=asked.callers)
+        reply = functools.partial(
+            self.asking.reply, thread, request, transcript, first=first, callers=asked.callers, beside=waits
+        )
         try:
             return await self.asking.host.until_ended(turn, reply)
         except TurnEnded:
@@ -158,13 +171,16 @@ class Steps:
         needs_approval = await toolbox.needs_approval(asked.name, asked.arguments, asked.source)
         # As late as can be: what is cancelled after this does not reach the tool any more.
         try:
-            document, state = await self._read(thread, turn, asked.length)
+            document, whole = await self._read(thread, turn, asked.length)
         except DafxError as error:
             return Failed(str(error))
+        state = seen_by(whole, turn)
         if not may_act(state, turn, asked.retry):
             return _CANCELLED
         if is_given_up(state, key, asked.attempt):
             return Failed("the call was given up, since no worker had its tool", stopped=True)
+        if state is not whole and not toolbox.is_without_effect(asked.name, asked.source):
+            return Failed(ONLY_WITHOUT_EFFECT)
         if needs_approval and not is_approved(state, key, call_digest(asked.name, asked.arguments)):
             return Failed("the call was not made: it needs approval, and nobody has given it")
         context = self.asking.tool_context(
@@ -250,7 +266,8 @@ class Steps:
             await anyio.sleep(pause)
             document = await self._document(thread)
             state = _state.load(document)
-            if (found := state.length) >= length and state.active == turn:
+            seen = seen_by(state, turn)
+            if (found := seen.length) >= length and seen.active == turn:
                 return document, state
             if _state.has_own_response(state, turn):
                 raise TurnSuperseded(thread.thread_id, turn)

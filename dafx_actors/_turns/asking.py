@@ -19,6 +19,7 @@ from dafx_actors._json.shapes import check_json, shown
 from dafx_actors._json.steps import Caller, ModelAnswer, ModelResult
 from dafx_actors._json.text import well_formed
 from dafx_actors._raised import contained, kind_of, text_of
+from dafx_actors._rules.conversation import Waiting
 from dafx_actors._rules.conversation import conversation as seen_by_model
 from dafx_actors._secrets import without_in
 from dafx_actors._turns import above as _above
@@ -92,13 +93,17 @@ class AgentSteps:
         *,
         first: bool,
         callers: Sequence[Caller] = (),
+        beside: Waiting | None = None,
     ) -> ModelAnswer:
         """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker.
 
-        Neither is asked where one of the turns above (`callers`) does not want it any more.
+        Neither is asked where one of the turns above (`callers`) does not want it any more. Where the turn goes on
+        `beside` another, the model is shown that one, and offered only tools without effect.
         """
         try:
-            asked = functools.partial(self._ask, thread, request, transcript, first=first, callers=callers)
+            asked = functools.partial(
+                self._ask, thread, request, transcript, first=first, callers=callers, beside=beside
+            )
             return ModelAnswer(result=await contained(asked, lambda: self.host.is_stopping))
         except Exception as error:
             if crosses(error):
@@ -114,12 +119,13 @@ class AgentSteps:
         *,
         first: bool,
         callers: Sequence[Caller],
+        beside: Waiting | None,
     ) -> ModelResult:
         wanted = functools.partial(_above.check, self.host, callers, thread.agent, request.correlation_id)
         await wanted()
         if request.response_schema is not None and (mistake := look(request.response_schema).mistake) is not None:
             raise ModelError("bad_request", f"the schema in `response_format` is not taken: {mistake}", attempts=0)
-        tools = await self.toolbox.definitions() if request.enable_tool_calls else ()
+        tools = await self.toolbox.definitions(is_beside=beside is not None) if request.enable_tool_calls else ()
 
         def options_of(asked: Mapping[str, Json]) -> Mapping[str, Json]:
             return {**self.agent.definition.options, **asked}
@@ -129,7 +135,7 @@ class AgentSteps:
             asked = attrs.evolve(asked, options=options_of(asked.options))
             return await self.host.model_of(self.agent).complete(asked)
 
-        conversation = seen_by_model(transcript, request.correlation_id)
+        conversation = seen_by_model(transcript, request.correlation_id, beside)
         turn = Turn(
             thread=thread,
             request=request,
@@ -155,7 +161,7 @@ class AgentSteps:
             finish_reason=reply.finish_reason,
             ending=ending,
             limit=_limit_of(options_of(request.options), reply) if ending == "cut" else None,
-            calls=tuple([await self.toolbox.plan(call, tools) for call in calls]),
+            calls=tuple([await self.toolbox.plan(call, tools, is_beside=beside is not None) for call in calls]),
             invalid=invalid,
         )
 

@@ -80,7 +80,8 @@ class ThreadEntity:
         if begins and not isinstance(outcome, Granted):
             self.recent.keep(None, 0, begin_token(thread, incoming.turn))
         if context.operation == "reset" and isinstance(outcome, Cancelled):
-            self._tell_lost(context, thread, outcome)
+            for lost in _thread.lost_by(state, outcome.mark.reason):
+                self._tell_lost(context, thread, lost)
         if context.operation == "abort" and isinstance(outcome, Ended):
             outcome = with_error_only(outcome)
         settings = settings_of(self.definition) if begins else None
@@ -91,10 +92,10 @@ class ThreadEntity:
         try:
             lost = _thread.lost_by(_state.load(context.get_state()), "the thread was deleted")
         except UnsupportedTranscript:
-            lost = None
+            lost = ()
         context.set_state(None)
-        if lost is not None:
-            self._tell_lost(context, thread, lost)
+        for each in lost:
+            self._tell_lost(context, thread, each)
 
     def _tell_lost(self, context: EntityContext, thread: AgentThread, lost: Cancelled) -> None:
         """Have a turn told that its thread has forgotten it: it may wait for a person whom nobody asks any more."""

@@ -17,6 +17,7 @@ from dafx_actors._json.steps import OF_THE_TREE, Caller, ShownStatus, Spent
 from dafx_actors._rules.retries import pause_before
 from dafx_actors._rules.turn import KeyOf, Progress
 from dafx_actors._turns.context import TurnContext
+from dafx_actors._turns.tell import GRANTED
 from dafx_actors.errors import DafxError, MessageTooLarge, TurnCancelled, TurnDeadlineExceeded, TurnFailed
 from dafx_actors.exchange import Limits
 from dafx_actors.ids import AgentThread, call_key, earlier_call_key
@@ -173,6 +174,8 @@ class TurnBase:
         reply = self.checked(await self.tell_thread(record))
         if isinstance(reply.outcome, Granted):
             self.settle(reply.outcome, reply.cache_token)
+            if reply.outcome.next_id is not None:
+                self.context.send_event(reply.outcome.next_id, GRANTED)
 
     async def unless_stopped(self, waited: DurableTask[T]) -> T:
         """Wait, unless the turn is cancelled or its time is over.

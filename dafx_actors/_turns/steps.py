@@ -140,6 +140,9 @@ class TurnSteps(TurnBase):
             return outcome.response
         if isinstance(outcome, Queued):
             return None
+        if outcome.beside is not None:
+            # Should the other be dead, nobody else would find that out while turns go on beside it.
+            await self._look_after(outcome.beside)
         try:
             while (ended := await self._round(answer)) is None:
                 answer = None
@@ -200,7 +203,7 @@ class TurnSteps(TurnBase):
             return outcome, answer if stays else None
         begun = answer.begun
         self._take_over(begun.settings)
-        granted = Granted(begun.length)
+        granted = Granted(begun.length, beside=begun.beside)
         self.settle(granted, begun.cache_token)
         return granted, answer if answer.result or answer.error else None
 

@@ -156,7 +156,7 @@ class TurnHandle(Generic[T]):
         return TurnStatus(
             state=cast("TurnState", shown.state),
             steps=steps,
-            progress=outline.progress if outline.active == self.correlation_id else {},
+            progress=outline.progress.get(self.correlation_id, {}),
             attempt=shown.attempt,
             waits_for=shown.waits_for,
             error=shown.error,

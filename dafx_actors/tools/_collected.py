@@ -199,7 +199,7 @@ def _name_mistakes(name: object) -> list[str]:
 def _declaration_mistakes(declaration: Declaration, label: str) -> Iterator[str]:
     effect, timeout = declaration.effect, declaration.timeout
     if effect not in typing.get_args(Effect):
-        yield f"{label}: `effect` is 'repeatable' or 'once', not {effect!r}"
+        yield f"{label}: `effect` is 'repeatable', 'once' or 'none', not {effect!r}"
     if declaration.retry is not None and not isinstance(declaration.retry, RetryPolicy):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not type-check
         yield f"{label}: `retry` is a `durabletask.task.RetryPolicy`, not {declaration.retry!r}"
     if declaration.retry is not None and effect == "once":

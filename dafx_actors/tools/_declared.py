@@ -21,9 +21,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 Told: TypeAlias = Literal["text", "type"]
 """What the model and the client are told of what a tool raises: its type and its text, or its type alone."""
 
-Effect: TypeAlias = Literal["repeatable", "once"]
+Effect: TypeAlias = Literal["repeatable", "once", "none"]
 """`repeatable`: a crash may repeat the call in flight, with the same idempotency key. `once`: it is never run again
-while it is not known what became of it."""
+while it is not known what became of it. `none`: it changes nothing, and may be called also while a person decides about
+another call; see `AgentDefinition.overlap`."""
 
 MAX_RESULT_BYTES = 2**20
 

@@ -26,6 +26,12 @@ from dafx_actors.transcript import FunctionCallContent, Json
 
 _logger = logging.getLogger("dafx_actors.worker")
 
+ONLY_WITHOUT_EFFECT = (
+    "the call was not made: while another call waits for a person, only tools without effect may be called. "
+    "Answer without it, or say what is to be done when the person has decided"
+)
+"""The refusal of a call in a turn that goes on beside another."""
+
 
 @attrs.frozen(kw_only=True)
 class _Offer(ToolDefinition):
@@ -66,12 +72,24 @@ class Toolbox:
         functions = [entry.name for entry in self._own.values() if isinstance(entry, Tool)]
         return functions + [source.name for source in self._sources]
 
-    async def definitions(self) -> tuple[ToolDefinition, ...]:
+    def is_without_effect(self, name: str, source: str | None = None) -> bool:
+        """Say whether a tool changes nothing and asks nobody, so that a turn beside another may call it.
+
+        What a source says of its tools nobody can check.
+        """
+        entry = self._own.get(name) if source is None else None
+        return isinstance(entry, Tool) and entry.effect == "none" and entry.approval is None
+
+    async def definitions(self, *, is_beside: bool = False) -> tuple[ToolDefinition, ...]:
         """List the tools that a model is offered, without sources that cannot be listed now.
+
+        `is_beside`: its turn goes on beside one that waits for a person, so that it gets only those without effect.
 
         Raises:
             Exception: What the sources raised, if all of them did and the agent has no other tools.
         """
+        if is_beside:
+            return tuple(entry.definition() for name, entry in self._own.items() if self.is_without_effect(name))
         offers: dict[str, _Offer] = {}
         failed: Exception | None = None
         for source in self._sources:
@@ -109,7 +127,9 @@ class Toolbox:
             _logger.warning("The tool %r of %r is left out: %s", tool.name, source.name, reason)
         return None
 
-    async def plan(self, call: FunctionCallContent, offered: Sequence[ToolDefinition]) -> Plan:
+    async def plan(
+        self, call: FunctionCallContent, offered: Sequence[ToolDefinition], *, is_beside: bool = False
+    ) -> Plan:
         """Plan how a call is made.
 
         The plan is fixed when the model asks for the call, and kept in the turn's history.
@@ -119,6 +139,8 @@ class Toolbox:
         offer = next((definition for definition in offered if definition.name == call.name), None)
         if offer is None:
             names = [definition.name for definition in offered]
+            if is_beside and call.name in self._own:
+                return Plan(refusal=ONLY_WITHOUT_EFFECT)
             there_are = f"there are {', '.join(names)}" if names else "there are none"
             return Plan(refusal=f"there is no tool {call.name!r}; {there_are}")
         entry = self._own.get(call.name)
