@@ -330,7 +330,7 @@ def _is_known(state: ThreadState, turn: str) -> bool:
 
 
 def _ahead(state: ThreadState) -> str:
-    """The turn that a request waits for: the one beside the active one, if that waits for a person; or the active one."""
+    """The turn that a request waits for: the active one, or the one beside it while a person is waited for."""
     beside = state.beside.turn if state.beside and waits_for_person(state) else None
     ahead = beside or state.active or first_in(state)
     assert ahead is not None  # else the request would have been granted the thread
