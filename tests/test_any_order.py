@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dafx_actors._json.books import CancelMark, DecisionRecord, QuestionRecord
+from dafx_actors._json.books import CancelMark, DecisionRecord, Place, QuestionRecord
 from dafx_actors._json.document import load_transcript
 from dafx_actors._json.messages import load_entry
 from dafx_actors._json.operations import (
@@ -66,15 +66,17 @@ from dafx_actors._json.steps import (
 )
 from dafx_actors._rules import calls as _calls
 from dafx_actors._rules import operations as _operations
+from dafx_actors._rules import resuming as _resuming
 from dafx_actors._rules import state as _state
-from dafx_actors._rules.conversation import conversation
+from dafx_actors._rules.beside import seen_by, shown_beside
+from dafx_actors._rules.conversation import Waiting, conversation
 from dafx_actors._rules.state import JOINED, ThreadState
-from dafx_actors._rules.thread import is_granted
+from dafx_actors._rules.thread import is_granted, lost_by
 from dafx_actors._turns.steps import TurnSteps
 from dafx_actors._turns.tell import tell
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.decisions import call_digest
-from dafx_actors.errors import DafxError, ModelError
+from dafx_actors.errors import DafxError, ModelError, TurnCancelled
 from dafx_actors.exchange import Limits, Overlap, RunRequest
 from dafx_actors.ids import AgentThread, model_step_name, probe_name
 from dafx_actors.transcript import ChatMessage, FunctionCallContent, FunctionResultContent, Json, Response, UsageStats
@@ -89,7 +91,7 @@ LIMITS = Limits(steps=12)
 A_DAY = 86_400.0
 """Seconds after which a turn ends; nothing else takes so long."""
 TURNS = ("c1", "c2", "c3", "c4")
-OVERLAPS: tuple[Overlap, ...] = ("queue", "reject", "cancel_previous", "steer")
+OVERLAPS: tuple[Overlap, ...] = ("queue", "reject", "cancel_previous", "steer", "beside")
 AGENTS = {overlap: AgentDefinition(name="Joker", overlap=overlap, limits=LIMITS) for overlap in OVERLAPS}
 PLANS = {
     "plain": Plan(activity="plain"),
@@ -102,6 +104,8 @@ PLANS = {
     "both": Plan(activity="both", once=True, approval=ApprovalPlan(None, "deny")),
 }
 """The tools that the model has, and one that it only believes to have."""
+WITHOUT_EFFECT = ("plain", "wrong")
+"""Those that a turn beside another may call."""
 TOOLS = st.tuples(st.sampled_from(sorted(PLANS)), st.sampled_from(["x", "y"]))
 
 HARMS = ("cancel", "time", "die", "reset", "roll")
@@ -172,6 +176,8 @@ class Turns(RuleBasedStateMachine):
         self.effects: Counter[str] = Counter()
         self.again: Counter[str] = Counter()
         """How often a person wanted a call made again."""
+        self.retried: dict[str, int] = {}
+        """How often turns were taken up again after they had failed."""
         self.anew: set[str] = set()
         """Turns that were started again: their calls may have the keys of calls of the time before."""
         self.tokens = 0
@@ -192,11 +198,15 @@ class Turns(RuleBasedStateMachine):
             self.store(changed)
         if not again and operation != "reset":
             self.sent.append((operation, overlap, raw))
+        if changed is not before and raw.get("correlationId") in self.retried:
+            self.see_failed_again(before, raw["correlationId"])
         match outcome:
             case Refused():
                 assert changed is before, "what is refused changes nothing"
             case Granted() | Queued() if operation == "begin":
                 self.begun.add(raw["correlationId"])
+                if isinstance(outcome, Granted):
+                    self.forget_failure(before)
                 if isinstance(outcome, Queued):
                     self.cancelled |= set(self.state.cancelled)
             case Cancelled(turn) if operation == "cancel":
@@ -204,7 +214,8 @@ class Turns(RuleBasedStateMachine):
             case Decided(decision) if operation == "decide" and decision.action == "approve":
                 self.approved.add((raw["key"], decision.digest or ""))
             case Attempted("go"):
-                assert raw["correlationId"] == self.state.active
+                assert raw["correlationId"] == self.state.active, "a turn beside another has no such calls"
+                assert raw.get("retry", 0) == self.state.books.retry, "nor a step that was left over from before"
                 assert raw["correlationId"] not in self.cancelled, "no tool acts after the turn was cancelled"
                 assert not _calls.is_given_up(self.state, raw["key"], raw["number"]), "nor one that was given up"
                 assert self.goes.setdefault((raw["key"], raw["number"]), raw["token"]) == raw["token"]
@@ -213,6 +224,23 @@ class Turns(RuleBasedStateMachine):
         if operation == "abort" and isinstance(outcome, Ended):
             outcome = with_error_only(outcome)
         return Reply(outcome=outcome, settings=Settings(limits=LIMITS) if operation == "begin" else None)
+
+    def forget_failure(self, before: ThreadState) -> None:
+        """A turn that was taken up again has its thread: what it had failed with is no answer any more."""
+        kept = [id(raw) for raw in self.state.history]
+        for raw in before.history:
+            if raw["$type"] == "response" and id(raw) not in kept and raw not in self.state.history:
+                assert _failed(raw)
+                for turn in _turns_of(raw):
+                    self.answers.pop(turn, None)
+
+    def see_failed_again(self, before: ThreadState, turn: str) -> None:
+        """A turn that was to be taken up again ended while it waited: another error may stand in its place."""
+        was, now = (_state.find_entry(state, "response", turn) for state in (before, self.state))
+        if was is not None and now is not None and was != now:
+            assert _failed(was)
+            assert _failed(now)
+            self.answers[turn] = now
 
     def tell(self, message: Message) -> Outcome:
         """A client or a step tells the thread something, by an orchestration that nothing comes in between."""
@@ -269,10 +297,23 @@ class Turns(RuleBasedStateMachine):
             self.start_one(turn, overlap or self.overlap, schema, eager, form)
         self.go_on(data, times)
 
+    @rule(turns=st.lists(st.sampled_from(TURNS), min_size=1, max_size=3, unique=True), data=st.data())
+    def retry(self, turns: list[str], data: st.DataObject) -> None:
+        """A person has turns go on that failed, as a client does for them."""
+        for turn in turns:
+            live = self.live.get(turn)
+            if live is None or not isinstance(live.error, DafxError) or isinstance(live.error, TurnCancelled):
+                continue
+            if _resuming.refusal(self.state, turn) is None:
+                self.retried[turn] = self.retried.get(turn, 0) + 1
+                self.start_one(turn, self.overlap, None, eager=False, form=FORM)
+        self.go_on(data, 10)
+
     def start_one(self, turn: str, overlap: Overlap, schema: Json, eager: bool, form: int) -> None:
         """A client starts a turn, or again one whose orchestration is gone."""
         if turn in self.live and not self.live[turn].is_over:
             return
+        retry = self.retried.get(turn, 0)
         self.anew |= {turn} & set(self.live)
         self.sent = [sent for sent in self.sent if sent[2]["correlationId"] != turn]
         self.events = [event for event in self.events if event[0] != turn]
@@ -286,7 +327,9 @@ class Turns(RuleBasedStateMachine):
         )
         execution = self.live[turn] = Execution(self, turn)
         self.all.append(execution)
-        execution.run(TurnSteps(execution, THREAD, request, eager=eager, form=form).step_by_step())
+        if retry:
+            eager, form = False, FORM
+        execution.run(TurnSteps(execution, THREAD, request, eager=eager, form=form, retry=retry).step_by_step())
         for called in self.waited_for("operation"):
             if called.owner is execution:
                 self.serve(called, overlap)
@@ -382,10 +425,13 @@ class Turns(RuleBasedStateMachine):
     # --- Models ---
 
     def check_conversation(self, turn: str) -> None:
-        if self.state.active != turn:
+        seen = seen_by(self.state, turn)
+        if seen.active != turn:
             return  # it was taken over, or the thread reset; the step fails and the turn finds out
-        transcript = load_transcript(_state.dump(self.state))
-        assert not unanswered(conversation(transcript, turn))
+        transcript, waits = attrs.evolve(load_transcript(_state.dump(self.state)), draft=seen.draft), None
+        if seen is not self.state:
+            waits = Waiting(self.state.active or "?", shown_beside(self.state))
+        assert not unanswered(conversation(transcript, turn, waits))
 
     def reply(self, called: Open, data: st.DataObject) -> None:
         """A model answers, fails, or asks for tools, and gives its calls ids that come again."""
@@ -397,22 +443,30 @@ class Turns(RuleBasedStateMachine):
         calls = tuple(FunctionCallContent(call_id, name, {"n": n}) for n, (name, call_id) in enumerate(tools))
         result = ModelResult(
             message=ChatMessage("assistant", calls or "Ha."),
-            calls=tuple(PLANS[name] for name, _ in tools),
+            calls=tuple(self.plan(called.owner.turn, name) for name, _ in tools),
             usage=UsageStats(1, 1, 2),
         )
         if kind == "invalid" and self.requests[called.owner.turn].response_schema is not None:
             result = attrs.evolve(result, invalid="it is no JSON")
         self.answer(called, ModelAnswer(result=result))
 
+    def plan(self, turn: str, name: str) -> Plan:
+        """Plan a call; beside another turn, of tools without effect only."""
+        is_beside = seen_by(self.state, turn) is not self.state
+        return Plan(refusal="not now") if is_beside and name not in WITHOUT_EFFECT else PLANS[name]
+
     def answer(self, called: Open, answer: ModelAnswer) -> None:
         """A model step ends. One that was asked together with `begin` looks first whether that was granted."""
         step = ModelStep.load(called.input)
         self.check_conversation(step.turn)
         if not step.begins:
-            assert self.state.active != step.turn or self.state.length >= step.length
+            seen = seen_by(self.state, step.turn)
+            assert seen.active != step.turn or seen.length >= step.length
             called.complete(answer.dump())
         elif is_granted(self.state, step.turn):
-            begun = Begun(length=self.state.length, settings=Settings(limits=LIMITS))
+            beside = None if self.state.active == step.turn else self.state.active
+            length = seen_by(self.state, step.turn).length
+            begun = Begun(length=length, settings=Settings(limits=LIMITS), beside=beside)
             called.complete(attrs.evolve(answer, begun=begun).dump())
         else:
             called.complete(ModelAnswer().dump())
@@ -434,14 +488,17 @@ class Turns(RuleBasedStateMachine):
 
     def go_on_with(self, work: Work, knows: bool) -> None:
         step, key, name = work.step, work.step.key, work.step.name
+        seen = seen_by(self.state, step.turn)
         match work.phase:
             case "start":
-                if self.state.active != step.turn or self.state.length < step.length:
+                if seen.active != step.turn or seen.length < step.length:
                     self.finish(work, Failed("stale"))
-                elif not _calls.may_act(self.state, step.turn):
+                elif not _calls.may_act(seen, step.turn, step.retry):
                     self.finish(work, Failed("cancelled", stopped=True))
-                elif _calls.is_given_up(self.state, key, step.attempt):
+                elif _calls.is_given_up(seen, key, step.attempt):
                     self.finish(work, Failed("given up", stopped=True))
+                elif seen is not self.state and name not in WITHOUT_EFFECT:
+                    self.finish(work, Failed("not now"))
                 elif PLANS[name].approval and not self.allowed(step):
                     self.finish(work, Failed("it needs approval"))
                 elif PLANS[name].once:
@@ -451,7 +508,8 @@ class Turns(RuleBasedStateMachine):
                     self.finish(work, Returned("done"))
             case "attempt":
                 self.tokens += 1
-                attempt = Attempt(turn=step.turn, key=key, number=step.attempt, token=f"t{self.tokens}")
+                token = f"t{self.tokens}"
+                attempt = Attempt(turn=step.turn, key=key, number=step.attempt, token=token, retry=step.retry)
                 outcome = self.tell(attempt)
                 assert isinstance(outcome, Attempted)
                 if outcome.answer == "go":
@@ -513,13 +571,15 @@ class Turns(RuleBasedStateMachine):
         return self.tell(Decide(turn=self.state.active or "?", key=asked.key, digest=digest, decision=decision))
 
     def cancel(self, turn: str) -> None:
-        outcome = self.tell(Cancel(turn=turn, mark=CancelMark.of(by="Ann", reason="enough")))
+        retry = self.retried.get(turn, 0)
+        outcome = self.tell(Cancel(turn=turn, mark=CancelMark.of(by="Ann", reason="enough"), retry=retry))
         if isinstance(outcome, Ended):
             assert turn not in self.answers or outcome.response == self.answers[turn]
         else:
             assert isinstance(outcome, Cancelled)
             assert outcome.turn in {turn, self.state.active}
-            assert not _calls.may_act(self.state, outcome.turn)
+            seen = seen_by(self.state, outcome.turn)
+            assert not _calls.may_act(seen, outcome.turn, seen.books.retry)
 
     def time_is_over(self, turn: str) -> None:
         deadline = [each for each in self.waited_for("timer") if each.owner.turn == turn and self.is_deadline(each)]
@@ -537,10 +597,11 @@ class Turns(RuleBasedStateMachine):
         self.is_gone = not self.is_gone
 
     def reset(self, _: str) -> None:
-        said = self.operate("reset", {"correlationId": "?"}).outcome
-        if isinstance(said, Cancelled):
+        lost = lost_by(self.state, "the thread was reset")
+        self.operate("reset", {"correlationId": "?"})
+        for each in lost:
             telling = Execution(self, "telling")
-            telling.run(tell(telling, THREAD, Telling.lost(THREAD, said)))
+            telling.run(tell(telling, THREAD, Telling.lost(THREAD, each)))
             assert telling.is_over
         self.begun = {place.correlation_id for place in self.state.waiting}
         self.answers, self.sent, self.approved, self.goes = {}, [], set(), {}
@@ -573,14 +634,18 @@ class Turns(RuleBasedStateMachine):
     def no_turn_is_lost(self) -> None:
         books = self.state.books
         places = [
-            *([self.state.active] if self.state.active else []),
-            *(place.correlation_id for place in self.state.waiting),
+            *_state.working_on(self.state),
+            *(place.correlation_id for place in self.state.waiting if not self.has_failed(place)),
             *(request.correlation_id for request in self.state.steered),
             *books.joined,
         ]
         ended = [turn for raw in self.responses() for turn in _turns_of(raw)]
         assert len(places + ended) == len(set(places + ended)), "each turn is in one place"
         assert self.begun <= set(places + ended)
+
+    def has_failed(self, place: Place) -> bool:
+        """Whether a turn that waits is one that is to be taken up again, whose error still stands in the thread."""
+        return place.retry > 0 and place.correlation_id in self.answers
 
     def responses(self) -> list[Json]:
         return [raw for raw in self.state.history if raw["$type"] == "response"]
@@ -610,7 +675,7 @@ class Turns(RuleBasedStateMachine):
             if raw["correlationId"] in self.cancelled:
                 assert load_cancellation(raw) is not None
         if self.state.active in self.cancelled:
-            assert not _calls.may_act(self.state, self.state.active or "")
+            assert not _calls.may_act(self.state, self.state.active or "", self.state.books.retry)
 
     @invariant()
     def nothing_is_kept_of_what_has_ended(self) -> None:
@@ -651,7 +716,8 @@ class Turns(RuleBasedStateMachine):
         self.no_turn_is_lost()
         self.an_answer_stays_as_it_is()
         self.every_call_has_its_result()
-        assert (self.state.active, self.state.waiting, self.state.steered) == (None, (), ())
+        assert (self.state.active, self.state.beside) == (None, None)
+        assert (self.state.waiting, self.state.steered) == ((), ())
         assert self.begun <= set(self.answers)
         for execution in self.live.values():
             assert execution.is_over

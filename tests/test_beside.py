@@ -247,3 +247,13 @@ def test_the_line_does_not_wait_for_one_that_has_ended_already() -> None:
     assert thread.tell(ask) == Queued("c2")
     thread.commit("c2", "Two.")
     assert isinstance(thread.tell(ask), _ops.Wanted)
+
+
+def test_what_is_to_join_the_first_does_not_go_on_beside_it() -> None:
+    thread = Thread(AgentDefinition(name="Payer", overlap="steer"))
+    thread.begin("c1")
+    thread.begin("c2")
+    thread.definition = BESIDE  # another version is deployed
+    thread.waits()
+    assert thread.begin("c2") == Queued("c1")
+    assert thread.state.beside is None

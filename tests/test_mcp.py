@@ -40,7 +40,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(120):
         while not fact():
             await anyio.sleep(0.02)
 

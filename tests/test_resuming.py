@@ -11,6 +11,7 @@ import pytest
 from dafx_actors._json.books import CancelMark, Place, Resumed
 from dafx_actors._json.document import load_transcript
 from dafx_actors._json.operations import (
+    ANY_TIME,
     Ask,
     Attempted,
     Begin,
@@ -78,7 +79,8 @@ def again(state: ThreadState, turn: str = "c1", retry: int = 1, **how: Any) -> t
 
 def commit(state: ThreadState, turn: str = "c1", text: str = "Done.") -> ThreadState:
     answer = (ChatMessage("assistant", text),)
-    state, outcome = _thread.commit(state, THREAD, turn, answer, UsageStats(20, 10, 30), LATER, about={"steps": 4})
+    usage, retry = UsageStats(20, 10, 30), state.books.retry
+    state, outcome = _thread.commit(state, THREAD, turn, answer, usage, LATER, about={"steps": 4}, retry=retry)
     assert isinstance(outcome, Ended)
     return state
 
@@ -126,7 +128,7 @@ def test_the_answer_takes_the_place_of_the_error_and_says_so() -> None:
 
 def test_it_may_fail_again_and_be_taken_up_again() -> None:
     state, _ = again(failed())
-    state, _ = _thread.abort(state, THREAD, "c1", TurnFailed("Payer", "c1", "OSError", "no disk"), LATER)
+    state, _ = _thread.abort(state, THREAD, "c1", TurnFailed("Payer", "c1", "OSError", "no disk"), LATER, retry=1)
     state, outcome = again(state, retry=2)
     assert isinstance(outcome, Granted)
     assert outcome.resumed is not None
@@ -145,7 +147,7 @@ def test_a_begin_that_comes_twice_changes_nothing_and_tells_the_same() -> None:
 
 def test_what_has_ended_for_this_time_is_over() -> None:
     state, _ = again(failed())
-    state, _ = _thread.abort(state, THREAD, "c1", NO_QUOTA, LATER)
+    state, _ = _thread.abort(state, THREAD, "c1", NO_QUOTA, LATER, retry=1)
     same, outcome = again(state)
     assert isinstance(outcome, Ended)
     assert same.history == state.history
@@ -220,6 +222,20 @@ def test_a_step_left_over_from_before_does_not_act() -> None:
     assert not _calls.may_act(state, "c1", 0)
     assert _calls.attempt(state, "c1", "old", 1, "token", LATER) == (state, Attempted("stop"))
     assert _calls.attempt(state, "c1", "new", 1, "token", LATER, 1)[1] == Attempted("go")
+
+
+def test_a_message_left_over_from_before_changes_nothing() -> None:
+    state, _ = again(failed())
+    said = (ChatMessage("assistant", "late"),)
+    for same, outcome in (
+        _thread.abort(state, THREAD, "c1", NO_QUOTA, LATER),
+        _thread.commit(state, THREAD, "c1", said, None, LATER, at=state.length),
+        _thread.record(state, THREAD, "c1", said, state.length),
+    ):
+        assert same is state
+        assert isinstance(outcome, Refused)
+    # Who finds it dead does not know how often it was taken up again.
+    assert isinstance(_thread.abort(state, THREAD, "c1", NO_QUOTA, LATER, retry=ANY_TIME)[1], Ended)
 
 
 def test_its_calls_have_names_of_their_own() -> None:

@@ -26,6 +26,9 @@ from dafx_actors.transcript import ChatMessage, Json, UsageStats
 
 T = TypeVar("T")
 
+ANY_TIME = -1
+"""In place of the number of times that a turn was taken up again: whoever sends the message does not know it."""
+
 
 # --- What a thread is told ----------------------------------------------------------------------------------------
 
@@ -68,6 +71,15 @@ def _field_or_none(raw: Json, name: str, load: Callable[[Json], T]) -> T | None:
 
 def _turn(raw: Json) -> str:
     return _field(raw, "correlationId", as_text)
+
+
+def _retry(raw: Json) -> int:
+    """How often the turn had been taken up again that sent a message; versions that could not do so do not say."""
+    return _field_or_none(raw, "retry", _as_retry) or 0
+
+
+def _as_retry(raw: Json) -> int:
+    return ANY_TIME if raw == ANY_TIME else as_whole_number(raw)
 
 
 def turn_in(raw: Json) -> str:
@@ -131,7 +143,7 @@ def load_begin(raw: Json) -> Begin | Ask:
         ValueError: It is something else.
     """
     told = as_object(raw)
-    retry = _field_or_none(raw, "retry", as_whole_number) or 0
+    retry = _retry(raw)
     if told.get("messages") == [] and told.get("digest") is not None:
         return Ask(Place(_turn(raw), _field(raw, "digest", as_text), retry))
     return Begin(load_request(told), retry)
@@ -148,6 +160,8 @@ class Record(Shown):
     messages: tuple[ChatMessage, ...] = ()
     questions: tuple[QuestionRecord, ...] = ()
     children: tuple[ChildRecord, ...] = ()
+    retry: int = 0
+    """How often the turn was taken up again: what was left over from before does nothing."""
 
     def dump(self) -> dict[str, Json]:
         """The message as JSON."""
@@ -157,6 +171,7 @@ class Record(Shown):
             "messages": [dump_message(message) for message in self.messages],
             **({"asks": [question.raw for question in self.questions]} if self.questions else {}),
             **({"children": [child.raw for child in self.children]} if self.children else {}),
+            **({"retry": self.retry} if self.retry else {}),
         }
 
     @classmethod
@@ -172,6 +187,7 @@ class Record(Shown):
             length=_field(raw, "length", as_whole_number),
             questions=tuple(map(QuestionRecord.load, _field_or_none(raw, "asks", as_list) or ())),
             children=tuple(map(ChildRecord.load, _field_or_none(raw, "children", as_list) or ())),
+            retry=_retry(raw),
         )
 
 
@@ -191,6 +207,8 @@ class Commit(Shown):
     """Whether `messages` are all that the turn gave, as somebody else knows who found it completed."""
     about: Mapping[str, Json] | None = None
     """What the response says of how it came about, under `dafx`."""
+    retry: int = 0
+    """As with `Record`; or `ANY_TIME`."""
 
     def dump(self) -> dict[str, Json]:
         """The message as JSON."""
@@ -202,6 +220,7 @@ class Commit(Shown):
             "about": None if self.about is None else dict(self.about),
             **({"last": True} if self.last else {}),
             **({"whole": True} if self.whole else {}),
+            **({"retry": self.retry} if self.retry else {}),
         }
 
     @classmethod
@@ -219,6 +238,7 @@ class Commit(Shown):
             last=_field_or_none(raw, "last", bool) or False,
             whole=_field_or_none(raw, "whole", bool) or False,
             about=_field_or_none(raw, "about", as_object),
+            retry=_retry(raw),
         )
 
     @classmethod
@@ -231,6 +251,7 @@ class Commit(Shown):
             usage=load_usage(found["usage"]) if found.get("usage") else None,
             whole=True,
             about=found.get("dafx"),
+            retry=ANY_TIME,
         )
 
 
@@ -248,6 +269,8 @@ class Abort(Shown):
     """As with `Commit`."""
     request: RunRequest | None = None
     """Of a turn that waits in line, for the transcript."""
+    retry: int = 0
+    """As with `Commit`."""
 
     def dump(self) -> dict[str, Json]:
         """The message as JSON."""
@@ -258,6 +281,7 @@ class Abort(Shown):
             "usage": dump_usage(self.usage) if self.usage else None,
             "about": None if self.about is None else dict(self.about),
             **({} if self.request is None else {"request": dump_request(self.request)}),
+            **({"retry": self.retry} if self.retry else {}),
         }
 
     @classmethod
@@ -275,6 +299,7 @@ class Abort(Shown):
             usage=_field_or_none(raw, "usage", load_usage),
             about=_field_or_none(raw, "about", as_object),
             request=_field_or_none(raw, "request", load_request),
+            retry=_retry(raw),
         )
 
 
@@ -303,7 +328,7 @@ class Cancel(Shown):
         return cls(
             turn=_turn(raw),
             mark=_field(raw, "mark", CancelMark.load),
-            retry=_field_or_none(raw, "retry", as_whole_number) or 0,
+            retry=_retry(raw),
         )
 
 
@@ -392,7 +417,7 @@ class Attempt(Shown):
             token=_field(raw, "token", as_text),
             turn=_turn(raw),
             key=_field(raw, "key", as_text),
-            retry=_field_or_none(raw, "retry", as_whole_number) or 0,
+            retry=_retry(raw),
         )
 
 

@@ -89,6 +89,7 @@ def _record(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcom
         questions=message.questions,
         children=message.children,
         overlap=incoming.definition.overlap,
+        retry=message.retry,
     )
 
 
@@ -105,6 +106,7 @@ def _commit(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcom
         last=message.last,
         whole=message.whole,
         about=message.about,
+        retry=message.retry,
     )
 
 
@@ -120,6 +122,7 @@ def _abort(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome
         usage=message.usage,
         about=message.about,
         request=message.request,
+        retry=message.retry,
     )
 
 

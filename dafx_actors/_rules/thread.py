@@ -39,7 +39,18 @@ import attrs
 from dafx_actors._json.books import CancelMark, ChildRecord, Place, QuestionRecord
 from dafx_actors._json.crossing import error_content
 from dafx_actors._json.messages import dump_entry, load_entry
-from dafx_actors._json.operations import Cancelled, Ended, Granted, Noted, Outcome, Queued, Refused, Wanted, place_of
+from dafx_actors._json.operations import (
+    ANY_TIME,
+    Cancelled,
+    Ended,
+    Granted,
+    Noted,
+    Outcome,
+    Queued,
+    Refused,
+    Wanted,
+    place_of,
+)
 from dafx_actors._json.requests import load_response, request_digest
 from dafx_actors._rules.beside import has_room, next_beside, seen_by, waits_for_person
 from dafx_actors._rules.beside import new as new_beside
@@ -108,7 +119,7 @@ def begin(
     if first_in(state) in (None, turn):
         if state.active is None:
             state = _activate(state, request, now)
-        elif has_room(state, overlap):
+        elif has_room(state, overlap) and not _joins(state, turn):
             state = attrs.evolve(_with_request(state, request, now), beside=new_beside(turn))
             return state, Granted(seen_by(state, turn).length, beside=state.active)
     cancelled = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
@@ -154,13 +165,14 @@ def record(
     questions: Iterable[QuestionRecord] = (),
     children: Iterable[ChildRecord] = (),
     overlap: Overlap = "queue",
+    retry: int = 0,
 ) -> tuple[ThreadState, Outcome]:
     """The active turn adds to its draft, and to what a person is to decide; with them what was steered joins.
 
     `at` is the length that the turn knows, so that a repeat adds nothing. A turn that knows more than there is belongs
-    to a thread that was reset.
+    to a thread that was reset; and one that was taken up again since (`retry`) has left this message behind.
     """
-    if state.active != turn or at > state.length:
+    if state.active != turn or at > state.length or not _is_of_this_time(state, retry):
         return state, Refused(TurnSuperseded(thread.thread_id, turn))
     if state.length == at:
         books = attrs.evolve(
@@ -184,6 +196,7 @@ def commit(
     last: bool = False,
     whole: bool = False,
     about: Mapping[str, Json] | None = None,
+    retry: int = 0,
 ) -> tuple[ThreadState, Outcome]:
     """The active turn ends with an answer: its draft and `messages`, or `messages` alone where they are the whole.
 
@@ -201,6 +214,7 @@ def commit(
         last: Whether the turn may not go on: it is at its limit.
         whole: Whether `messages` are all that the turn gave, as somebody else knows who found it completed.
         about: What the response says of how it came about, under `dafx`.
+        retry: How often the turn was taken up again, or `ANY_TIME`: what was left over from before ends nothing.
     """
     if whole and state.active is None and (place := among(state.waiting, turn)) is not None:
         history = (*state.history, dump_entry(_kept_for(place, now)))
@@ -210,11 +224,11 @@ def commit(
     if state.active == turn and whole:
         state, messages, about = without_joined(state), unlabelled(messages), about_itself(about)
     if state.active == turn and turn in state.cancelled:
-        return _end(state, thread, turn, (*messages, _cancelled_message(thread, state, turn)), usage, now, about)
+        return _end(state, thread, turn, (*messages, _cancelled_message(thread, state, turn)), usage, now, about, retry)
     if state.active == turn and state.steered and not (last or whole):
         joined = join(attrs.evolve(state, draft=_with(state.draft, messages)))
         return joined, Granted(joined.length)
-    return _end(state, thread, turn, messages, usage, now, about)
+    return _end(state, thread, turn, messages, usage, now, about, retry)
 
 
 def abort(
@@ -228,12 +242,13 @@ def abort(
     usage: UsageStats | None = None,
     about: Mapping[str, Json] | None = None,
     request: RunRequest | None = None,
+    retry: int = 0,
 ) -> tuple[ThreadState, Outcome]:
     """A turn ends without an answer. The error stands in its place, and it is the next one's turn.
 
     `messages` are what it had not recorded yet. A turn that still waits leaves the queue, and the transcript shows its
     `request`, if it brings that, with the error; also where it had to leave before it could. A turn that was cancelled
-    ends as that, as whoever cancelled it said.
+    ends as that, as whoever cancelled it said. `retry` is as of `commit`.
     """
     if request is not None and (ended := over(state, turn, _retry_in_line(state, turn))) is not None:
         return _filled(state, request), Ended(ended)
@@ -242,8 +257,8 @@ def abort(
         who = request if request and is_its_own else waits
         return _leave_unbegun(state, who, error, now, _retry_in_line(state, turn))
     if state.active == turn and turn in state.cancelled:
-        return _end(state, thread, turn, (*messages, _cancelled_message(thread, state, turn)), usage, now, about)
-    return _end(state, thread, turn, (*messages, _error_message(error)), usage, now, about)
+        return _end(state, thread, turn, (*messages, _cancelled_message(thread, state, turn)), usage, now, about, retry)
+    return _end(state, thread, turn, (*messages, _error_message(error)), usage, now, about, retry)
 
 
 # --- What others do to them ---------------------------------------------------------------------------------------
@@ -329,6 +344,11 @@ def _is_known(state: ThreadState, turn: str) -> bool:
     return turn in state.books.joined or _waiting_in(state, turn) is not None
 
 
+def _joins(state: ThreadState, turn: str) -> bool:
+    """Say whether a request has become part of the active turn, or will."""
+    return turn in state.books.joined or among(state.steered, turn) is not None
+
+
 def _ahead(state: ThreadState) -> str:
     """The turn that a request waits for: the active one, or the one beside it while a person is waited for."""
     beside = state.beside.turn if state.beside and waits_for_person(state) else None
@@ -394,10 +414,11 @@ def _end(
     usage: UsageStats | None,
     now: datetime,
     about: Mapping[str, Json] | None,
+    retry: int,
 ) -> tuple[ThreadState, Outcome]:
     if (ended := ended_in(state, turn)) is not None:
         return state, Ended(ended)
-    if state.active != turn:
+    if state.active != turn or not _is_of_this_time(state, retry):
         return state, Refused(TurnSuperseded(thread.thread_id, turn))
     joined = state.books.joined
     before = state.books.resumed.about if state.books.resumed else {}
@@ -526,6 +547,11 @@ def _cancelled_message(thread: AgentThread, state: ThreadState, turn: str) -> Ch
 def _waiting_in(state: ThreadState, turn: str) -> RunRequest | Place | None:
     """Find what the thread keeps of a turn that waits."""
     return among(state.waiting, turn) or among(state.steered, turn)
+
+
+def _is_of_this_time(state: ThreadState, retry: int) -> bool:
+    """Say whether a message of the active turn was sent since it was taken up again for the last time."""
+    return retry in (ANY_TIME, state.books.retry)
 
 
 def _retry_in_line(state: ThreadState, turn: str) -> int:

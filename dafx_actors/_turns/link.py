@@ -170,6 +170,7 @@ class TurnBase:
             messages=tuple(messages),
             questions=tuple(questions),
             children=tuple(children),
+            retry=self.retry,
         )
         reply = self.checked(await self.tell_thread(record))
         if isinstance(reply.outcome, Granted):

@@ -28,6 +28,7 @@ from durabletask import task
 
 from dafx_actors._json.books import CancelMark
 from dafx_actors._json.operations import (
+    ANY_TIME,
     Abort,
     Ask,
     Begin,
@@ -319,7 +320,7 @@ class TurnSteps(TurnBase):
             reply = await self.tell_thread(Commit.of_found(active, fate.response))
         else:
             error = TurnTerminated(self.thread.agent, active, "it ended without a word")
-            reply = await self.tell_thread(Abort(turn=active, error=error))
+            reply = await self.tell_thread(Abort(turn=active, error=error, retry=ANY_TIME))
         if isinstance(reply.outcome, Ended):
             self._ended(reply.outcome)
 
@@ -332,6 +333,7 @@ class TurnSteps(TurnBase):
             usage=self.progress.usage,
             about=self.progress.about,
             last=end.last,
+            retry=self.retry,
         )
         reply = self.checked(await self.tell_thread(commit))
         if isinstance(reply.outcome, Granted):
@@ -349,6 +351,7 @@ class TurnSteps(TurnBase):
             messages=tuple(messages),
             usage=self.progress.usage,
             about=self.progress.about,
+            retry=self.retry,
         )
 
     def _response(self, reply: Reply) -> Json:

@@ -17,7 +17,7 @@ import attrs
 
 from dafx_actors._json import peer as _peer_forms
 from dafx_actors._json.document import load_transcript
-from dafx_actors._json.operations import Granted, Outcome
+from dafx_actors._json.operations import ANY_TIME, Granted, Outcome
 from dafx_actors._json.requests import load_request
 from dafx_actors._json.steps import Caller, Failed, ModelAnswer, WholeTurnInput
 from dafx_actors._rules import thread as _thread
@@ -92,7 +92,7 @@ class WholeTurn:
         with anyio.move_on_after(limits.seconds):
             return await self._take(asked, state)
         error = TurnDeadlineExceeded(thread.agent, turn, limits.seconds or 0.0)
-        return _thread.abort(state, thread, turn, error, datetime.now(UTC))
+        return _thread.abort(state, thread, turn, error, datetime.now(UTC), retry=ANY_TIME)
 
     async def _take(self, asked: _Asked, state: ThreadState) -> tuple[ThreadState, Outcome]:
         thread, request, turn = asked.thread, asked.request, asked.request.correlation_id
@@ -123,16 +123,18 @@ class WholeTurn:
             match move:
                 case _turn.Finish(message):
                     usage, about = progress.usage, progress.about
-                    return _thread.commit(state, thread, turn, (message,), usage, now, about=about)
+                    return _thread.commit(state, thread, turn, (message,), usage, now, about=about, retry=ANY_TIME)
                 case _turn.Fail(error, messages):
                     messages = _turn.with_calls_not_made(messages)
                     usage, about = progress.usage, progress.about
-                    return _thread.abort(state, thread, turn, error, now, messages=messages, usage=usage, about=about)
+                    return _thread.abort(
+                        state, thread, turn, error, now, messages=messages, usage=usage, about=about, retry=ANY_TIME
+                    )
                 case _turn.Repair(messages):
                     pass
                 case _turn.CallTools(message, calls):
                     messages = (message, *await self._make_calls(asked, calls, transcript))
-            state, _ = _thread.record(state, thread, turn, messages, state.length)
+            state, _ = _thread.record(state, thread, turn, messages, state.length, retry=ANY_TIME)
 
     def _pause_before_retry(self, error: DafxError, failures: int, began_at: float) -> float | None:
         """Seconds until a model call is made again; here the operation itself waits."""

@@ -35,7 +35,7 @@ _LOOK_AGAIN = 0.001
 """Seconds between two looks at whether all is quiet."""
 _ANSWER_TAKES = 0.1
 """Seconds after which an awaitable that no client call stands for counts as waiting."""
-_SURELY = 2.0
+_SURELY = 10.0
 """Seconds of quiet after which nothing comes any more."""
 _MOST_BYTES = 128 * 2**20
 
