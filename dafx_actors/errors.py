@@ -17,6 +17,7 @@
     │   ├── McpConnectionLost       it went away during a call, which may have had its effect
     │   └── McpToolFailed           its tool says that it failed
     ├── NotDurableError             an orchestration awaited something that cannot be replayed
+    ├── OrchestrationChanged        an orchestration does not ask what its history says that it asked
     ├── SchedulerError              between this process and the scheduler
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
     │   ├── SchedulerRefused        it answers that it cannot: its disk is full, or a token is missing
@@ -266,6 +267,33 @@ class NotDurableError(DafxError):
 
     def __str__(self) -> str:
         return f"An orchestration cannot await {self.what}: it would not be replayed. {self.instead}"
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class OrchestrationChanged(DafxError):
+    """An orchestration, when it was replayed, did not ask what its history says that it asked; it ends with this.
+
+    durabletask's word for it is `NonDeterminismError`.
+    """
+
+    orchestration: str
+    """The name of the orchestration."""
+    step: int
+    """The number of the call of its context, from 1."""
+    then: str
+    """What the history says was asked."""
+    now: str
+    """What the code asks in its place."""
+
+    def __str__(self) -> str:
+        return (
+            f"Orchestration {self.orchestration!r} does not do again what it did: its step {self.step} was "
+            f"{self.then}, and is now {self.now}. What is recorded answers the former, so the orchestration was ended "
+            "and asked for nothing more; what it had begun before goes on by itself. If its code was changed while it "
+            "ran: give changed code a new name, and host the old beside it until none of it runs. If it was not "
+            "changed: it must take times, ids and chance from its context. `dafx_actors.testing.replay` finds both "
+            "before a version is deployed."
+        )
 
 
 class SchedulerError(DafxError):

@@ -120,6 +120,11 @@ def agent_of_turn(orchestration: str) -> str | None:
     return None
 
 
+def is_ours(name: str) -> bool:
+    """Say whether an orchestration, an activity or an entity of this name belongs to an agent."""
+    return name.startswith(_PREFIX)
+
+
 def new_id() -> str:
     """A new id for a thread or a turn: a UUID in its usual form."""
     return str(uuid.uuid4())

@@ -30,6 +30,7 @@ from dafx_actors.errors import (
     ModelNotConfigured,
     NotDone,
     NotDurableError,
+    OrchestrationChanged,
     OrchestrationFailed,
     OutcomeUnknown,
     ResultNotKept,
@@ -90,6 +91,10 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (SchedulerReadFailed("dafx.db", "it is locked"), "Send it again"),
     (SchedulerNotSecured("0.0.0.0", ["TLS", "a bearer token"]), "without TLS and a bearer token"),
     (SchedulerCannotListen("127.0.0.1:8080", "in use"), "Another program may have that port"),
+    (
+        OrchestrationChanged("refund", 2, 'agent A with "x"', 'agent A with "y"'),
+        'its step 2 was agent A with "x", and is now agent A with "y"',
+    ),
     (OrchestrationFailed("i1", "FAILED", "ValueError", "boom"), "ended as FAILED: ValueError: boom"),
     (AgentNotHosted("Joker", "http://h", "hub", 10.0, ["A", "B"]), "Hosted there: A, B."),
     (AgentNotHosted("Joker", "http://h", "hub", 10.0), "Start a worker that hosts it"),
@@ -166,7 +171,12 @@ def test_what_can_become_of_a_turn_crosses() -> None:
     crossing = {type(error) for error in CROSSING}
     turns = {type(error) for error, _ in SAMPLES if isinstance(error, errors.TurnError)}
     others = {UnsupportedTranscript, InvalidThreadId, ConfigurationError, ModelNotConfigured}
-    assert crossing == turns | others | {MessageTooLarge, ResultNotKept, errors.McpUnreachable}
+    assert crossing == turns | others | {
+        MessageTooLarge,
+        ResultNotKept,
+        errors.McpUnreachable,
+        OrchestrationChanged,
+    }
 
 
 @pytest.mark.parametrize("error", CROSSING, ids=name)

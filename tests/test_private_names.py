@@ -206,6 +206,29 @@ def test_an_orchestration_that_durabletask_has_begun_is_gone_on_with_by_these_na
     assert hasattr(made, "_orchestration_name"), session
 
 
+def test_what_an_orchestration_asks_is_looked_at_by_these_names() -> None:
+    """How it is looked at is tested in `tests/test_changed_orchestrations.py`."""
+    looking = "what is asked is held against the history by this: without it only its name is"
+    contexts: list[Any] = []
+
+    def orchestration(context: Any, _: Any) -> None:
+        assert door.on_confirmed(context, lambda number, action: None), looking
+        contexts.append(context)
+        context.create_timer(timedelta(days=1))
+
+    worker = TaskHubGrpcWorker()
+    worker.add_orchestrator(orchestration)
+    started = pb.HistoryEvent(executionStarted=pb.ExecutionStartedEvent(name="orchestration"))
+    module: Any = importlib.import_module("durabletask.worker")
+    made = module._OrchestrationExecutor(private(worker, "registry"), private(worker, "logger"), JsonDataConverter())
+    made.execute("i", [], [started])
+    assert [*contexts[0]._pending_actions] == [1, 2], looking
+    assert contexts[0]._is_complete is True, looking
+    assert not door.on_confirmed(contexts[0], lambda number, action: None)
+    door.drop_asked(contexts[0])
+    assert (contexts[0].get_actions(), contexts[0]._is_complete) == ([], False)
+
+
 def test_a_worker_passes_its_stream_through_the_interceptors_that_it_has_when_it_starts() -> None:
     """Also where it was given a channel: then through that."""
     worker = TaskHubGrpcWorker()

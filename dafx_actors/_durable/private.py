@@ -9,6 +9,7 @@ what                                  without it
 a worker's settings and channel       no thread could be read, no answer sent: `IncompatibleDurableTask`
 `_execute_*`, `_cancel_*`, its pool   no work could be done: `IncompatibleDurableTask`
 `_OrchestrationExecutor`, registry    orchestrations are not kept between episodes: each is replayed, which costs time
+`_pending_actions` of a context       what an orchestration asks is compared with its history by name only
 a client's channel and interceptors   errors do not name the endpoint; who hosts what is asked in another way
 ====================================  ==================================================================================
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
@@ -24,7 +26,12 @@ from typing import Any, Literal, TypeAlias
 import attrs
 import durabletask.worker
 import grpc
-from durabletask.internal.orchestrator_service_pb2 import GetInstanceRequest, OrchestratorRequest
+from durabletask.internal.orchestrator_service_pb2 import (
+    GetInstanceRequest,
+    HistoryEvent,
+    OrchestratorAction,
+    OrchestratorRequest,
+)
 from durabletask.internal.orchestrator_service_pb2_grpc import (  # pyright: ignore[reportMissingTypeStubs]
     TaskHubSidecarServiceStub,
 )
@@ -208,7 +215,11 @@ class PrivateWorker:
 
     def execute(self, kind: str, request: Any, stub: Any, token: str) -> None:
         """Do what is in a work item, and answer by `stub`."""
-        _read(self._worker, _DOES[kind][0])(request, stub, token)
+        _thread.request = request
+        try:
+            _read(self._worker, _DOES[kind][0])(request, stub, token)
+        finally:
+            _thread.request = None
 
     def give_back(self, kind: str, request: Any, stub: Any, token: str) -> None:
         """Have somebody else do what is in a work item."""
@@ -255,6 +266,60 @@ def custom_status_of(context: object) -> str | None:
     """What an orchestration shows, as JSON text."""
     status: str | None = _read(context, "encoded_custom_status")
     return status
+
+
+# --- What an orchestration asks, and what it asked -----------------------------------------------------------------
+
+_thread = threading.local()
+
+
+def history_here() -> Sequence[HistoryEvent]:
+    """What had happened to the orchestration whose episode this thread runs; empty where no worker of ours runs it."""
+    request = getattr(_thread, "request", None)
+    return list(request.pastEvents) if isinstance(request, OrchestratorRequest) else []
+
+
+Confirm: TypeAlias = Callable[[int, OrchestratorAction | None], None]
+
+
+class _Pending(dict[int, OrchestratorAction]):
+    """What an orchestration asks and its history has not confirmed: durabletask takes out what it has."""
+
+    def __init__(self, confirm: Confirm) -> None:
+        super().__init__()
+        self._confirm = confirm
+
+    def pop(self, key: int, default: Any = None) -> Any:
+        """Take out what the orchestration asks by a number."""
+        action = super().pop(key, default)
+        self._confirm(key, action)
+        return action
+
+
+def on_confirmed(context: object, confirm: Confirm) -> bool:
+    """Have `confirm` called with each action of an orchestration when its history confirms that; it may raise.
+
+    Args:
+        context: durabletask's. It has asked for nothing yet.
+        confirm: Takes the number of the action, and the action, or None if there is none of that number.
+
+    Returns:
+        False where that cannot be: the orchestration has asked for something, or durabletask is another.
+    """
+    if getattr(context, "_sequence_number", None) != 0 or getattr(context, "_pending_actions", None) != {}:
+        return False
+    setattr(context, "_pending_actions", _Pending(confirm))  # noqa: B010 - a private name
+    return True
+
+
+def drop_asked(context: object) -> None:
+    """Have an orchestration that is about to fail ask for nothing any more, except that its locks are opened."""
+    pending: dict[int, OrchestratorAction] = _read(context, "pending_actions")
+    for number, action in list(pending.items()):
+        if not action.sendEntityMessage.HasField("entityUnlockSent"):
+            del pending[number]
+    # It may have ended or begun anew already, where its history goes on: that does not count.
+    setattr(context, "_is_complete", False)  # noqa: B010 - a private name
 
 
 # --- Clients ------------------------------------------------------------------------------------------------------

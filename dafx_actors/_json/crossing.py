@@ -17,6 +17,7 @@ from dafx_actors.errors import (
     McpUnreachable,
     MessageTooLarge,
     ModelNotConfigured,
+    OrchestrationChanged,
     ResultNotKept,
     TurnError,
     TurnFailed,
@@ -45,6 +46,7 @@ _CROSSING: dict[str, type[DafxError]] = {
             MessageTooLarge,
             ResultNotKept,
             McpUnreachable,
+            OrchestrationChanged,
         )
     },
 }

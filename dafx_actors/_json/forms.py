@@ -19,7 +19,7 @@ import math
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 from dafx_actors._json.shapes import dump_time, parse_time, shown
@@ -83,6 +83,18 @@ def _in_base85(text: str) -> bytes | None:
     with suppress(ValueError):
         return base64.b85decode(text)
     return None
+
+
+def is_same_text(then: str, now: str) -> bool:
+    """Say whether a text may be what an earlier version wrote for a value of which today's writes the other."""
+    if then == now:
+        return True
+    with suppress(ValueError):
+        times = [time if time.tzinfo else time.replace(tzinfo=UTC) for time in map(parse_time, (then, now))]
+        return times[0] == times[1]
+    with suppress(ValueError):  # also what `binascii` raises
+        return base64.b85decode(then) == base64.b64decode(now, validate=True)
+    return False
 
 
 def load_bytes_of_arguments(text: str) -> bytes:

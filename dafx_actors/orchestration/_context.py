@@ -40,6 +40,7 @@ from dafx_actors.orchestration._coroutines import (
     when_all,
     when_any,
 )
+from dafx_actors.orchestration._recorded import Recorded
 from dafx_actors.transcript import Json
 
 __all__ = [
@@ -76,6 +77,8 @@ class OrchestrationContext:
     def __init__(self, durable: task.OrchestrationContext, loop: Loop | None = None) -> None:
         self._durable_context = durable
         self._loop = loop
+        if loop is None:  # in a plain generator function
+            Recorded(durable)
 
     @property
     def _durable(self) -> task.OrchestrationContext:
@@ -530,12 +533,16 @@ def _drive(
     """The generator that durabletask drives."""
     loop = Loop(durable)
     context = OrchestrationContext(durable, loop)
+    recorded = Recorded(durable)
+    dumped, failed = None, None
     try:
-        result = yield from loop.run(_call(function, context, raw))
-        return dump_as(result, returned_by(function))
+        dumped = dump_as((yield from loop.run(_call(function, context, raw))), returned_by(function))
     except Exception as error:  # noqa: BLE001 - it is how the orchestration ends
         failed = error
-    raise recordable(failed)
+    recorded.check_end(failed)
+    if failed is not None:
+        raise recordable(failed)
+    return dumped
 
 
 async def _call(function: Callable[..., Any], context: OrchestrationContext, raw: Json) -> Any:

@@ -32,10 +32,12 @@ from durabletask.task import FailureDetails
 from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf import json_format
 
+from dafx_actors._durable.asked import asked_now, asked_then
 from dafx_actors._durable.calls import code_of
 from dafx_actors._durable.private import PrivateWorker
-from dafx_actors.ids import turn_name
+from dafx_actors.ids import is_ours, turn_name
 from dafx_actors.orchestration._coroutines import work_item
+from dafx_actors.orchestration._recorded import difference
 from dafx_actors.transcript import Json
 from dafx_actors.worker._worker import DurableAIAgentWorker
 
@@ -128,7 +130,8 @@ def replay(history: History, *hosted: Any) -> None:
     """Run today's code against a recorded history, episode by episode; nothing is really done.
 
     What is compared is what matters to an orchestration that is running when the code changes: which tasks, timers,
-    events, calls and sub-orchestrations are made, in which order, of which name, at which time, and how it ends.
+    events, calls and sub-orchestrations are made, in which order, of which name, at which time, with which questions
+    and inputs, and how it ends.
 
     Args:
         history: What was recorded.
@@ -217,6 +220,12 @@ def _compare(
         if said != doing:
             why = next((_why(action) for action in actions if action.HasField("completeOrchestration")), "")
             raise ReplayMismatch(history.instance_id, episode, said, f"{doing}{why}")
+    if is_ours(history.name):
+        return
+    for event, action in zip(done, actions, strict=False):
+        asked = asked_then(event), asked_now(action)
+        if asked[0] and asked[1] and (differ := difference(asked[0], asked[1])) is not None:
+            raise ReplayMismatch(history.instance_id, episode, *[f"{action.id}: {words}" for words in differ])
 
 
 _TERMINATED = "it was terminated"
