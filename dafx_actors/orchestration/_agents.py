@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 import attrs
 from durabletask import task
 
+from dafx_actors._durable.private import history_here
 from dafx_actors._json import peer as _peer_forms
 from dafx_actors._json.answers import answer
 from dafx_actors._json.books import CancelMark
@@ -25,6 +26,17 @@ from dafx_actors.orchestration._coroutines import DurableTask, when_complete
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
+
+_CANCEL = "cancel"
+"""The event by which a turn hears that it is cancelled."""
+
+
+def _was_sent(turn_id: str) -> bool:
+    """Say whether the orchestration had told a turn before that it is cancelled, by its history."""
+    return any(
+        event.HasField("eventSent") and (event.eventSent.instanceId, event.eventSent.name) == (turn_id, _CANCEL)
+        for event in history_here()
+    )
 
 
 def recordable(error: BaseException) -> Exception:
@@ -46,9 +58,11 @@ class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
         thread: AgentThread,
         response_format: Any,
         stored: Callable[[Json], Json] = lambda raw: raw,
+        cancel: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         self.thread = thread
+        self._cancel = cancel
         self.follow(turn, lambda raw: answer(stored(raw), thread, response_format), crossed)
 
     def give_up(
@@ -61,6 +75,22 @@ class DurableAgentTask(DurableTask[AgentRunResponse[T]], Generic[T]):
                 self.fail_with(why())
 
         when_complete(timer, too_late)
+
+    def cancel(self) -> bool:
+        """Cancel the turn; whoever awaits the task gets durabletask's `TaskCancelledError`, at once.
+
+        None of the turn's tools begins to act once its thread has heard of it, which is when this episode of the
+        orchestration has been recorded. The turn ends with `TurnCancelled`. A coroutine that is given up cancels the
+        turns that it waits for.
+
+        Returns:
+            False where it has ended, or cannot be cancelled: a turn of the peer's, and one that an orchestration of an
+            earlier version left to itself, when that is replayed.
+        """
+        if self.is_complete or not self._cancel():
+            return False
+        self.fail_with(task.TaskCancelledError(f"the turn in thread {self.thread} was cancelled"))
+        return True
 
     def _take_over(
         self, child: task.Task[Any], convert: Callable[[Any], Any], explain: Callable[[Exception], Exception]
@@ -138,7 +168,8 @@ class OrchestrationAgentExecutor:
             turn = self._context.call_sub_orchestrator(
                 turn_name(agent), input=sent.dump(), instance_id=request.correlation_id
             )
-            return DurableAgentTask(turn, where, response_format)
+            cancel = functools.partial(self._cancel, where, request.correlation_id, "the orchestration gave it up")
+            return DurableAgentTask(turn, where, response_format, cancel=cancel)
         return self._run_in_time(where, request.correlation_id, sent, response_format, start_timeout)
 
     def _run_in_time(
@@ -154,17 +185,30 @@ class OrchestrationAgentExecutor:
         timer: task.Task[Any] = self._context.create_timer(timedelta(seconds=seconds))
 
         def withdraw() -> DafxError:
-            # The mark is in the thread's mailbox before the turn's own `begin`, and the event in the turn's before all
-            # else: whichever worker comes one day, it finds a turn that was cancelled.
-            reason = f"no worker took the turn within {seconds:g} s"
-            cancel = Cancel(turn=turn_id, mark=CancelMark.of(by=self._context.instance_id, reason=reason))
-            self._context.signal_entity(where.entity_id, cancel.operation, cancel.dump())
-            self._context.send_event(turn_id, "cancel", data=dict(cancel.mark.raw))
+            self._tell_cancelled(where, turn_id, f"no worker took the turn within {seconds:g} s")
             return AgentNotHosted(where.agent, "", "", seconds)
 
-        durable = DurableAgentTask[Any](turn, where, response_format)
+        cancel = functools.partial(self._cancel, where, turn_id, "the orchestration gave it up")
+        durable = DurableAgentTask[Any](turn, where, response_format, cancel=cancel)
         durable.give_up(timer, withdraw, unless=taken)
         return durable
+
+    def _cancel(self, where: AgentThread, turn_id: str, reason: str) -> bool:
+        """Cancel a turn; False where the history says that this was not done the first time.
+
+        Earlier versions left turns to themselves: an orchestration that one of them began is replayed as it went.
+        """
+        if self._context.is_replaying and not _was_sent(turn_id):
+            return False
+        self._tell_cancelled(where, turn_id, reason)
+        return True
+
+    def _tell_cancelled(self, where: AgentThread, turn_id: str, reason: str) -> None:
+        # The mark is in the thread's mailbox before the turn's own `begin`, and the event in the turn's before all
+        # else: whichever worker comes one day, it finds a turn that was cancelled.
+        cancel = Cancel(turn=turn_id, mark=CancelMark.of(by=self._context.instance_id, reason=reason))
+        self._context.signal_entity(where.entity_id, cancel.operation, cancel.dump())
+        self._context.send_event(turn_id, _CANCEL, data=dict(cancel.mark.raw))
 
     def new_thread(self, agent: str) -> AgentThread:
         """A new thread of `agent`, the same at every replay."""

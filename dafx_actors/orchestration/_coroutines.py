@@ -86,11 +86,12 @@ class DurableTask(task.CompletableTask[T]):
     def cancel(self) -> bool:
         """Give it up; whoever awaits it gets durabletask's `TaskCancelledError`.
 
-        A timer or an event is waited for no more, and the next event of that name goes to who waits then. A coroutine
-        is ended where it stands, with all that it waits for; its `finally` blocks run, and cannot await.
+        A timer or an event is waited for no more, and the next event of that name goes to who waits then. The turn of
+        an agent is cancelled. A coroutine is ended where it stands, with all that it waits for; its `finally` blocks
+        run, and cannot await.
 
         Returns:
-            False where it has completed, or cannot be given up: activities, agents and other orchestrations go on.
+            False where it has completed, or cannot be given up: activities and other orchestrations go on.
         """
         return isinstance(self._child, task.CancellableTask) and self._child.cancel()
 
@@ -400,7 +401,7 @@ def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[Du
 def when_any(tasks: Iterable[Awaitable[Any] | task.Task[Any]]) -> DurableTask[DurableTask[Any]]:
     """Wait for the first to complete or fail, and give that *task*: `await` it for its result.
 
-    The others go on; stop a timer or an event that lost with its `cancel()`.
+    The others go on; stop a timer, an event, a coroutine or an agent that lost with its `cancel()`.
 
     Raises:
         NotDurableError: One of them is nothing that can be replayed; or they are a set, as in `when_all`.
