@@ -69,8 +69,8 @@ class DecisionStored(Decision):
     """A decision that the scheduler keeps, and that its thread has not said anything to yet.
 
     The thread is told of it as soon as a worker of the agent is there, whatever becomes of this program; only then is
-    it known whether it is accepted. Await `outcome()` for that, or send the same decision again, from anywhere: it is
-    one decision.
+    it known whether it is accepted: the call's own deadline goes on meanwhile. Await `outcome()`, or send the same
+    decision again, from anywhere: it is one decision.
     """
 
     thread: AgentThread
@@ -82,8 +82,8 @@ class DecisionStored(Decision):
     """Of the call that was seen; empty where the decision is about the call as it stands when the thread is told."""
     instance_id: str
     """The orchestration that tells the thread."""
-    _call: _Call = attrs.field(repr=False, eq=False)
-    _executor: ClientAgentExecutor = attrs.field(repr=False, eq=False)
+    _call: _Call = attrs.field(repr=False, eq=False, alias="call")
+    _executor: ClientAgentExecutor = attrs.field(repr=False, eq=False, alias="executor")
 
     def __str__(self) -> str:
         return (

@@ -237,6 +237,8 @@ class TestElsewhere:
         assert (await turn.status()).state == "completed"
         with pytest.raises(UnsupportedByPeer):
             await turn.cancel()
+        with pytest.raises(UnsupportedByPeer):
+            await client.deny(key="k", thread="t1", agent="Joker")
 
     async def test_an_agent_that_nobody_hosts_is_not_taken_for_one_of_the_peers(
         self, peer: Peer, client: DurableAIAgentClient
