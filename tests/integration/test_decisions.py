@@ -220,13 +220,13 @@ async def test_a_call_is_named_without_a_listing(hosting: Hosting, form: str, di
     async with hosting(till.agent(5)) as client:
         handle = await client.get_agent("Worker").start("Pay", thread="here", correlation_id="t1")
         seen = (await asked_of(client)).digest if digest else None
-        named: dict[str, Any] = {
+        forms: dict[str, dict[str, Any]] = {
             "id": {"thread": "here", "agent": "Worker"},
             "thread": {"thread": HERE},
             "turn": {"thread": client.get_agent("Worker").get_turn("t1")},
-        }[form]
+        }
         await asked_of(client)
-        made = accepted(await client.approve(key=key_of("t1"), digest=seen, by="ana", **named))
+        made = accepted(await client.approve(key=key_of("t1"), digest=seen, by="ana", **forms[form]))
         answer = await handle
         (result,) = results_in(await client.get_agent("Worker").get_transcript("here"))
     assert (made.correlation_id, made.tool, made.call_arguments) == ("t1", "pay", {"amount": 5})
@@ -289,7 +289,7 @@ async def test_a_call_that_is_not_named_as_it_must_be_is_a_mistake(hosting: Host
             with pytest.raises(TypeError, match=words):
                 await approve(**given)
         with pytest.raises(TypeError, match="`action` is missing"):
-            await resolve(key="k", thread=HERE)
+            await resolve(key="k", thread=HERE)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
         with pytest.raises(ValueError, match="belongs to agent 'Worker', not to 'Other'"):
             await approve(key="k", thread=HERE, agent="Other")
         with pytest.raises(DecisionRefused, match="'retry' for 'approval'"):
