@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
     from dafx_actors.agents import AgentDefinition, Turn, durable_agent
     from dafx_actors.client._client import DurableAIAgentClient
+    from dafx_actors.client._decisions import DecisionStored
     from dafx_actors.client._handles import OrchestrationHandle, PendingStep, TurnHandle, TurnStatus
     from dafx_actors.client._proxies import DurableAIAgent, RunOptions
-    from dafx_actors.decisions import Decision, PendingApproval, PendingDecision, PendingOutcome
+    from dafx_actors.decisions import Decision, DecisionAccepted, PendingApproval, PendingDecision, PendingOutcome
     from dafx_actors.errors import DafxError, NotDone
     from dafx_actors.exchange import AgentRunResponse, Limits
     from dafx_actors.ids import AgentThread
@@ -51,6 +52,8 @@ __all__ = [
     "DafxError",
     "DataContent",
     "Decision",
+    "DecisionAccepted",
+    "DecisionStored",
     "DurableAIAgent",
     "DurableAIAgentClient",
     "DurableAIAgentOrchestrationContext",
@@ -99,6 +102,8 @@ _HOMES = {
     "DafxError": "dafx_actors.errors",
     "DataContent": "dafx_actors.transcript",
     "Decision": "dafx_actors.decisions",
+    "DecisionAccepted": "dafx_actors.decisions",
+    "DecisionStored": "dafx_actors.client._decisions",
     "DurableAIAgent": "dafx_actors.client._proxies",
     "DurableAIAgentClient": "dafx_actors.client._client",
     "DurableAIAgentOrchestrationContext": "dafx_actors.orchestration._context",

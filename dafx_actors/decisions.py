@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Action",
     "Decision",
+    "DecisionAccepted",
     "DecisionKind",
     "DecisionSigner",
     "PendingApproval",
@@ -100,6 +101,24 @@ class Decision:
     """With `approve`: instead of those that the model wrote."""
     result: Json = attrs.field(default=None, hash=False)
     """With `result`: what the tool's call counts as having given."""
+
+
+@attrs.frozen(kw_only=True)
+class DecisionAccepted(Decision):
+    """A decision that its thread has on record: of several that say the same, the one that arrived first."""
+
+    thread: AgentThread
+    correlation_id: str
+    """The turn."""
+    key: str
+    """Of the question; see `PendingDecision.key`."""
+    tool: str
+    call_arguments: Mapping[str, Json] = attrs.field(hash=False)
+    """The arguments of the call that the decision counts for: those that the model wrote, or those of the decision
+    where it has its own."""
+    note: str = ""
+    """Why the call will not be made as it stands, or needed no decision any more: a new version of the agent may have
+    changed or dropped the tool while the call waited. Empty where nothing is known against it."""
 
 
 def call_digest(tool: str, arguments: Mapping[str, Json]) -> str:

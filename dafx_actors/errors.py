@@ -81,9 +81,15 @@ ModelFailure = Literal[
 ]
 """Why a model call failed. The first four, and `bad_response`, may go better when tried again."""
 
+_MOST_IN_SENTENCES = 400
+
 
 def _sentences(mistakes: str | Iterable[str]) -> tuple[str, ...]:
     return (mistakes,) if isinstance(mistakes, str) else tuple(mistakes)
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= _MOST_IN_SENTENCES else f"{text[: _MOST_IN_SENTENCES - 3]}..."
 
 
 def _names(names: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -558,16 +564,17 @@ class TurnTimeout(TurnError, TimeoutError):
     thread_id: str
     """Empty where it was not found out in time."""
     correlation_id: str
+    """Empty for a decision that names no turn."""
     seconds: float
     operation: str = ""
     """What the thread was told about the turn, such as `decide` or `cancel`; empty where the answer was waited for."""
 
     def __str__(self) -> str:
         if self.operation:
+            where = f"for turn {self.correlation_id}" if self.correlation_id else f"in thread {self.thread_id}"
             return (
                 f"The thread of {self.agent!r} did not say within {self.seconds:g} s what became of {self.operation!r} "
-                f"for turn {self.correlation_id}: it may be on record, or follow. Send the same again, which is fine "
-                "where it has arrived."
+                f"{where}: it may be on record, or follow. Send the same again, which is fine where it has arrived."
             )
         return (
             f"{self.agent!r} did not answer within {self.seconds:g} s; the turn may still be running, and its answer "
@@ -710,6 +717,12 @@ class DecisionRefused(TurnError):
     """The turn does not wait for it (any more); it was made for another call; somebody has decided otherwise; it is
     none that this call waits for; or none of the agent's deciders signed it."""
     detail: str = ""
+    tool: str = ""
+    """With `changed`: the tool of the call that stands there now."""
+    arguments: dict[str, Any] | None = None
+    """With `changed`: the arguments of that call."""
+    digest: str = ""
+    """With `changed`: the digest of that call, to decide about it."""
 
     def __str__(self) -> str:
         what = {
@@ -720,7 +733,11 @@ class DecisionRefused(TurnError):
             "unsigned": "the agent takes only what one of its deciders signed",
         }[self.why]
         detail = f" ({self.detail})" if self.detail else ""
-        return f"The decision about call {self.key} was refused: {what}{detail}. Nothing was changed; look again."
+        now = ""
+        if self.tool:
+            arguments = _beginning(repr(self.arguments))
+            now = f" What stands there now is {self.tool!r} with {arguments}, of digest {self.digest!r}."
+        return f"The decision about call {self.key} was refused: {what}{detail}.{now} Nothing was changed; look again."
 
 
 @attrs.define(eq=False, slots=False, repr=False)

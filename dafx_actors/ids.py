@@ -17,6 +17,7 @@ import attrs
 from durabletask.entities import EntityInstanceId
 
 from dafx_actors.errors import ConfigurationError, InvalidThreadId
+from dafx_actors.transcript import Json
 
 _PREFIX = "dafx-"
 _MAX_INSTANCE_ID = 100
@@ -106,6 +107,15 @@ def earlier_call_key(turn: str, step: int, index: int) -> str:
     if len(turn) + len(place) > _MAX_CALL_KEY:
         turn = hashlib.sha256(turn.encode()).hexdigest()[:32]
     return turn + place
+
+
+def telling_id(thread: AgentThread, told: Json) -> str:
+    """The id of the orchestration that tells a thread something for a person: the same where the same is told again.
+
+    A hash over all that is told, a signature too, so that what somebody else tells has another id.
+    """
+    what = json.dumps([thread.agent, thread.thread_id, told], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:_CALL_KEY]
 
 
 def probe_name(agent: str) -> str:

@@ -103,6 +103,7 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (ThreadBusy("Joker", "t1", "c1"), "Send the request again"),
     (TurnTimeout("Joker", "t1", "c1", 2.5), "correlation_id='c1'"),
     (TurnTimeout("Joker", "t1", "c1", 2.5, "decide"), "Send the same again"),
+    (TurnTimeout("Joker", "t1", "", 2.5, "decide"), "'decide' in thread t1"),
     (SchedulerCredentialError("https://h", "no identity"), "Run `az login`"),
     (TurnSuperseded("t1", "c1"), "Send the request again"),
     (TurnTerminated("Joker", "c1", "by Ann"), "terminated (by Ann)"),
@@ -115,6 +116,10 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (RetryRefused("Joker", "c1", "nested"), "retry that one"),
     (DecisionRefused("c1.1.0", "not_pending"), "not any more"),
     (DecisionRefused("c1.1.0", "changed"), "other arguments"),
+    (
+        DecisionRefused("c1.1.0", "changed", tool="pay", arguments={"amount": 5}, digest="d5"),
+        "What stands there now is 'pay' with {'amount': 5}, of digest 'd5'. Nothing was changed",
+    ),
     (DecisionRefused("c1.1.0", "decided", "deny by Ann"), "somebody has decided already (deny by Ann)"),
     (DecisionRefused("c1.1.0", "unfit", "'deny' for 'outcome'"), "none that this call waits for"),
     (ApprovalExpired("pay", "c1.1.0", 60.0), "within 60 s"),

@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from dafx_actors import AgentThread, decisions, exchange, models, transcript
-from dafx_actors.decisions import PendingApproval
+from dafx_actors.decisions import DecisionAccepted, PendingApproval
 from dafx_actors.exchange import RunRequest
 from dafx_actors.handles import TurnStatus
 from dafx_actors.mcp import Http, Stdio
@@ -33,6 +33,15 @@ VALUES: list[Callable[[], object]] = [
         arguments={"to": {"name": "Ann"}},
         digest="d",
         asked_at=datetime(2026, 1, 1, tzinfo=UTC),
+    ),
+    lambda: DecisionAccepted(
+        action="approve",
+        at=datetime(2026, 1, 1, tzinfo=UTC),
+        thread=THREAD,
+        correlation_id="t",
+        key="c1",
+        tool="pay",
+        call_arguments={"to": {"name": "Ann"}},
     ),
     lambda: ToolDefinition(name="look", description="Looks.", parameters={"type": "object", "properties": {}}),
     lambda: TurnStatus(state="running", progress={"look": {"done": [1]}}),

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from dafx_actors import Approval, ModelRequest, durable_agent, tool
+from dafx_actors import Approval, DecisionAccepted, ModelRequest, durable_agent, tool
 from dafx_actors.decisions import DecisionSigner, PendingApproval, load_deciders, signature_mistake
 from dafx_actors.errors import ConfigurationError, DecisionRefused
 from dafx_actors.ids import AgentThread
@@ -68,6 +68,23 @@ async def test_a_decision_that_none_of_the_deciders_signed_is_refused() -> None:
         answer = await turn
         assert answer.text == "Done."
         assert "paid 4" in str(answer.messages)
+
+
+@pytest.mark.anyio
+async def test_a_signature_is_over_the_arguments_so_it_needs_their_digest() -> None:
+    async with AgentHost(Treasurer) as host:
+        turn, approval = await waiting(host)
+        with pytest.raises(DecisionRefused, match="give the `digest` of what was seen") as here:
+            await host.client.approve(key=approval.key, thread=approval.thread, signer=ANA)
+        with pytest.raises(DecisionRefused, match="give the `digest` of what was seen") as there:
+            await host.client.deny(key=approval.key, thread=approval.thread, by="ana")
+        assert (here.value.why, there.value.why) == ("unsigned", "unsigned")
+        with pytest.raises(DecisionRefused, match="it is not signed"):
+            await host.client.deny(key=approval.key, thread=turn, digest=approval.digest, by="ana")
+        made = await host.client.approve(key=approval.key, thread=turn, digest=approval.digest, signer=ANA)
+        assert isinstance(made, DecisionAccepted)
+        assert (made.by, made.call_arguments) == ("ana", {"amount": 5})
+        assert "paid 5" in str((await turn).messages)
 
 
 @pytest.mark.anyio

@@ -111,6 +111,25 @@ def test_a_decision_is_for_this_very_call() -> None:
     assert why(decide(asked(), "approve", digest=call_digest("pay", {**PAY, "amount": 500}))[1]) == "changed"
 
 
+def test_without_turn_and_digest_it_is_for_the_call_that_stands_there() -> None:
+    edited = {**PAY, "amount": 1}
+    for arguments, digest in ((None, DIGEST), (edited, call_digest("pay", edited))):
+        more = {} if arguments is None else {"arguments": arguments}
+        record = DecisionRecord({"action": "approve", **more})
+        state, outcome = _calls.decide(asked(), "", KEY, "", record)
+        assert isinstance(outcome, Decided)
+        assert _calls.is_approved(state, KEY, digest)
+    for idle in (ThreadState(), _thread.cancel(asked(), THREAD, "c1", CancelMark({}), NOW)[0]):
+        assert why(_calls.decide(idle, "", KEY, "", DecisionRecord({"action": "approve"}))[1]) == "not_pending"
+
+
+def test_who_saw_another_call_is_shown_the_one_that_stands_there() -> None:
+    refused = decide(asked(), "approve", digest="another")[1]
+    assert isinstance(refused, Refused)
+    assert isinstance(error := refused.error, DecisionRefused)
+    assert (error.tool, error.arguments, error.digest) == ("pay", PAY, DIGEST)
+
+
 @pytest.mark.parametrize(
     ("kind", "action", "fits"),
     [

@@ -178,6 +178,11 @@ class QuestionRecord(Shown):
         return cast("str", self.raw["tool"])
 
     @property
+    def arguments(self) -> Mapping[str, Json]:
+        """Of the call, as the model wrote them."""
+        return cast("Mapping[str, Json]", self.raw["arguments"])
+
+    @property
     def digest(self) -> str:
         """A hash of the call; see `call_digest`."""
         return cast("str", self.raw["digest"])

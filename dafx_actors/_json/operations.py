@@ -16,7 +16,16 @@ from dafx_actors._json.books import CancelMark, ChildRecord, DecisionRecord, Pla
 from dafx_actors._json.crossing import dump_error, error_in
 from dafx_actors._json.messages import dump_message, dump_usage, load_messages, load_usage
 from dafx_actors._json.requests import dump_request, load_request, request_digest
-from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_number, load_time, object_in
+from dafx_actors._json.shapes import (
+    as_list,
+    as_object,
+    as_text,
+    as_whole_number,
+    check_texts,
+    load_time,
+    object_in,
+    text_or_none,
+)
 from dafx_actors._json.steps import Settings
 from dafx_actors._shown import Shown
 from dafx_actors.errors import DafxError
@@ -338,11 +347,18 @@ class Decide(Shown):
 
     operation: ClassVar[str] = "decide"
     turn: str
+    """Empty: the turn that is active when this arrives. The key tells calls of different turns apart."""
     key: str
     """Of the question."""
     digest: str
-    """Of the call that whoever decided has seen."""
+    """Of the call that whoever decided has seen. Empty: whatever call has the key when this arrives."""
     decision: DecisionRecord
+
+    @property
+    def timeless(self) -> dict[str, Json]:
+        """All that is told, without the time at which it was: the same where somebody decides the same again."""
+        decision = {name: value for name, value in self.decision.raw.items() if name != "at"}
+        return {**self.dump(), "decision": decision}
 
     def dump(self) -> dict[str, Json]:
         """The message as JSON."""
@@ -524,12 +540,46 @@ class Cancelled(Shown):
     mark: CancelMark
 
 
+@attrs.frozen(kw_only=True, repr=False)
+class CallDecided(Shown):
+    """The call that a decision counts for."""
+
+    turn: str
+    tool: str
+    arguments: Mapping[str, Json]
+    """What it is made with: the decision's own, where it has some."""
+    note: str = ""
+    """What a new version of the agent has against it."""
+
+    def dump(self) -> dict[str, Json]:
+        """The call as JSON."""
+        note = {"note": self.note} if self.note else {}
+        return {"correlationId": self.turn, "tool": self.tool, "arguments": dict(self.arguments), **note}
+
+    @classmethod
+    def load(cls, raw: Json) -> CallDecided:
+        """Read the call.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        check_texts(call := as_object(raw), "correlationId", "tool")
+        return cls(
+            turn=call["correlationId"],
+            tool=call["tool"],
+            arguments=as_object(call.get("arguments")),
+            note=text_or_none(call, "note") or "",
+        )
+
+
 @attrs.frozen(repr=False)
 class Decided(Shown):
     """The decision is on record."""
 
     decision: DecisionRecord
     """The one that counts: of two at a time, the first."""
+    about: CallDecided | None = None
+    """The call, for a person who has decided; versions before this field do not tell it."""
 
 
 @attrs.frozen(repr=False)
@@ -616,7 +666,10 @@ _DUMPS: Mapping[type[Any], Callable[[Any], Json]] = {
     Wanted: lambda _: {"wanted": True},
     Ended: lambda outcome: {"ended": outcome.response, "next": outcome.next_id, "joined": list(outcome.joined)},
     Cancelled: lambda outcome: {"cancelled": dict(outcome.mark.raw), "turn": outcome.turn},
-    Decided: lambda outcome: {"decided": outcome.decision.raw},
+    Decided: lambda outcome: {
+        "decided": outcome.decision.raw,
+        **({"about": outcome.about.dump()} if outcome.about else {}),
+    },
     Attempted: lambda outcome: {"attempt": outcome.answer, "since": outcome.since},
     GivenUp: lambda outcome: {"givenUp": True, "begun": outcome.begun},
     Noted: lambda _: None,
@@ -652,7 +705,8 @@ def load_outcome(raw: Json, thread: AgentThread, turn: str | None = None) -> Out
     if "cancelled" in said:
         return Cancelled(said["turn"], CancelMark.load(said["cancelled"]))
     if "decided" in said:
-        return Decided(DecisionRecord(said["decided"]))
+        about = said.get("about")
+        return Decided(DecisionRecord(said["decided"]), None if about is None else CallDecided.load(about))
     if "attempt" in said:
         return Attempted(said["attempt"], said.get("since"))
     return GivenUp(bool(said.get("begun"))) if said.get("givenUp") else Noted()

@@ -24,13 +24,19 @@ def decide(
 ) -> tuple[ThreadState, Outcome]:
     """Somebody decides about a tool call of the active turn. The first decision counts; the same one again is fine.
 
-    `expire` is the deadline's: it loses to every decision that was made before.
+    `expire` is the deadline's: it loses to every decision that was made before. Without a turn the decision is about
+    the active one; without a digest, about the call as it stands.
     """
-    question = state.books.asks.get(key) if state.active == turn else None
+    turn = turn or state.active or ""
+    question = state.books.asks.get(key) if turn and state.active == turn else None
     if question is None or turn in state.cancelled:
         return state, Refused(DecisionRefused(key, "not_pending"))
+    digest = digest or question.digest
     if question.digest != digest:
-        return state, Refused(DecisionRefused(key, "changed"))
+        now = dict(question.arguments)
+        return state, Refused(
+            DecisionRefused(key, "changed", tool=question.tool, arguments=now, digest=question.digest)
+        )
     if decision.action not in (*ACTIONS[question.kind], *(["expire"] if question.kind == "approval" else [])):
         return state, Refused(DecisionRefused(key, "unfit", f"{decision.action!r} for {question.kind!r}"))
     if (made := question.decision) is not None:

@@ -12,9 +12,11 @@ from dafx_actors._json.operations import (
     Abort,
     Ask,
     Attempt,
+    CallDecided,
     Cancel,
     Commit,
     Decide,
+    Decided,
     GiveUp,
     Note,
     Outcome,
@@ -28,7 +30,7 @@ from dafx_actors._rules import beside as _beside
 from dafx_actors._rules import calls as _calls
 from dafx_actors._rules import thread as _thread
 from dafx_actors._rules.state import ThreadState
-from dafx_actors.decisions import signature_mistake
+from dafx_actors.decisions import DecisionKind, signature_mistake
 from dafx_actors.errors import DecisionRefused
 from dafx_actors.exchange import Overlap
 from dafx_actors.ids import AgentThread
@@ -49,6 +51,15 @@ class Definition(Protocol):
         ...
 
 
+Against: TypeAlias = Callable[[DecisionKind, str, Mapping[str, Json]], str]
+"""What speaks against a call, which a person was asked about, of that tool with these arguments; or nothing."""
+
+
+def nothing_against(kind: DecisionKind, tool: str, arguments: Mapping[str, Json]) -> str:
+    """Nothing is known against any call."""
+    return ""
+
+
 @attrs.frozen(kw_only=True)
 class Incoming:
     """A message to a thread, with all that a rule needs to decide."""
@@ -57,6 +68,8 @@ class Incoming:
     raw: Json
     now: datetime
     definition: Definition
+    against: Against = nothing_against
+    """What the agent's tools, as they are now, have against a call that waited for a person."""
 
     @property
     def turn(self) -> str:
@@ -135,7 +148,20 @@ def _decide(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcom
     message = Decide.load(incoming.raw)
     if (mistake := _unsigned(state, incoming, message)) is not None:
         return state, Refused(DecisionRefused(message.key, "unsigned", mistake))
-    return _calls.decide(state, message.turn, message.key, message.digest, message.decision)
+    state, outcome = _calls.decide(state, message.turn, message.key, message.digest, message.decision)
+    if isinstance(outcome, Decided) and (message.decision.action != "expire" or not message.turn):
+        outcome = _with_call(state, incoming, message.key, outcome)
+    return state, outcome
+
+
+def _with_call(state: ThreadState, incoming: Incoming, key: str, decided: Decided) -> Decided:
+    """Tell a person which call their decision counts for, and what the agent as it is now has against the call."""
+    question, decision, note = state.books.asks[key], decided.decision, ""
+    arguments = question.arguments if decision.arguments is None else decision.arguments
+    if decision.action in ("approve", "retry"):
+        note = incoming.against(question.kind, question.tool, arguments)
+    about = CallDecided(turn=state.active or "", tool=question.tool, arguments=arguments, note=note)
+    return attrs.evolve(decided, about=about)
 
 
 def _unsigned(state: ThreadState, incoming: Incoming, message: Decide) -> str | None:
@@ -146,6 +172,8 @@ def _unsigned(state: ThreadState, incoming: Incoming, message: Decide) -> str | 
     if message.decision.action == "expire":
         question = state.books.asks.get(message.key)
         return None if question is not None and question.has_deadline else "the call has no deadline"
+    if not message.digest:
+        return "a signature is over the arguments of the call: give the `digest` of what was seen"
     raw = message.decision.raw
     return signature_mistake(deciders, incoming.thread, message.turn, message.key, message.digest, raw)
 

@@ -68,7 +68,13 @@ class ThreadEntity:
 
     def _change(self, context: EntityContext, thread: AgentThread, raw: Json, rule: _operations.Rule) -> Reply:
         state = _state.load(context.get_state())
-        incoming = _operations.Incoming(thread=thread, raw=raw, now=datetime.now(UTC), definition=self.definition)
+        incoming = _operations.Incoming(
+            thread=thread,
+            raw=raw,
+            now=datetime.now(UTC),
+            definition=self.definition,
+            against=self.whole.steps.toolbox.against,
+        )
         changed, outcome = rule(state, incoming)
         begins, token = context.operation == Begin.operation, None
         if changed is not state:

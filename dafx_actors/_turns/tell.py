@@ -41,9 +41,10 @@ async def tell(context: TurnContext, thread: AgentThread, telling: Telling) -> J
             context.send_event(cancel.turn, CANCEL, data=dict(cancel.mark.raw))
             if next_id:
                 context.send_event(next_id, GRANTED)
-        case Decided(decision) if telling.operation == Decide.operation:
+        case Decided(decision, about) if telling.operation == Decide.operation:
             decide = Decide.load(telling.input)
-            context.send_event(decide.turn, decision_event(decide.key), data=dict(decision.raw))
+            turn = decide.turn or (about.turn if about else "")
+            context.send_event(turn, decision_event(decide.key), data=dict(decision.raw))
         case _:
             pass
     return said

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
 
@@ -21,32 +20,20 @@ from dafx_actors._durable.connect import (
     credential_for,
     make_client,
 )
-from dafx_actors._json.books import DecisionRecord
-from dafx_actors._json.operations import Decide, Decided
-from dafx_actors._json.requests import dump_decision, load_decision
 from dafx_actors._json.values import dump_value, returned_by
+from dafx_actors.client._decisions import Deciding
 from dafx_actors.client._executor import ClientAgentExecutor, PeerExecutor
 from dafx_actors.client._handles import OrchestrationHandle
 from dafx_actors.client._proxies import DurableAIAgent
-from dafx_actors.decisions import (
-    ACTIONS,
-    Action,
-    Decision,
-    DecisionSigner,
-    PendingApproval,
-    PendingDecision,
-    PendingOutcome,
-)
-from dafx_actors.ids import AgentThread, agent_name, new_id, thread_of
+from dafx_actors.ids import agent_name, new_id
 from dafx_actors.orchestration._context import definition_of
-from dafx_actors.transcript import Json
 
 T = TypeVar("T")
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class DurableAIAgentClient:
+class DurableAIAgentClient(Deciding):
     """Finds agents and starts orchestrations on one task hub.
 
     Wraps a durabletask client, sync or async; an async one is better for many conversations at a time, since each
@@ -213,154 +200,6 @@ class DurableAIAgentClient:
         with self._backend.bounded(timeout, sent):
             await self._backend.start(name, instance_id, dump_value(input), sent=sent)
         return OrchestrationHandle(self._backend, instance_id, annotation)
-
-    # --- What waits for a person ----------------------------------------------------------------------------------
-
-    async def pending_approvals(
-        self, agent: str | type | object, thread: AgentThread | str | None = None, *, timeout: float | None = None
-    ) -> list[PendingApproval]:
-        """Tool calls that wait for `approve` or `deny`.
-
-        Args:
-            agent: By name or class.
-            thread: Of this thread, and of the agents that it uses as tools; by default of all threads of the agent,
-                each of which is read whole.
-            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers, or not within `timeout`.
-        """
-        return [asked for asked in await self._pending(agent, thread, timeout) if isinstance(asked, PendingApproval)]
-
-    async def pending_outcomes(
-        self, agent: str | type | object, thread: AgentThread | str | None = None, *, timeout: float | None = None
-    ) -> list[PendingOutcome]:
-        """Tool calls with `effect="once"` that were cut off, so that nobody knows whether they acted: `resolve` them.
-
-        Args:
-            agent: By name or class.
-            thread: As of `pending_approvals`.
-            timeout: As of `pending_approvals`.
-
-        Raises:
-            SchedulerUnreachable: Nothing answers, or not within `timeout`.
-        """
-        return [asked for asked in await self._pending(agent, thread, timeout) if isinstance(asked, PendingOutcome)]
-
-    async def approve(
-        self,
-        approval: PendingApproval,
-        *,
-        arguments: Mapping[str, Json] | None = None,
-        by: str = "",
-        reason: str = "",
-        signer: DecisionSigner | None = None,
-        timeout: float | None = None,
-    ) -> Decision:
-        """Let a tool call be made. When this returns, the decision is on record; the same one again is fine.
-
-        Args:
-            approval: The call. The decision counts for its name and arguments as they are there, and for no others.
-            arguments: Makes it with these instead of those that the model wrote.
-            by: Who decided, as you say; kept in the transcript. Nobody checks it: whoever reaches the task hub may
-                decide, unless the agent has `deciders`.
-            reason: Kept in the transcript, too.
-            signer: Signs the decision, for an agent with `deciders`; `by` is then its name.
-            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
-
-        Raises:
-            DecisionRefused: The turn does not wait for it any more, or somebody has decided otherwise.
-            AgentNotHosted: No worker hosts the agent; nothing was changed.
-            TurnTimeout: Not within `timeout`; it may be on record, or will be.
-            SchedulerUnreachable: Nothing answers; nothing was sent.
-        """
-        return await self._decide(
-            approval, "approve", timeout, by=by, reason=reason, arguments=arguments, signer=signer
-        )
-
-    async def deny(
-        self,
-        approval: PendingApproval,
-        reason: str = "",
-        *,
-        by: str = "",
-        signer: DecisionSigner | None = None,
-        timeout: float | None = None,
-    ) -> Decision:
-        """Do not let a tool call be made. The model is told, with the reason, and goes on. See `approve`."""
-        return await self._decide(approval, "deny", timeout, by=by, reason=reason, signer=signer)
-
-    async def resolve(
-        self,
-        outcome: PendingOutcome,
-        action: Literal["retry", "result", "fail"],
-        *,
-        result: Any = None,
-        by: str = "",
-        reason: str = "",
-        signer: DecisionSigner | None = None,
-        timeout: float | None = None,
-    ) -> Decision:
-        """Say what became of a tool call that was cut off, after you have looked at what it acts on.
-
-        Args:
-            outcome: The call.
-            action: `retry`: it did not act; make it again. `result`: it acted, and this is what it gave. `fail`: end
-                the turn, with `OutcomeUnknown`.
-            result: With `result`.
-            by: As of `approve`.
-            reason: As of `approve`.
-            signer: As of `approve`.
-            timeout: As of `approve`.
-
-        Raises:
-            DecisionRefused: The turn does not wait for it any more, or somebody has decided otherwise.
-            ValueMismatch: JSON cannot hold `result`.
-            AgentNotHosted, TurnTimeout, SchedulerUnreachable: As of `approve`.
-        """
-        return await self._decide(
-            outcome, action, timeout, by=by, reason=reason, result=dump_value(result), signer=signer
-        )
-
-    async def _pending(
-        self, agent: str | type | object, thread: AgentThread | str | None, timeout: float | None
-    ) -> list[PendingApproval | PendingOutcome]:
-        name = agent_name(agent)
-        with self._backend.bounded(timeout):
-            return await self._executor.pending(name, None if thread is None else thread_of(name, thread))
-
-    async def _decide(
-        self,
-        asked: PendingDecision,
-        action: Action,
-        timeout: float | None,
-        *,
-        by: str,
-        reason: str,
-        arguments: Mapping[str, Json] | None = None,
-        result: Json = None,
-        signer: DecisionSigner | None = None,
-    ) -> Decision:
-        if action not in ACTIONS[asked.kind]:
-            words = " or ".join(ACTIONS[asked.kind])
-            raise ValueError(f"{asked.tool!r} waits for {words}, not {action!r}: it is a pending {asked.kind}")
-        decision = Decision(
-            action=action,
-            by=by,
-            at=datetime.now(UTC),
-            reason=reason,
-            arguments=None if arguments is None else dump_value(arguments),
-            result=result,
-        )
-        dumped = dump_decision(decision)
-        if signer is not None:
-            dumped = signer.sign(asked.thread, asked.correlation_id, asked.key, asked.digest, dumped)
-        decide = Decide(turn=asked.correlation_id, key=asked.key, digest=asked.digest, decision=DecisionRecord(dumped))
-        sent, thread = Sent(), asked.thread
-        with self._executor.bounded_turn(thread.agent, thread, asked.correlation_id, timeout, sent, operation="decide"):
-            outcome = await self._executor.tell(thread, decide, sent)
-        assert isinstance(outcome, Decided), "a decision is on record, or refused"
-        return load_decision(outcome.decision)
 
     @overload
     def get_orchestration(self, instance_id: str) -> OrchestrationHandle[Any]: ...

@@ -18,7 +18,16 @@ from dafx_actors._durable.calls import Sent, within
 from dafx_actors._json.answers import answer
 from dafx_actors._json.crossing import load_error
 from dafx_actors._json.document import Outline, load_transcript
-from dafx_actors._json.operations import Message, Outcome, Refused, Telling, load_outcome, place_of
+from dafx_actors._json.operations import (
+    Decide,
+    Decided,
+    Message,
+    Outcome,
+    Refused,
+    Telling,
+    load_outcome,
+    place_of,
+)
 from dafx_actors._json.peer import dump_for_peer
 from dafx_actors._json.shapes import object_in
 from dafx_actors._json.steps import ShownStatus, StartedTurn, TurnInput
@@ -39,7 +48,7 @@ from dafx_actors.errors import (
     UnsupportedByPeer,
 )
 from dafx_actors.exchange import AgentRunResponse, RunRequest
-from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, new_id, tell_name, turn_name
+from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, new_id, tell_name, telling_id, turn_name
 from dafx_actors.transcript import Json, Transcript
 
 ENDED = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
@@ -236,13 +245,42 @@ class ClientAgentExecutor:
         telling = new_id()
         telling_input = Telling.of(thread, message).dump()
         await self._backend.start(tell_name(thread.agent), telling, telling_input, sent=sent)
-        state = await self._end_of(thread.agent, telling, self._vigil())
-        if state.runtime_status is not OrchestrationStatus.COMPLETED:
-            raise _failure(state, thread.agent, telling)
-        outcome = load_outcome(output_of(state), thread, telling)
-        if isinstance(outcome, Refused):
-            raise outcome.error
-        return outcome
+        return _said(await self._end_of(thread.agent, telling, self._vigil()), thread)
+
+    async def store(self, thread: AgentThread, decide: Decide, sent: Sent) -> str:
+        """Have a thread told of a decision as soon as a worker of the agent is there: the id under which it is stored.
+
+        The same decision, sent again while it waits or after it was accepted, is stored once. Nobody else's is taken
+        for it: where anything else has its id, it gets another.
+
+        Raises:
+            UnsupportedByPeer: The peer hosts the agent.
+        """
+        if await self._is_by_peer(thread.agent):
+            raise UnsupportedByPeer(thread.agent, f"hear of a turn while it runs ({decide.operation!r})")
+        name, telling = tell_name(thread.agent), Telling.of(thread, decide).dump()
+        first = telling_id(thread, decide.timeless)
+        if await self._backend.start(name, first, telling, sent=sent):
+            return first
+        state = await self._backend.state(first)
+        if state is not None and state.name == name and _tells_the_same(state, thread, decide):
+            return first
+        await self._backend.start(name, another := new_id(), telling, sent=sent)
+        return another
+
+    async def said(self, thread: AgentThread, telling: str) -> Outcome:
+        """What a thread says to what it was told; waits as long as it takes, also for a worker.
+
+        Raises:
+            TurnNotFound: The scheduler has no record of it any more.
+            TurnTerminated: Somebody has ended what was to tell it.
+            TurnError: The thread refused.
+        """
+        while (state := await self._backend.wait(telling, math.inf)) is None:
+            if await self._backend.state(telling) is None:
+                raise TurnNotFound(thread.agent, telling)
+        self._see(thread.agent)
+        return _said(state, thread)
 
     async def retry(self, agent: str, correlation_id: str, sent: Sent) -> bool:
         """Take up a turn that failed; False where it has not ended, or somebody else has taken it up in this moment.
@@ -504,6 +542,33 @@ def _is_unpaid(state: OrchestrationState) -> bool:
     steps = ShownStatus.of(state.serialized_custom_status).steps
     nested = StartedTurn.of(state.serialized_input).callers
     return not nested and _resuming.is_unpaid(load_error(failure.message), steps)
+
+
+def _said(state: OrchestrationState, thread: AgentThread) -> Outcome:
+    """What a thread has said, as the orchestration ended with it that told the thread something."""
+    if state.runtime_status is OrchestrationStatus.TERMINATED:
+        raise TurnTerminated(thread.agent, state.instance_id, "its thread may not have been told; send it again")
+    if state.runtime_status is not OrchestrationStatus.COMPLETED:
+        raise _failure(state, thread.agent, state.instance_id)
+    outcome = load_outcome(output_of(state), thread, state.instance_id)
+    if isinstance(outcome, Refused):
+        raise outcome.error
+    return outcome
+
+
+def _tells_the_same(state: OrchestrationState, thread: AgentThread, decide: Decide) -> bool:
+    """Whether an orchestration tells this very decision, or has told it and the thread has accepted it."""
+    try:
+        told = Telling.load(json.loads(state.serialized_input or "null"))
+        if (told.thread_id, told.operation) != (thread.thread_id, decide.operation):
+            return False
+        if Decide.load(told.input).timeless != decide.timeless:
+            return False
+    except ValueError:  # anybody can start one, with anything
+        return False
+    if state.runtime_status is OrchestrationStatus.COMPLETED:
+        return isinstance(load_outcome(output_of(state), thread), Decided)
+    return state.runtime_status not in (OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
 
 
 def _difference(state: OrchestrationState, thread: AgentThread, request: RunRequest) -> str | None:

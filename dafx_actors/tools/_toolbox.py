@@ -14,8 +14,9 @@ import attrs
 from dafx_actors._json.forms import FORM
 from dafx_actors._json.shapes import load_json, shown
 from dafx_actors._json.steps import AgentPlan, ApprovalPlan, Failed, NotMade, Plan, Returned, Unknown
-from dafx_actors._raised import attempted, contained, in_words, kind_of, text_of
-from dafx_actors._secrets import without_in
+from dafx_actors._raised import attempted, contained, in_words, is_ctrl_c, kind_of, text_of
+from dafx_actors._secrets import without, without_in
+from dafx_actors.decisions import DecisionKind
 from dafx_actors.errors import InvalidArguments, NotDone, ResultNotKept
 from dafx_actors.models import UNPARSED_ARGUMENTS, ToolDefinition
 from dafx_actors.tools import AgentTool, Approval, Tool, ToolContext, ToolSource, source_needs_approval
@@ -31,6 +32,7 @@ ONLY_WITHOUT_EFFECT = (
     "Answer without it, or say what is to be done when the person has decided"
 )
 """The refusal of a call in a turn that goes on beside another."""
+_NOT_MADE = "the call will not be made, and the model will be told so"
 
 
 @attrs.frozen(kw_only=True)
@@ -196,9 +198,36 @@ class Toolbox:
 
         try:
             return await contained(asks, self._is_stopping)
+        except InvalidArguments:
+            return True  # a person, or another version, wrote them: the call is not made, and says so itself
         except Exception:
             _logger.exception("Whether %r needs approval could not be told; a person is asked.", name)
             return True
+
+    def against(self, kind: DecisionKind, name: str, arguments: Mapping[str, Json]) -> str:
+        """What speaks against a call that a person was asked about, perhaps by another version of the agent.
+
+        Nobody is asked: of a source's tool nothing is known until the call is made.
+
+        Args:
+            kind: What the person was asked.
+            name: Of the tool.
+            arguments: What the call would be made with.
+        """
+        entry = self._own.get(name)
+        if not isinstance(entry, Tool):
+            gone = f"the agent has no tool {name!r} any more: unless a worker comes that has it, {_NOT_MADE}"
+            return "" if self._sources and entry is None else gone
+        try:
+            entry.bind(arguments)
+        except InvalidArguments as error:
+            return f"the arguments do not fit {name!r} as it is now ({without(error.reason)}): {_NOT_MADE}"
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            return ""  # what a type of the user's raised shows when the call is made
+        is_free = kind == "approval" and entry.approval is None
+        return f"the tool {name!r} needs no approval any more" if is_free else ""
 
     def tool(self, name: str) -> Tool | None:
         """The function of that name, or None: what a source has is not one."""
@@ -307,6 +336,9 @@ class Toolbox:
             return Returned(text_of(error), unkept=True)
         except NotDone:
             return NotMade()
+        except InvalidArguments as error:
+            context.logger.warning("The outcome of a call of %r stays unknown: %s", tool.name, text_of(error))
+            return Unknown()
         except Exception:
             context.logger.exception("`reconcile` of %r failed; the outcome stays unknown.", tool.name)
             return Unknown()

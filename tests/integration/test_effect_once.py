@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from dafx_actors import (
+    DecisionAccepted,
     DurableAIAgentClient,
     DurableAIAgentWorker,
     NotDone,
@@ -173,6 +174,16 @@ async def test_a_person_may_say_what_the_call_gave(tmp_path: Path) -> None:
         await crash.client.resolve(await crash.unknown(), "result", result="charged by hand", by="ana")
         answer = await crash.handle
     assert (answer.text, crash.book("acted")) == ("charged by hand", [])
+
+
+async def test_a_person_says_what_became_of_a_call_that_was_not_listed(tmp_path: Path) -> None:
+    async with crashed(tmp_path, Cashier) as crash:
+        pending = await crash.unknown()
+        made = await crash.client.resolve(action="result", result="by hand", key=pending.key, thread=pending.thread)
+        answer = await crash.handle
+    assert isinstance(made, DecisionAccepted)
+    assert (made.tool, made.call_arguments, made.result) == ("charge", {"amount": 5}, "by hand")
+    assert (answer.text, crash.book("acted")) == ("by hand", [])
 
 
 async def test_a_tool_that_was_planned_as_once_is_so_also_where_its_declaration_has_changed(tmp_path: Path) -> None:

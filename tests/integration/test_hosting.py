@@ -18,6 +18,7 @@ from durabletask.testing import create_test_backend
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors import (
+    DecisionAccepted,
     DurableAIAgentClient,
     DurableAIAgentWorker,
     OrchestrationContext,
@@ -173,6 +174,21 @@ async def test_a_tool_that_a_new_version_dropped_is_shown_and_then_given_up(depl
         await deployment.advance(25)
         assert PAY in (await turn.result(10)).text
         await deployment.client.get_agent("Payer").start("Pay.", thread=await turn.thread())
+    assert acted == []
+
+
+async def test_whoever_approves_a_call_whose_tool_a_new_version_dropped_is_told_so(deployment: Deployment) -> None:
+    acted: list[int] = []
+    async with deployment.hosting(payer(acted, has_tool=True)):
+        turn = await deployment.client.get_agent("Payer").start("Pay.")
+        asked = await asked_of(deployment.client, "Payer")
+    async with deployment.hosting(payer(acted, has_tool=False)):
+        decision = await deployment.client.approve(asked)
+        assert isinstance(decision, DecisionAccepted)
+        await deployment.advance(80)
+        answer = await turn.result(10)
+    assert decision.note.startswith("the agent has no tool 'pay' any more: unless a worker comes that has it, ")
+    assert PAY in answer.text
     assert acted == []
 
 

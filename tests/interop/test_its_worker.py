@@ -146,6 +146,7 @@ async def test_what_it_cannot_do_is_a_typed_error(peer: Peer, client: DurableAIA
     refused: list[Callable[[], Awaitable[Any]]] = [
         turn.cancel,
         functools.partial(client.approve, approval),
+        functools.partial(client.deny, key="k", thread=str(approval.thread), agent="Joker"),
         functools.partial(joker.run, DataContent.from_bytes(b"x", "image/png")),
         functools.partial(joker.run, "Hello", limits=Limits(steps=1)),
         functools.partial(joker.run, "Hello", timeout=5.0, cancel_on_timeout=True),

@@ -6,7 +6,8 @@ and both checkers complain about one that is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from datetime import datetime
 from typing import Any, assert_type
 
 import attrs
@@ -16,6 +17,9 @@ from durabletask.entities import EntityInstanceId
 from dafx_actors import (
     AgentRunResponse,
     AgentThread,
+    Decision,
+    DecisionAccepted,
+    DecisionStored,
     DurableAgentTask,
     DurableAIAgent,
     DurableAIAgentClient,
@@ -32,6 +36,7 @@ from dafx_actors import (
     when_any,
 )
 from dafx_actors.errors import ModelError, ThreadBusy
+from dafx_actors.transcript import Json
 
 
 @attrs.frozen
@@ -170,11 +175,24 @@ async def decisions_are_typed(client: DurableAIAgentClient) -> None:
     approvals, outcomes = await client.pending_approvals(Joker), await client.pending_outcomes(Joker)
     assert_type(approvals, list[PendingApproval])
     assert_type(outcomes, list[PendingOutcome])
-    await client.approve(approvals[0])
+    decided = await client.approve(approvals[0])
+    assert_type(decided, DecisionAccepted | DecisionStored)
+    both: Decision = decided
+    assert_type((both.by, decided.at), tuple[str, datetime])
+    if isinstance(decided, DecisionStored):
+        assert_type(await decided.outcome(timeout=5), DecisionAccepted)
+    else:
+        assert_type(decided.call_arguments, Mapping[str, Json])
+    thread = AgentThread("Joker", "t1")
+    assert_type(await client.approve(key="k", thread=thread, digest="d"), DecisionAccepted | DecisionStored)
+    assert_type(await client.deny(key="k", thread="t1", agent=Joker, reason="no"), DecisionAccepted | DecisionStored)
+    await client.resolve(key="k", thread=await client.get_agent(Joker).start("x"), action="fail")
     await client.resolve(outcomes[0], "retry")
-    await client.approve(outcomes[0])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-    await client.deny(outcomes[0])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-    await client.resolve(approvals[0], "retry")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await client.approve(key="k")  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
+    await client.resolve(key="k", thread=thread)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
+    await client.approve(outcomes[0])  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+    await client.deny(outcomes[0])  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+    await client.resolve(approvals[0], "retry")  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def errors_have_fields(busy: ThreadBusy) -> None:
