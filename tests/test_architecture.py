@@ -25,7 +25,8 @@ def test_each_module_that_is_named_is_there(module: str) -> None:
 
 @pytest.mark.parametrize(("module", "name"), NAMES)
 def test_what_is_named_in_a_module_is_in_it(module: str, name: str) -> None:
-    assert re.search(rf"^(?:\s*(?:async )?def|class) {name}\b", (PACKAGE / module).read_text(), re.MULTILINE)
+    named = rf"^(?:\s*(?:async )?def|class) {name}\b|^{name}\b *[:=]"
+    assert re.search(named, (PACKAGE / module).read_text(), re.MULTILINE)
 
 
 def test_the_page_names_enough_to_be_held_against() -> None:
