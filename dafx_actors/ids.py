@@ -23,6 +23,8 @@ _MAX_INSTANCE_ID = 100
 _CALL_KEY = 40
 """Hexadecimal digits: 160 bits."""
 _MAX_CALL_KEY = 64
+_TELLING = 24
+"""Hexadecimal digits that name the thread in the id of an orchestration that tells it something."""
 _AGENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _FORBIDDEN_IN_KEYS = re.compile(r"[@/\\#?\x00-\x20\x7f]")
 _UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -87,6 +89,17 @@ def tool_step_name(agent: str, tool: str) -> str:
 def tell_name(agent: str) -> str:
     """The orchestration that tells a thread of `agent` something, for a client or a step, and gives its answer."""
     return f"{_PREFIX}{agent}.tell"
+
+
+def telling_id(thread: AgentThread) -> str:
+    """A new id for an orchestration that tells this thread something; it begins with `telling_prefix`."""
+    return telling_prefix(thread) + uuid.uuid4().hex
+
+
+def telling_prefix(thread: AgentThread) -> str:
+    """How the ids of the orchestrations begin that tell this thread something: by it they are found again."""
+    digest = hashlib.sha256(str(thread.entity_id).encode()).hexdigest()[:_TELLING]
+    return f"tell-{digest}-"
 
 
 def call_key(thread: AgentThread, turn: str, step: int, index: int) -> str:

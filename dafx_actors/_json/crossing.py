@@ -18,6 +18,7 @@ from dafx_actors.errors import (
     MessageTooLarge,
     ModelNotConfigured,
     ResultNotKept,
+    ThreadNotEmpty,
     TurnError,
     TurnFailed,
     UnsupportedTranscript,
@@ -45,6 +46,7 @@ _CROSSING: dict[str, type[DafxError]] = {
             MessageTooLarge,
             ResultNotKept,
             McpUnreachable,
+            ThreadNotEmpty,
         )
     },
 }

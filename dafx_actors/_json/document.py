@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import attrs
 
-from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord
+from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Remains
 from dafx_actors._json.messages import dump_message, load_entry, load_messages
 from dafx_actors._json.requests import dump_request, load_request
 from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_number, object_in, or_default, text_or_none
@@ -44,7 +44,7 @@ def check_document(document: Json) -> Mapping[str, Json]:
 
 @attrs.frozen(kw_only=True)
 class Unfinished:
-    """`data.dafx`: the turns of a thread that have not ended."""
+    """`data.dafx`: the turns of a thread that have not ended, and what there is still of what it has forgotten."""
 
     active: str | None
     draft: tuple[ChatMessage, ...]
@@ -59,6 +59,7 @@ class Unfinished:
     children: Mapping[str, ChildRecord]
     progress: Mapping[str, Json]
     given_up: Mapping[str, int]
+    remains: Remains
 
 
 def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
@@ -82,6 +83,7 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
             children=_each(ours, "children", ChildRecord.load),
             progress=as_object(or_default(ours.get("progress"), {})),
             given_up=_each(ours, "givenUp", as_whole_number),
+            remains=Remains.load(or_default(ours.get("remains"), {})),
         )
     except ValueError as error:
         raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error
@@ -102,6 +104,8 @@ class Outline:
     children: tuple[ChildRecord, ...]
     progress: Mapping[str, Json]
     """What tools have reported last, by the keys of their calls."""
+    line: tuple[str, ...]
+    """The turns that wait, and those that will join the one that runs."""
 
     @classmethod
     def of(cls, document: Json) -> Outline:
@@ -114,6 +118,11 @@ class Outline:
             questions=tuple(map(QuestionRecord, object_in(ours.get("asks")).values())),
             children=tuple(map(ChildRecord, object_in(ours.get("children")).values())),
             progress=object_in(ours.get("progress")),
+            line=tuple(
+                str(object_in(each).get("correlationId"))
+                for field in ("line", "steered", "waiting")
+                for each in as_list(or_default(ours.get(field), []))
+            ),
         )
 
 
@@ -150,6 +159,7 @@ def dump_document(before: Mapping[str, Json], history: Sequence[Json], ours: Unf
         "progress": dict(ours.progress),
         "givenUp": dict(ours.given_up),
         "joined": list(ours.joined),
+        "remains": ours.remains.dump(),
     }
     stored: Mapping[str, Json] = data.get("dafx") or {}
     kept = {key: value for key, value in {**stored, **known}.items() if value or key not in known}

@@ -13,18 +13,22 @@ from dafx_actors._json.operations import (
     Ask,
     Attempt,
     Cancel,
+    Clear,
     Commit,
     Decide,
     GiveUp,
+    Import,
     Note,
     Outcome,
     ReadDecision,
     Record,
     Refused,
+    Sweep,
     load_begin,
     turn_in,
 )
 from dafx_actors._rules import calls as _calls
+from dafx_actors._rules import clearing as _clearing
 from dafx_actors._rules import thread as _thread
 from dafx_actors._rules.state import ThreadState
 from dafx_actors.decisions import signature_mistake
@@ -169,6 +173,18 @@ def _reset(state: ThreadState, _: Incoming) -> tuple[ThreadState, Outcome]:
     return _thread.reset(state)
 
 
+def _clear(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    return _clearing.clear(state, incoming.thread, Clear.load(incoming.raw), incoming.now)
+
+
+def _sweep(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    return _clearing.sweep(state, Sweep.load(incoming.raw))
+
+
+def _import(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    return _clearing.take_over(state, incoming.thread, Import.load(incoming.raw))
+
+
 OPERATIONS: Mapping[str, Rule] = {
     "begin": _begin,
     "record": _record,
@@ -181,4 +197,7 @@ OPERATIONS: Mapping[str, Rule] = {
     "giveUp": _give_up,
     "note": _note,
     "reset": _reset,
+    "clear": _clear,
+    "sweep": _sweep,
+    "import": _import,
 }

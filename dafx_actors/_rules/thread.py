@@ -43,7 +43,7 @@ from dafx_actors._json.requests import load_response, request_digest
 from dafx_actors._rules.calls import is_asked
 from dafx_actors._rules.joining import about_itself, join, joined_request, may_join, unlabelled, without_joined
 from dafx_actors._rules.open_calls import closed, results_in
-from dafx_actors._rules.state import JOINED, Books, ThreadState, Waits, among, ended_in, find_entry, first_in
+from dafx_actors._rules.state import JOINED, Books, ThreadState, Waits, among, below, ended_in, find_entry, first_in
 from dafx_actors.errors import (
     CorrelationConflict,
     DafxError,
@@ -358,7 +358,7 @@ def _end(
     if state.active != turn:
         return state, Refused(TurnSuperseded(thread.thread_id, turn))
     joined = state.books.joined
-    ours = {**(about or {}), **({JOINED: list(joined)} if joined else {})}
+    ours = {**(about or {}), **({JOINED: list(joined)} if joined else {}), **below(state.books.children, thread)}
     response = _response(turn, closed(state.draft + messages), usage, now, ours)
     # What was to join and did not is next: it came before all that waits.
     waiting = (*map(place_of, state.steered), *state.waiting)

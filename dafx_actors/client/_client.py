@@ -28,6 +28,7 @@ from dafx_actors._json.values import dump_value, returned_by
 from dafx_actors.client._executor import ClientAgentExecutor, PeerExecutor
 from dafx_actors.client._handles import OrchestrationHandle
 from dafx_actors.client._proxies import DurableAIAgent
+from dafx_actors.client._threads import Threads
 from dafx_actors.decisions import (
     ACTIONS,
     Action,
@@ -77,6 +78,8 @@ class DurableAIAgentClient:
         self._backend = backend
         self._executor = ClientAgentExecutor(backend, start_timeout)
         self._peers_executor = PeerExecutor(backend, start_timeout)
+        self.threads = Threads(backend, self._executor)
+        """Deletes, resets, exports and imports threads."""
 
     @classmethod
     def connect(
