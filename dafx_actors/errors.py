@@ -499,15 +499,16 @@ class ThreadTooLarge(ThreadError):
     agent: str
     thread_id: str
     size: int
-    """Bytes of the entries as JSON."""
+    """Bytes of the export."""
     limit: int | None = None
     """Bytes that the scheduler takes, where it says so."""
 
     def __str__(self) -> str:
-        bound = "the scheduler's messages may have" if self.limit is None else f"the {self.limit:,} of its messages"
+        bound = "" if self.limit is None else f" ({self.limit:,})"
         return (
-            f"The export for thread {self.thread_id} of agent {self.agent!r} has {self.size:,} bytes, more than "
-            f"{bound}. Nothing was imported. Let the scheduler take larger messages, or leave out the oldest entries."
+            f"The export for thread {self.thread_id} of agent {self.agent!r} has {self.size:,} bytes. With what goes "
+            f"with it that is more than a message to the scheduler may have{bound}. Nothing was imported. Let the "
+            "scheduler take larger messages, or leave out the oldest entries."
         )
 
 

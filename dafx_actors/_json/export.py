@@ -19,15 +19,17 @@ from datetime import datetime
 
 import attrs
 
-from dafx_actors._json.document import Outline, check_document
-from dafx_actors._json.operations import Import
-from dafx_actors._json.shapes import as_object, as_text, as_whole_number, dump_time, load_json, object_in
+from dafx_actors._json.document import check_document, load_unfinished
+from dafx_actors._json.operations import Import, check_without_entries
+from dafx_actors._json.shapes import MOST_LEVELS, as_object, as_text, as_whole_number, dump_time, load_json, object_in
 from dafx_actors.errors import InvalidThreadExport
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
 
 FORMAT, VERSION = "dafx.thread", 1
 """The version goes up where an older reader would misread what it is given; a new field is not a new version."""
+_LEVELS = MOST_LEVELS + 20
+"""Of an entry: a value in it, such as a tool's result, may have `MOST_LEVELS` of its own."""
 
 
 def export_lines(thread: AgentThread, document: Json, now: datetime) -> Iterator[str]:
@@ -36,7 +38,8 @@ def export_lines(thread: AgentThread, document: Json, now: datetime) -> Iterator
     Raises:
         UnsupportedTranscript: A newer major version, or not a thread at all.
     """
-    data, active = check_document(document), Outline.of(document).active
+    data = check_document(document)
+    active = load_unfinished(data).active
     history: list[Json] = list(data.get("conversationHistory", []))
     entries = [raw for raw in history if active is None or raw.get("correlationId") != active]
     rest = {name: value for name, value in data.items() if name not in ("conversationHistory", "dafx")}
@@ -84,7 +87,7 @@ class ExportReader:
             text = (line.decode("utf-8-sig") if isinstance(line, bytes) else line.removeprefix("\ufeff")).strip()
             if not text:
                 return
-            value = as_object(load_json(text))
+            value = as_object(load_json(text, _LEVELS))
             if self._header is None:
                 self._header = value
                 self._document = self._read_header(value)
@@ -121,11 +124,9 @@ class ExportReader:
                 f"it is an export of version {version}, and this version of dafx_actors reads up to {VERSION}; "
                 "upgrade dafx_actors"
             )
-        as_text(header.get("agent")), as_text(header.get("thread")), as_whole_number(header.get("entries"))
+        as_text(header.get("agent"))
+        as_text(header.get("thread"))
+        as_whole_number(header.get("entries"))
         document = as_object(header.get("document"))
-        if document:
-            check_document(document)
-        data = object_in(document.get("data"))
-        if "conversationHistory" in data or "dafx" in data:
-            raise ValueError("`document` in the header has entries, or turns that run; they are lines of their own")
-        return document
+        check_document(document or None)
+        return check_without_entries(document)

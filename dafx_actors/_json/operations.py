@@ -509,7 +509,19 @@ class Import(Shown):
             ValueError: It is something else.
         """
         entries = _field(raw, "entries", as_list)
-        return cls(entries=tuple(map(as_object, entries)), document=_field(raw, "document", as_object))
+        document = _field(raw, "document", lambda document: check_without_entries(as_object(document)))
+        return cls(entries=tuple(map(as_object, entries)), document=document)
+
+
+def check_without_entries(document: Mapping[str, Json]) -> Mapping[str, Json]:
+    """See that this is what is stored of a thread beside its entries and its turns.
+
+    Raises:
+        ValueError: They are in it.
+    """
+    if {"conversationHistory", "dafx"} & object_in(document.get("data")).keys():
+        raise ValueError("`document` has entries, or turns that run; entries stand for themselves")
+    return document
 
 
 # --- What it says -------------------------------------------------------------------------------------------------

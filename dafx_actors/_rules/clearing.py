@@ -44,8 +44,8 @@ def clear(state: ThreadState, thread: AgentThread, message: Clear, now: datetime
         return ThreadState(), Cleared(remains)
     if not state.history and remains == state.remains:
         return state, Cleared(remains)
-    document = {} if message.deletes else state.document
-    return ThreadState(cancelled=state.cancelled, remains=remains, document=document), Cleared(remains)
+    emptied = ThreadState(cancelled=state.cancelled, remains=remains)
+    return emptied if message.deletes else attrs.evolve(emptied, document=state.document), Cleared(remains)
 
 
 def sweep(state: ThreadState, message: Sweep) -> tuple[ThreadState, Outcome]:

@@ -11,7 +11,7 @@ import attrs
 from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Remains
 from dafx_actors._json.document import Unfinished, check_document, dump_document, load_unfinished
 from dafx_actors._json.operations import place_of
-from dafx_actors._json.shapes import is_list, object_in
+from dafx_actors._json.shapes import is_list, is_object
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Json
@@ -202,9 +202,10 @@ def children_in(state: ThreadState, thread: AgentThread) -> tuple[ChildRecord, .
     """
     found: dict[str, ChildRecord] = {}
     for raw in state.history:
-        kept = object_in(object_in(raw.get("dafx")).get(BELOW))
-        if kept.get("thread") == str(thread.entity_id) and is_list(kept.get("turns")):
-            for child in kept["turns"]:
+        ours: Json = raw.get("dafx")
+        kept: Json = ours.get(BELOW) if is_object(ours) else None
+        if is_object(kept) and kept.get("thread") == str(thread.entity_id) and is_list(turns := kept.get("turns")):
+            for child in turns:
                 with suppress(ValueError):  # others may have stored anything there
                     found.setdefault((record := ChildRecord.load(child)).key, record)
     return tuple(found.values())
