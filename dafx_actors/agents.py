@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 import attrs
 from durabletask.task import RetryPolicy
 
+from dafx_actors._rules.conversation import conversation, last_turns
 from dafx_actors.decisions import load_deciders
 from dafx_actors.errors import ConfigurationError
 from dafx_actors.exchange import Limits, Overlap, RunRequest
@@ -86,11 +87,36 @@ class Turn:
         """The text of the request."""
         return "\n".join(message.text for message in self.request.messages)
 
+    def last_turns(self, turns: int) -> tuple[ChatMessage, ...]:
+        """The messages without those of older turns: for `ask_model`, where a thread has become long.
+
+        ::
+
+            async def respond(self, turn: Turn) -> ModelReply:
+                return await turn.ask_model(turn.last_turns(20))
+
+        The instructions stay, and so does all of this turn. A turn stays whole or goes whole: no call is cut from its
+        result. The thread itself keeps everything.
+
+        Args:
+            turns: How many turns before this one stay at least. Up to half as many more do: older ones go in blocks,
+                so that the beginning of what a model is sent is mostly what it was sent the last time, which
+                providers keep and charge less for.
+
+        Raises:
+            ValueError: `turns` is negative.
+        """
+        if turns < 0:
+            raise ValueError(f"`turns` must be 0 or more, not {turns}")
+        seen = conversation(self.transcript, self.correlation_id)
+        instructions = self.messages[: max(len(self.messages) - len(seen), 0)]
+        return (*instructions, *conversation(last_turns(self.transcript, turns), self.correlation_id))
+
     async def ask_model(self, messages: tuple[ChatMessage, ...] | None = None, **options: Json) -> ModelReply:
         """Call the agent's model, with this turn's messages unless others are given.
 
         Args:
-            messages: Instead of `self.messages`.
+            messages: Instead of `self.messages`; see `last_turns`.
             **options: Parameters of the model, by the provider's names; they win over the agent's.
 
         Raises:

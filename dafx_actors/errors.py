@@ -30,6 +30,11 @@
     │   ├── SchedulerNotSecured     it would listen to other machines without TLS and a token
     │   └── SchedulerCannotListen   it cannot have its address
     ├── OrchestrationFailed         an orchestration that a client awaited did not complete
+    ├── ThreadError                 what `client.threads` could not do
+    │   ├── ThreadTimeout           not in time; called again, it goes on where it stopped
+    │   ├── ThreadNotEmpty          something was said in the thread that an export was to go into
+    │   ├── ThreadTooLarge          an export is larger than the messages that the scheduler takes
+    │   └── InvalidThreadExport     what was to be imported is no export, or was cut off or changed
     └── TurnError                   what can become of a request to an agent
         ├── AgentNotHosted          no worker on the task hub takes this agent
         ├── CorrelationConflict     the correlation id was used for another request
@@ -477,6 +482,81 @@ class OrchestrationFailed(DafxError):
     def __str__(self) -> str:
         because = ": ".join(part for part in (self.error_type, self.detail) if part)
         return f"Orchestration {self.instance_id} ended as {self.status}" + (f": {because}" if because else ".")
+
+
+class ThreadError(DafxError):
+    """What `client.threads` could not do with a thread."""
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class ThreadTimeout(ThreadError, TimeoutError):
+    """A thread was not deleted, reset or imported in time. What was done so far stays done."""
+
+    agent: str
+    thread_id: str
+    operation: str
+    """`delete`, `reset` or `import`."""
+    seconds: float
+    """How long it was waited for, or, without a `timeout`, for what still runs."""
+    remains: tuple[str, ...] = attrs.field(default=(), converter=_sentences)
+    """What was still there, in words: turns that have not ended, child threads."""
+
+    def __str__(self) -> str:
+        remains = f" Still there: {'; '.join(self.remains)}." if self.remains else ""
+        return (
+            f"{self.operation!r} of thread {self.thread_id} of agent {self.agent!r} has not ended within "
+            f"{self.seconds:g} s.{remains} What was done so far stays done, and more of it may follow. Call it again: "
+            "it goes on where it stopped. A turn that is suspended, or whose workers are gone, has to be resumed or "
+            "terminated before."
+        )
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class ThreadNotEmpty(ThreadError):
+    """An export can only go into a thread in which nothing was said."""
+
+    agent: str
+    thread_id: str
+    entries: int
+    """The entries of its transcript."""
+
+    def __str__(self) -> str:
+        return (
+            f"Thread {self.thread_id} of agent {self.agent!r} is in use: its transcript has {self.entries} entries. "
+            "Nothing was imported. Take a new thread, or `reset` this one first."
+        )
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class ThreadTooLarge(ThreadError):
+    """An export is larger than the messages that the scheduler takes. Nothing was imported."""
+
+    agent: str
+    thread_id: str
+    size: int
+    """Bytes of the export."""
+    limit: int | None = None
+    """Bytes that the scheduler takes, where it says so."""
+
+    def __str__(self) -> str:
+        bound = "" if self.limit is None else f" ({self.limit:,})"
+        return (
+            f"The export for thread {self.thread_id} of agent {self.agent!r} has {self.size:,} bytes. With what goes "
+            f"with it that is more than a message to the scheduler may have{bound}. Nothing was imported. Let the "
+            "scheduler take larger messages, or leave out the oldest entries."
+        )
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class InvalidThreadExport(ThreadError, ValueError):
+    """What was to be imported is no export of a thread, or was cut off or changed. Nothing was imported."""
+
+    line: int
+    """The number of the line that is wrong, from 1."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"Line {self.line} of the export cannot be read: {self.reason}. Nothing was imported."
 
 
 class TurnError(DafxError):

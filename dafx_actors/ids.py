@@ -24,6 +24,8 @@ _MAX_INSTANCE_ID = 100
 _CALL_KEY = 40
 """Hexadecimal digits: 160 bits."""
 _MAX_CALL_KEY = 64
+_TELLING = 24
+"""Hexadecimal digits that name the thread in the id of an orchestration that tells it something."""
 _AGENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _FORBIDDEN_IN_KEYS = re.compile(r"[@/\\#?\x00-\x20\x7f]")
 _UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -90,6 +92,24 @@ def tell_name(agent: str) -> str:
     return f"{_PREFIX}{agent}.tell"
 
 
+def telling_id(thread: AgentThread, told: Json = None) -> str:
+    """The id of an orchestration that tells this thread something; it begins with `telling_prefix`.
+
+    A new one; or, by what is `told` for a person, the same where the same is told again. A hash over all of that, a
+    signature too, so that what somebody else tells has another id.
+    """
+    if told is None:
+        return telling_prefix(thread) + uuid.uuid4().hex
+    what = json.dumps([thread.agent, thread.thread_id, told], sort_keys=True)
+    return telling_prefix(thread) + hashlib.sha256(what.encode()).hexdigest()[:_CALL_KEY]
+
+
+def telling_prefix(thread: AgentThread) -> str:
+    """How the ids of the orchestrations begin that tell this thread something: by it they are found again."""
+    digest = hashlib.sha256(str(thread.entity_id).encode()).hexdigest()[:_TELLING]
+    return f"tell-{digest}-"
+
+
 def call_key(thread: AgentThread, turn: str, step: int, index: int, retry: int = 0) -> str:
     """The key of a tool call of a turn: the same in every repeat, where a model's own ids of calls may come again.
 
@@ -107,15 +127,6 @@ def earlier_call_key(turn: str, step: int, index: int) -> str:
     if len(turn) + len(place) > _MAX_CALL_KEY:
         turn = hashlib.sha256(turn.encode()).hexdigest()[:32]
     return turn + place
-
-
-def telling_id(thread: AgentThread, told: Json) -> str:
-    """The id of the orchestration that tells a thread something for a person: the same where the same is told again.
-
-    A hash over all that is told, a signature too, so that what somebody else tells has another id.
-    """
-    what = json.dumps([thread.agent, thread.thread_id, told], sort_keys=True)
-    return hashlib.sha256(what.encode()).hexdigest()[:_CALL_KEY]
 
 
 def probe_name(agent: str) -> str:

@@ -21,6 +21,7 @@ from dafx_actors.errors import (
     DecisionRefused,
     InvalidAnswer,
     InvalidArguments,
+    InvalidThreadExport,
     InvalidThreadId,
     McpConnectionLost,
     McpToolFailed,
@@ -46,6 +47,9 @@ from dafx_actors.errors import (
     SchedulerWriteFailed,
     StaleTranscript,
     ThreadBusy,
+    ThreadNotEmpty,
+    ThreadTimeout,
+    ThreadTooLarge,
     TurnCancelled,
     TurnDeadlineExceeded,
     TurnFailed,
@@ -101,6 +105,12 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (AgentNotHosted("Joker", "http://h", "hub", 10.0, []), "Hosted there: nothing."),
     (CorrelationConflict("c1", "thread"), "Use a new id"),
     (ThreadBusy("Joker", "t1", "c1"), "Send the request again"),
+    (ThreadTimeout("Joker", "t1", "delete", 2.5, ["turn c1 is suspended"]), "Still there: turn c1 is suspended. What"),
+    (ThreadTimeout("Joker", "t1", "import", 2.5), "within 2.5 s. What was done so far stays done"),
+    (ThreadNotEmpty("Joker", "t1", 3), "Take a new thread"),
+    (ThreadTooLarge("Joker", "t1", 2_000_000, 1_048_576), "may have (1,048,576). Nothing was imported"),
+    (ThreadTooLarge("Joker", "t1", 2_000_000), "may have. Nothing was imported"),
+    (InvalidThreadExport(3, "it is cut off"), "Line 3 of the export cannot be read: it is cut off. Nothing"),
     (TurnTimeout("Joker", "t1", "c1", 2.5), "correlation_id='c1'"),
     (TurnTimeout("Joker", "t1", "c1", 2.5, "decide"), "Send the same again"),
     (TurnTimeout("Joker", "t1", "", 2.5, "decide"), "'decide' in thread t1"),
@@ -149,6 +159,7 @@ def test_every_error_that_can_be_raised_has_a_sample() -> None:
         DafxError,
         errors.McpError,
         errors.SchedulerError,
+        errors.ThreadError,
         errors.TurnError,
     }
 
@@ -181,6 +192,7 @@ def test_what_can_become_of_a_turn_crosses() -> None:
         ResultNotKept,
         errors.McpUnreachable,
         OrchestrationChanged,
+        ThreadNotEmpty,
     }
 
 

@@ -14,7 +14,13 @@ import anyio.to_thread
 import grpc
 import grpc.aio
 from durabletask import history
-from durabletask.client import AsyncTaskHubGrpcClient, EntityQuery, OrchestrationState, OrchestrationStatus
+from durabletask.client import (
+    AsyncTaskHubGrpcClient,
+    EntityQuery,
+    OrchestrationQuery,
+    OrchestrationState,
+    OrchestrationStatus,
+)
 from durabletask.entities import EntityInstanceId
 from durabletask.internal.orchestrator_service_pb2 import (
     ORCHESTRATION_STATUS_FAILED,
@@ -36,6 +42,8 @@ T = TypeVar("T")
 
 Metadata: TypeAlias = Sequence[tuple[str, str]]
 
+ENDED = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
+"""The statuses of an orchestration that is over."""
 MARGIN = 0.25
 """Seconds that a scheduler has to say that a poll is over, before it is not waited for any more."""
 _NOTHING_DONE = (
@@ -203,6 +211,25 @@ class Backend:
         """
         ending = functools.partial(self._call, "terminate_orchestration", instance_id, output=reason)
         await self._calls.patiently(ending, sent=sent)
+
+    async def purge(self, instance_id: str) -> None:
+        """Remove an orchestration that has ended, and those below it that have; nothing where there is none.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        await self._calls.patiently(functools.partial(self._call, "purge_orchestration", instance_id))
+
+    async def ended(self, prefix: str) -> list[OrchestrationState]:
+        """The orchestrations whose ids begin so and that have ended, without their inputs and outputs.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        query = OrchestrationQuery(instance_id_prefix=prefix, runtime_status=list(ENDED))
+        reading = functools.partial(self._call, "get_all_orchestration_states", query)
+        found: list[OrchestrationState] = await self._calls.patiently(reading, silence=math.inf)
+        return found
 
     async def withdraw(self, instance_id: str, output: Json) -> bool:
         """End an orchestration, with that output, which no worker has begun; False where one has.

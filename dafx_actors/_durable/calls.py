@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -43,6 +44,10 @@ _REFUSED = {
 }
 """The scheduler's own state, or ours, and not what it was asked: a full disk, a token that is missing."""
 
+_TOO_LARGE = re.compile(r"larger than max|exceeds the (maximum|configured)|serializing request", re.IGNORECASE)
+"""What gRPC says of a message, here, and in the servers of others."""
+_BOUND = re.compile(r"vs\. (\d+)\)")
+
 _FIRST_PATIENCE, _PATIENCE = 5.0, 60.0
 """Seconds that calls are made again when they get lost: at first, and once the scheduler has answered."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
@@ -60,6 +65,17 @@ def code_of(error: BaseException) -> grpc.StatusCode | None:
 def details_of(error: BaseException) -> str:
     """What the transport, or the scheduler, says of a failed call."""
     return cast("Callable[[], str | None]", getattr(error, "details", str))() or ""
+
+
+def is_too_large(details: str) -> bool:
+    """Say whether the details of a failed call say that a message is larger than this side, or the other, takes."""
+    return bool(_TOO_LARGE.search(details))
+
+
+def limit_in(details: str) -> int | None:
+    """The bound in bytes that the details of a failed call name, if they do."""
+    match = _BOUND.search(details)
+    return int(match[1]) if match else None
 
 
 def is_lost(error: BaseException) -> bool:

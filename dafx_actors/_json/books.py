@@ -23,6 +23,7 @@ from dafx_actors._json.shapes import (
     dump_time,
     is_object,
     load_time,
+    or_default,
     shown,
     text_or_none,
 )
@@ -297,6 +298,44 @@ class ChildRecord(Shown):
     def thread(self) -> AgentThread:
         """Where the turn runs."""
         return AgentThread(self.raw["agent"], self.raw["thread"])
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Remains(Shown):
+    """What there is still of a conversation that its thread has forgotten, or is about to forget.
+
+    Each is deleted by its id, by whoever has the thread cleared; if he dies meanwhile, the next one finds it here.
+    """
+
+    turns: tuple[str, ...] = ()
+    """Correlation ids of the turns that were in the transcript: their orchestrations."""
+    children: tuple[ChildRecord, ...] = ()
+    """Turns of agents that these used as tools: their threads."""
+    ending: tuple[str, ...] = ()
+    """Turns that were cancelled first. The thread forgets nothing before their orchestrations have ended: one of them
+    that asks again would find an empty thread, and begin anew."""
+
+    def dump(self) -> dict[str, Json]:
+        """As it is stored; empty where there is nothing."""
+        return {
+            **({"turns": list(self.turns)} if self.turns else {}),
+            **({"children": [dict(child.raw) for child in self.children]} if self.children else {}),
+            **({"ending": list(self.ending)} if self.ending else {}),
+        }
+
+    @classmethod
+    def load(cls, raw: Json) -> Remains:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        document = as_object(raw)
+        return cls(
+            turns=tuple(map(as_text, as_list(or_default(document.get("turns"), [])))),
+            children=tuple(map(ChildRecord.load, as_list(or_default(document.get("children"), [])))),
+            ending=tuple(map(as_text, as_list(or_default(document.get("ending"), [])))),
+        )
 
 
 @attrs.frozen(repr=False)

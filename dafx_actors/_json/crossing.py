@@ -19,6 +19,7 @@ from dafx_actors.errors import (
     ModelNotConfigured,
     OrchestrationChanged,
     ResultNotKept,
+    ThreadNotEmpty,
     TurnError,
     TurnFailed,
     UnsupportedTranscript,
@@ -47,6 +48,7 @@ _CROSSING: dict[str, type[DafxError]] = {
             ResultNotKept,
             McpUnreachable,
             OrchestrationChanged,
+            ThreadNotEmpty,
         )
     },
 }

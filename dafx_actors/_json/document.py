@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 
 import attrs
 
-from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Resumed
+from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Remains, Resumed
 from dafx_actors._json.messages import dump_message, load_entry, load_messages
 from dafx_actors._json.requests import dump_request, load_request
 from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_number, object_in, or_default, text_or_none
@@ -80,7 +80,7 @@ class UnfinishedBeside:
 
 @attrs.frozen(kw_only=True)
 class Unfinished:
-    """`data.dafx`: the turns of a thread that have not ended."""
+    """`data.dafx`: the turns of a thread that have not ended, and what there is still of what it has forgotten."""
 
     active: str | None
     draft: tuple[ChatMessage, ...]
@@ -97,6 +97,7 @@ class Unfinished:
     given_up: Mapping[str, int]
     resumed: Resumed | None
     beside: UnfinishedBeside | None
+    remains: Remains
 
 
 def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
@@ -122,6 +123,7 @@ def load_unfinished(data: Mapping[str, Json]) -> Unfinished:
             given_up=_each(ours, "givenUp", as_whole_number),
             resumed=Resumed.load(ours.get("resumed")),
             beside=UnfinishedBeside.load(ours.get("beside")),
+            remains=Remains.load(or_default(ours.get("remains"), {})),
         )
     except ValueError as error:
         raise UnsupportedTranscript(f"`data.dafx` is broken: {error}", SCHEMA_VERSION) from error
@@ -142,6 +144,8 @@ class Outline:
     children: tuple[ChildRecord, ...]
     progress: Mapping[str, Mapping[str, Json]]
     """What tools have reported last, by turns and by the keys of their calls."""
+    line: tuple[str, ...]
+    """The turns that wait, and those that will join the one that runs."""
 
     @classmethod
     def of(cls, document: Json) -> Outline:
@@ -158,6 +162,11 @@ class Outline:
                 str(active): object_in(ours.get("progress")),
                 str(beside.get("correlationId")): object_in(beside.get("progress")),
             },
+            line=tuple(
+                str(object_in(each).get("correlationId"))
+                for field in ("line", "steered", "waiting")
+                for each in as_list(or_default(ours.get(field), []))
+            ),
         )
 
 
@@ -196,6 +205,7 @@ def dump_document(before: Mapping[str, Json], history: Sequence[Json], ours: Unf
         "joined": list(ours.joined),
         "resumed": ours.resumed.dump() if ours.resumed else None,
         "beside": ours.beside.dump() if ours.beside else None,
+        "remains": ours.remains.dump(),
     }
     stored: Mapping[str, Json] = data.get("dafx") or {}
     kept = {key: value for key, value in {**stored, **known}.items() if value or key not in known}

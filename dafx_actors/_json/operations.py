@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
 
-from dafx_actors._json.books import CancelMark, ChildRecord, DecisionRecord, Place, QuestionRecord, Resumed
+from dafx_actors._json.books import CancelMark, ChildRecord, DecisionRecord, Place, QuestionRecord, Remains, Resumed
 from dafx_actors._json.crossing import dump_error, error_in
 from dafx_actors._json.messages import dump_message, dump_usage, load_messages, load_usage
 from dafx_actors._json.requests import dump_request, load_request, request_digest
@@ -42,18 +42,22 @@ ANY_TIME = -1
 # --- What a thread is told ----------------------------------------------------------------------------------------
 
 
-class Message(Protocol):
+class ToThread(Protocol):
     """What a thread is told by one of its operations."""
 
     operation: ClassVar[str]
 
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        ...
+
+
+class Message(ToThread, Protocol):
+    """What a thread is told of a turn."""
+
     @property
     def turn(self) -> str:
         """The turn that it is about."""
-        ...
-
-    def dump(self) -> dict[str, Json]:
-        """The message as JSON."""
         ...
 
 
@@ -485,6 +489,96 @@ class Note(Shown):
         return cls(turn=_turn(raw), key=_field(raw, "key", as_text), progress=as_object(raw).get("progress"))
 
 
+@attrs.frozen(kw_only=True, repr=False)
+class Clear(Shown):
+    """A thread is to end its turns, and then to forget what was said in it."""
+
+    operation: ClassVar[str] = "clear"
+    mark: CancelMark
+    """With which its turns end."""
+    deletes: bool
+    """Whether nothing of it is to stay. Else what is kept of the thread itself stays."""
+    ended: tuple[str, ...] = ()
+    """Turns whose orchestrations have ended, or are not there: none of them can be heard of any more."""
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {"mark": dict(self.mark.raw), "deletes": self.deletes, "ended": list(self.ended)}
+
+    @classmethod
+    def load(cls, raw: Json) -> Clear:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(
+            mark=_field(raw, "mark", CancelMark.load),
+            deletes=_field_or_none(raw, "deletes", bool) or False,
+            ended=tuple(map(as_text, _field_or_none(raw, "ended", as_list) or ())),
+        )
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Sweep(Shown):
+    """What there was still of a conversation that a thread has forgotten is gone."""
+
+    operation: ClassVar[str] = "sweep"
+    remains: Remains
+    deletes: bool
+    """As with `Clear`."""
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {"remains": self.remains.dump(), "deletes": self.deletes}
+
+    @classmethod
+    def load(cls, raw: Json) -> Sweep:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        return cls(remains=_field(raw, "remains", Remains.load), deletes=_field_or_none(raw, "deletes", bool) or False)
+
+
+@attrs.frozen(kw_only=True, repr=False)
+class Import(Shown):
+    """A thread is to take over a transcript."""
+
+    operation: ClassVar[str] = "import"
+    entries: tuple[Json, ...]
+    """As they are stored."""
+    document: Mapping[str, Json]
+    """The stored thread without its entries."""
+
+    def dump(self) -> dict[str, Json]:
+        """The message as JSON."""
+        return {"entries": list(self.entries), "document": dict(self.document)}
+
+    @classmethod
+    def load(cls, raw: Json) -> Import:
+        """Read it.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        entries = _field(raw, "entries", as_list)
+        document = _field(raw, "document", lambda document: check_without_entries(as_object(document)))
+        return cls(entries=tuple(map(as_object, entries)), document=document)
+
+
+def check_without_entries(document: Mapping[str, Json]) -> Mapping[str, Json]:
+    """See that this is what is stored of a thread beside its entries and its turns.
+
+    Raises:
+        ValueError: They are in it.
+    """
+    if {"conversationHistory", "dafx"} & object_in(document.get("data")).keys():
+        raise ValueError("`document` has entries, or turns that run; entries stand for themselves")
+    return document
+
+
 # --- What it says -------------------------------------------------------------------------------------------------
 
 
@@ -606,6 +700,22 @@ class GivenUp(Shown):
 
 
 @attrs.frozen(repr=False)
+class Clearing(Shown):
+    """Turns of the thread are cancelled. It forgets what was said once they have ended."""
+
+    turns: tuple[str, ...]
+    """Those whose orchestrations are to be waited for."""
+
+
+@attrs.frozen(repr=False)
+class Cleared(Shown):
+    """The thread has forgotten what was said."""
+
+    remains: Remains
+    """What is to be deleted now."""
+
+
+@attrs.frozen(repr=False)
 class Noted(Shown):
     """What was told was kept, or was of no interest any more."""
 
@@ -617,7 +727,9 @@ class Refused(Shown):
     error: DafxError
 
 
-Outcome: TypeAlias = Granted | Queued | Wanted | Ended | Cancelled | Decided | Attempted | GivenUp | Noted | Refused
+Outcome: TypeAlias = (
+    Granted | Queued | Wanted | Ended | Cancelled | Decided | Attempted | GivenUp | Clearing | Cleared | Noted | Refused
+)
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -672,6 +784,8 @@ _DUMPS: Mapping[type[Any], Callable[[Any], Json]] = {
     },
     Attempted: lambda outcome: {"attempt": outcome.answer, "since": outcome.since},
     GivenUp: lambda outcome: {"givenUp": True, "begun": outcome.begun},
+    Clearing: lambda outcome: {"clearing": list(outcome.turns)},
+    Cleared: lambda outcome: {"remains": outcome.remains.dump()},
     Noted: lambda _: None,
     Refused: lambda outcome: {"error": dump_error(outcome.error)},
 }
@@ -709,6 +823,10 @@ def load_outcome(raw: Json, thread: AgentThread, turn: str | None = None) -> Out
         return Decided(DecisionRecord(said["decided"]), None if about is None else CallDecided.load(about))
     if "attempt" in said:
         return Attempted(said["attempt"], said.get("since"))
+    if "clearing" in said:
+        return Clearing(tuple(said["clearing"]))
+    if "remains" in said:
+        return Cleared(Remains.load(said["remains"]))
     return GivenUp(bool(said.get("begun"))) if said.get("givenUp") else Noted()
 
 
@@ -743,7 +861,7 @@ class Telling(Shown):
     input: Json
 
     @classmethod
-    def of(cls, thread: AgentThread, message: Message) -> Telling:
+    def of(cls, thread: AgentThread, message: ToThread) -> Telling:
         """Tell this thread this."""
         return cls(thread.thread_id, message.operation, message.dump())
 

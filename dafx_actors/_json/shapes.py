@@ -19,16 +19,16 @@ _MOST_BITS = int(_MOST_DIGITS * math.log2(10))
 _MOST_IN_SENTENCES = 400
 
 
-def load_json(text: str) -> Json:
+def load_json(text: str, levels: int = MOST_LEVELS) -> Json:
     """Read a JSON text that others wrote, strictly: it is JSON, and can be written again.
 
     Raises:
-        ValueError: It is none; or holds NaN, a number that is out of bounds, or is nested more than `MOST_LEVELS` deep.
+        ValueError: It is none; or holds NaN, a number that is out of bounds, or is nested more than `levels` deep.
     """
     try:
-        return check_json(json.loads(text, parse_constant=_refuse_constant))
+        return check_json(json.loads(text, parse_constant=_refuse_constant), levels)
     except RecursionError as error:
-        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep") from error
+        raise ValueError(f"it is nested more than {levels} levels deep") from error
     except json.JSONDecodeError:
         raise
     except ValueError as error:

@@ -232,6 +232,15 @@ class StartedTurn(Shown):
         )
 
 
+def thread_in(serialized: str | None) -> str | None:
+    """The id of the thread in the input of a turn's orchestration; None where the input is something else."""
+    try:
+        thread = object_in(load_json(serialized or "null")).get("thread")
+    except ValueError:
+        return None
+    return thread if isinstance(thread, str) else None
+
+
 @attrs.frozen(kw_only=True, repr=False)
 class ShownStatus(Shown):
     """How far a turn is, as it shows whoever asks for it."""

@@ -14,20 +14,24 @@ from dafx_actors._json.operations import (
     Attempt,
     CallDecided,
     Cancel,
+    Clear,
     Commit,
     Decide,
     Decided,
     GiveUp,
+    Import,
     Note,
     Outcome,
     ReadDecision,
     Record,
     Refused,
+    Sweep,
     load_begin,
     turn_in,
 )
 from dafx_actors._rules import beside as _beside
 from dafx_actors._rules import calls as _calls
+from dafx_actors._rules import clearing as _clearing
 from dafx_actors._rules import thread as _thread
 from dafx_actors._rules.state import ThreadState
 from dafx_actors.decisions import DecisionKind, signature_mistake
@@ -202,6 +206,18 @@ def _reset(state: ThreadState, _: Incoming) -> tuple[ThreadState, Outcome]:
     return _thread.reset(state)
 
 
+def _clear(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    return _clearing.clear(state, incoming.thread, Clear.load(incoming.raw), incoming.now)
+
+
+def _sweep(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    return _clearing.sweep(state, Sweep.load(incoming.raw))
+
+
+def _import(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcome]:
+    return _clearing.take_over(state, incoming.thread, Import.load(incoming.raw))
+
+
 def _of_turn(rule: Rule) -> Rule:
     """A rule about one turn: it is given the thread as that turn sees it, which may be beside another."""
 
@@ -213,7 +229,7 @@ def _of_turn(rule: Rule) -> Rule:
     return carried_out
 
 
-_RULES: Mapping[str, Rule] = {
+_OF_TURNS: Mapping[str, Rule] = {
     "begin": _begin,
     "record": _record,
     "commit": _commit,
@@ -226,4 +242,6 @@ _RULES: Mapping[str, Rule] = {
     "note": _note,
 }
 
-OPERATIONS: Mapping[str, Rule] = {**{name: _of_turn(rule) for name, rule in _RULES.items()}, "reset": _reset}
+_OF_THREADS: Mapping[str, Rule] = {"reset": _reset, "clear": _clear, "sweep": _sweep, "import": _import}
+
+OPERATIONS: Mapping[str, Rule] = {**{name: _of_turn(rule) for name, rule in _OF_TURNS.items()}, **_OF_THREADS}

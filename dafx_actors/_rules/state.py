@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TypeVar, cast
 
 import attrs
 
-from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Resumed
+from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Place, QuestionRecord, Remains, Resumed
 from dafx_actors._json.document import Unfinished, UnfinishedBeside, check_document, dump_document, load_unfinished
 from dafx_actors._json.operations import place_of
+from dafx_actors._json.shapes import is_list, is_object
 from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Json
 
 Waits = TypeVar("Waits", bound=RunRequest | Place)
 
 JOINED = "joined"
 """In `dafx` of a stored response: the requests that became part of its turn."""
+BELOW = "below"
+"""In `dafx` of a stored response: the turns of agents that its turn used as tools, and the thread that it was in. A
+transcript may be imported into another thread, to which they do not belong."""
 
 
 @attrs.frozen(kw_only=True)
@@ -74,6 +80,8 @@ class ThreadState:
     """Requests that will become part of the active turn, oldest first."""
     cancelled: Mapping[str, CancelMark] = attrs.field(factory=dict[str, CancelMark])
     """Marks of the active turn and of turns that have not begun: who cancelled it, and why."""
+    remains: Remains = attrs.field(factory=Remains)
+    """What there is still of a conversation that was cleared; see `clearing.py`."""
     document: Mapping[str, Json] = attrs.field(factory=dict[str, Json])
     """The stored document, for the fields that this version does not know."""
 
@@ -119,6 +127,7 @@ def load(document: Json) -> ThreadState:
         waiting=_line(ours),
         steered=ours.steered,
         cancelled=ours.cancelled,
+        remains=ours.remains,
         document=document or {},
     )
 
@@ -167,6 +176,7 @@ def dump(state: ThreadState) -> dict[str, Json]:
         progress=state.books.progress,
         given_up=state.books.given_up,
         resumed=state.books.resumed,
+        remains=state.remains,
     )
     return dump_document(state.document, state.history, ours)
 
@@ -208,6 +218,37 @@ def joined_in(response: Json) -> list[Json]:
     ours: Json = response.get("dafx")
     joined: Json = cast("Json", ours).get(JOINED) if isinstance(ours, Mapping) else None
     return cast("list[Json]", joined) if isinstance(joined, list) else []
+
+
+def below(children: Mapping[str, ChildRecord], thread: AgentThread) -> dict[str, Json]:
+    """What a response of this thread keeps, under `dafx`, of the agents that its turn used as tools."""
+    if not children:
+        return {}
+    return {BELOW: {"thread": str(thread.entity_id), "turns": [dict(child.raw) for child in children.values()]}}
+
+
+def turns_in(state: ThreadState) -> tuple[str, ...]:
+    """The correlation ids in the transcript, once each, and those of requests that became part of other turns."""
+    found: dict[str, None] = {}
+    for raw in state.history:
+        found.update((each, None) for each in (raw.get("correlationId"), *joined_in(raw)) if isinstance(each, str))
+    return tuple(found)
+
+
+def children_in(state: ThreadState, thread: AgentThread) -> tuple[ChildRecord, ...]:
+    """The turns of agents that turns of this thread used as tools and that are in the transcript.
+
+    Versions before this one kept them only until their turn had ended.
+    """
+    found: dict[str, ChildRecord] = {}
+    for raw in state.history:
+        ours: Json = raw.get("dafx")
+        kept: Json = ours.get(BELOW) if is_object(ours) else None
+        if is_object(kept) and kept.get("thread") == str(thread.entity_id) and is_list(turns := kept.get("turns")):
+            for child in turns:
+                with suppress(ValueError):  # others may have stored anything there
+                    found.setdefault((record := ChildRecord.load(child)).key, record)
+    return tuple(found.values())
 
 
 def find_entry(state: ThreadState, kind: str, turn: str) -> Json | None:

@@ -64,6 +64,7 @@ from dafx_actors._rules.state import (
     ThreadState,
     Waits,
     among,
+    below,
     ended_in,
     find_entry,
     first_in,
@@ -422,7 +423,8 @@ def _end(
         return state, Refused(TurnSuperseded(thread.thread_id, turn))
     joined = state.books.joined
     before = state.books.resumed.about if state.books.resumed else {}
-    ours = {**(about or {}), **({JOINED: list(joined)} if joined else {}), **before}
+    with_it = {JOINED: list(joined)} if joined else {}
+    ours = {**(about or {}), **with_it, **below(state.books.children, thread), **before}
     response = _response(turn, closed(state.draft + messages), usage, now, ours)
     # What was to join and did not is next: it came before all that waits.
     waiting = (*map(place_of, state.steered), *state.waiting)

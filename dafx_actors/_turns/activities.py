@@ -50,7 +50,16 @@ from dafx_actors._turns.recent import RecentDocuments, RecentEntries, begin_toke
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import DafxError, StaleTranscript, TurnCancelled, TurnSuperseded
 from dafx_actors.exchange import RunRequest
-from dafx_actors.ids import AgentThread, model_step_name, new_id, probe_name, tell_name, tool_step_name, turn_name
+from dafx_actors.ids import (
+    AgentThread,
+    model_step_name,
+    new_id,
+    probe_name,
+    tell_name,
+    telling_id,
+    tool_step_name,
+    turn_name,
+)
 from dafx_actors.tools import Tool
 from dafx_actors.tools._toolbox import ONLY_WITHOUT_EFFECT
 from dafx_actors.transcript import Json, Request, Transcript
@@ -230,7 +239,12 @@ class Steps:
         sent = Telling.of(thread, attempt).dump()
         host, reader = self.asking.host, self.asking.host.reader
         telling = await host.blocking(
-            functools.partial(reader.schedule_new_orchestration, tell_name(thread.agent), input=sent)
+            functools.partial(
+                reader.schedule_new_orchestration,
+                tell_name(thread.agent),
+                input=sent,
+                instance_id=telling_id(thread),
+            )
         )
         waiting = functools.partial(reader.wait_for_orchestration_completion, telling, timeout=_POLL)
         state: OrchestrationState | None = None

@@ -30,7 +30,7 @@ from dafx_actors._turns.recent import RecentDocuments, begin_token
 from dafx_actors._turns.whole import WholeTurn
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import DafxError, ThreadBusy, UnsupportedTranscript
-from dafx_actors.ids import AgentThread, tell_name, turn_name
+from dafx_actors.ids import AgentThread, tell_name, telling_id, turn_name
 from dafx_actors.transcript import Json
 
 
@@ -78,7 +78,7 @@ class ThreadEntity:
         changed, outcome = rule(state, incoming)
         begins, token = context.operation == Begin.operation, None
         if changed is not state:
-            document = _state.dump(changed)
+            document = None if changed == _state.ThreadState() else _state.dump(changed)
             context.set_state(document)
             if isinstance(outcome, Granted):
                 known = begin_token(thread, incoming.turn) if begins else None
@@ -105,7 +105,9 @@ class ThreadEntity:
 
     def _tell_lost(self, context: EntityContext, thread: AgentThread, lost: Cancelled) -> None:
         """Have a turn told that its thread has forgotten it: it may wait for a person whom nobody asks any more."""
-        context.schedule_new_orchestration(tell_name(thread.agent), Telling.lost(thread, lost).dump())
+        context.schedule_new_orchestration(
+            tell_name(thread.agent), Telling.lost(thread, lost).dump(), telling_id(thread)
+        )
 
     def _run(self, context: EntityContext, thread: AgentThread, raw: Json) -> Json:
         """A whole turn in one operation, for `durability="turn"` and for the peer's callers, which send this.

@@ -6,7 +6,18 @@ a turn ask its thread; `CANCEL` cancels it, whatever comes with it.
 
 from __future__ import annotations
 
-from dafx_actors._json.operations import LOST, Cancel, Cancelled, Decide, Decided, Ended, Telling, load_outcome
+from dafx_actors._json.operations import (
+    LOST,
+    Cancel,
+    Cancelled,
+    Clear,
+    Clearing,
+    Decide,
+    Decided,
+    Ended,
+    Telling,
+    load_outcome,
+)
 from dafx_actors._turns.context import TurnContext
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
@@ -41,6 +52,9 @@ async def tell(context: TurnContext, thread: AgentThread, telling: Telling) -> J
             context.send_event(cancel.turn, CANCEL, data=dict(cancel.mark.raw))
             if next_id:
                 context.send_event(next_id, GRANTED)
+        case Clearing(turns):
+            for turn in turns:
+                context.send_event(turn, CANCEL, data=dict(Clear.load(telling.input).mark.raw))
         case Decided(decision, about) if telling.operation == Decide.operation:
             decide = Decide.load(telling.input)
             turn = decide.turn or (about.turn if about else "")

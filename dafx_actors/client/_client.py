@@ -25,6 +25,7 @@ from dafx_actors.client._decisions import Deciding
 from dafx_actors.client._executor import ClientAgentExecutor, PeerExecutor
 from dafx_actors.client._handles import OrchestrationHandle
 from dafx_actors.client._proxies import DurableAIAgent
+from dafx_actors.client._threads import Threads
 from dafx_actors.ids import agent_name, new_id
 from dafx_actors.orchestration._context import definition_of
 
@@ -64,6 +65,8 @@ class DurableAIAgentClient(Deciding):
         self._backend = backend
         self._executor = ClientAgentExecutor(backend, start_timeout)
         self._peers_executor = PeerExecutor(backend, start_timeout)
+        self.threads = Threads(backend, self._executor)
+        """Deletes, resets, exports and imports threads."""
 
     @classmethod
     def connect(

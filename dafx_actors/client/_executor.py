@@ -21,10 +21,10 @@ from dafx_actors._json.document import Outline, load_transcript
 from dafx_actors._json.operations import (
     Decide,
     Decided,
-    Message,
     Outcome,
     Refused,
     Telling,
+    ToThread,
     load_outcome,
     place_of,
 )
@@ -43,12 +43,13 @@ from dafx_actors.errors import (
     TurnCancelled,
     TurnFailed,
     TurnNotFound,
+    TurnSuperseded,
     TurnTerminated,
     TurnTimeout,
     UnsupportedByPeer,
 )
 from dafx_actors.exchange import AgentRunResponse, RunRequest
-from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, new_id, tell_name, telling_id, turn_name
+from dafx_actors.ids import AgentThread, agent_of_turn, entity_name, tell_name, telling_id, turn_name
 from dafx_actors.transcript import Json, Transcript
 
 ENDED = (OrchestrationStatus.COMPLETED, OrchestrationStatus.FAILED, OrchestrationStatus.TERMINATED)
@@ -219,10 +220,10 @@ class ClientAgentExecutor:
     ) -> Json:
         """The stored response of a turn, when it has ended."""
         vigil = self._vigil()
-        state = await self._end_of(thread.agent, correlation_id, vigil)
+        state = await self._end_of(thread, correlation_id, vigil)
         if again is not None and await self._was_withdrawn(state):
             await again()
-            state = await self._end_of(thread.agent, correlation_id, vigil)
+            state = await self._end_of(thread, correlation_id, vigil)
         if _is_left_to_peer(state) or self._is_given(correlation_id, state):
             return await self._peer.response(thread, correlation_id, None)
         return await self._completed(state, thread, correlation_id)
@@ -230,10 +231,18 @@ class ClientAgentExecutor:
     async def tell(
         self,
         thread: AgentThread,
-        message: Message,
+        message: ToThread,
         sent: Sent | None = None,
+        *,
+        leaves_record: bool = True,
     ) -> Outcome:
         """Tell a thread something, and hear what it says. A worker that hosts the agent carries it there.
+
+        Args:
+            thread: The thread.
+            message: What it is told.
+            sent: Told whether it may have arrived.
+            leaves_record: False: the orchestration that carried it is removed when it has ended.
 
         Raises:
             AgentNotHosted: None does; nothing was changed.
@@ -241,11 +250,20 @@ class ClientAgentExecutor:
             TurnError: The thread refused.
         """
         if await self._is_by_peer(thread.agent):
-            raise UnsupportedByPeer(thread.agent, f"hear of a turn while it runs ({message.operation!r})")
-        telling = new_id()
+            what = "hear of a turn while it runs" if leaves_record else "be told what becomes of a thread"
+            raise UnsupportedByPeer(thread.agent, f"{what} ({message.operation!r})")
+        telling = telling_id(thread)
         telling_input = Telling.of(thread, message).dump()
         await self._backend.start(tell_name(thread.agent), telling, telling_input, sent=sent)
-        return _said(await self._end_of(thread.agent, telling, self._vigil()), thread)
+        try:
+            state = await self._end_of(thread, telling, self._vigil())
+        except AgentNotHosted:
+            if not leaves_record:
+                await self._backend.purge(telling)
+            raise
+        if not leaves_record:
+            await self._backend.purge(telling)
+        return _said(state, thread)
 
     async def store(self, thread: AgentThread, decide: Decide, sent: Sent) -> str:
         """Have a thread told of a decision as soon as a worker of the agent is there: the id under which it is stored.
@@ -265,7 +283,7 @@ class ClientAgentExecutor:
         state = await self._backend.state(first)
         if state is not None and state.name == name and _tells_the_same(state, thread, decide):
             return first
-        await self._backend.start(name, another := new_id(), telling, sent=sent)
+        await self._backend.start(name, another := telling_id(thread), telling, sent=sent)
         return another
 
     async def said(self, thread: AgentThread, telling: str) -> Outcome:
@@ -400,16 +418,21 @@ class ClientAgentExecutor:
     def _vigil(self) -> _Vigil:
         return _Vigil(_GRACE if self._given is None else self._given)
 
-    async def _end_of(self, agent: str, correlation_id: str, vigil: _Vigil) -> OrchestrationState:
+    async def _end_of(self, thread: AgentThread, correlation_id: str, vigil: _Vigil) -> OrchestrationState:
         """An orchestration when it has ended, or when its turn was handed over.
 
         Raises:
             AgentNotHosted: No worker took it in time, and it was withdrawn.
+            TurnSuperseded: It is not there any more: its thread was deleted, or reset.
         """
+        agent = thread.agent
         while True:
             state = await self._backend.wait(correlation_id, vigil.left)
-            if state is None and vigil.is_due:
-                state = await self._look(agent, correlation_id, vigil)
+            if state is None:
+                if (there := await self._backend.state(correlation_id)) is None:
+                    raise TurnSuperseded(thread.thread_id, correlation_id)
+                if vigil.is_due:
+                    state = await self._look(agent, there, vigil)
             if state is not None:
                 if not (_is_left_to_peer(state) or self._is_given(correlation_id, state)):
                     self._see(agent)
@@ -419,7 +442,7 @@ class ClientAgentExecutor:
         """Whether this client has handed the turn over, and no worker of ours has answered it all the same."""
         return self._peer.has_given(correlation_id) and state.runtime_status is not OrchestrationStatus.COMPLETED
 
-    async def _look(self, agent: str, correlation_id: str, vigil: _Vigil) -> OrchestrationState | None:
+    async def _look(self, agent: str, state: OrchestrationState, vigil: _Vigil) -> OrchestrationState | None:
         """See to a turn that has not ended: whether a worker has it, and whether one will.
 
         Gives its state if the peer has it now, or if it ended by itself in this moment; None where it is to be waited
@@ -428,10 +451,10 @@ class ClientAgentExecutor:
         Raises:
             AgentNotHosted: The turn was withdrawn. A scheduler may show its end only once some worker takes it.
         """
-        state = await self._backend.state(correlation_id)
-        if state is not None and self._is_given(correlation_id, state):
+        correlation_id = state.instance_id
+        if self._is_given(correlation_id, state):
             return state  # some schedulers show its end late
-        if state is None or state.runtime_status is not OrchestrationStatus.PENDING:
+        if state.runtime_status is not OrchestrationStatus.PENDING:
             self._see(agent)
             vigil.end()
             return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -21,24 +20,20 @@ from durabletask.internal import orchestrator_service_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from dafx_actors import _secrets
+from dafx_actors._durable import calls as _calls
 from dafx_actors._json.crossing import dump_error
 from dafx_actors._raised import kind_of, text_of
 from dafx_actors.errors import MessageTooLarge
 
-_TOO_LARGE = re.compile(r"larger than max|exceeds the (maximum|configured)|serializing request", re.IGNORECASE)
-"""What gRPC says, here, and in the servers of others."""
-_BOUND = re.compile(r"vs\. (\d+)\)")
-
 
 def is_too_large(error: grpc.RpcError) -> bool:
     """Say whether a call failed because a message is larger than this side, or the other, takes."""
-    return bool(_TOO_LARGE.search(_details(error)))
+    return _calls.is_too_large(_details(error))
 
 
 def limit_in(error: grpc.RpcError) -> int | None:
     """The bound in bytes; None if the refusal does not name it."""
-    match = _BOUND.search(_details(error))
-    return int(match[1]) if match else None
+    return _calls.limit_in(_details(error))
 
 
 def _details(error: Any) -> str:

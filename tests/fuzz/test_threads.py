@@ -23,7 +23,7 @@ from dafx_actors._rules.operations import OPERATIONS
 from dafx_actors._turns.hosted import HostedAgent
 from dafx_actors.agents import AgentRegistry
 from dafx_actors.errors import DafxError, UnsupportedTranscript
-from dafx_actors.ids import tell_name
+from dafx_actors.ids import AgentThread, tell_name, telling_prefix
 from dafx_actors.testing import ScriptedModel
 from tests.fuzz.inputs import examples, json_objects, json_values, mangled
 
@@ -71,6 +71,7 @@ ACTIVE = document(
     attempts={"k1": {"number": 1, "token": "t"}},
     children={"k3": {"key": "k3", "agent": "Other", "thread": "t2", "correlationId": "k3"}},
     progress={"k1": {"percent": 3}},
+    remains={"turns": ["c0"], "ending": ["c1"]},
 )
 STATES: list[Any] = [None, document(), document(active="c1"), ACTIVE]
 TOLD: dict[str, dict[str, Any]] = {
@@ -94,6 +95,9 @@ TOLD: dict[str, dict[str, Any]] = {
     "attempt": {"correlationId": "c1", "key": "k1", "number": 1, "token": "t"},
     "note": {"correlationId": "c1", "key": "k1", "progress": 3},
     "reset": {},
+    "clear": {"mark": {"by": "", "reason": "gone"}, "deletes": True, "ended": ["c1", "c2", "c3", "c4"]},
+    "sweep": {"remains": {"turns": ["c0", "c1"], "children": []}, "deletes": True},
+    "import": {"entries": [{"$type": "request", "correlationId": "c1"}], "document": {}},
     "run": {**request("c7"), "orchestrationId": None},
     "delete": {},
 }  # fmt: skip
@@ -151,7 +155,7 @@ def tell(operation: str, raw: Any, state: Any) -> Any:
     after = json.loads(context.state)
     if isinstance(answer, dict) and "error" in answer:
         assert isinstance(load_error(answer["error"]), DafxError), answer
-    if operation not in {"reset", "delete"}:
+    if operation not in {"reset", "delete", "clear", "sweep"}:
         before = (state or {}).get("data", {}).get("conversationHistory", [])
         assert (after or {}).get("data", {}).get("conversationHistory", [])[: len(before)] == before
     load_transcript(after)
@@ -271,8 +275,9 @@ def test_the_active_turn_is_told_that_its_thread_is_gone() -> None:
     for operation in ("reset", "delete"):
         context: Any = Context(operation, json.dumps(ACTIVE))
         CLERK.entity(context, {})
-        ((name, telling),) = map(json.loads, context.scheduled)
+        ((name, telling, telling_id),) = map(json.loads, context.scheduled)
         assert (name, telling["operation"], telling["input"]["correlationId"]) == (tell_name("Clerk"), "lost", "c1")
+        assert telling_id.startswith(telling_prefix(AgentThread("Clerk", "t1")))
         context = Context(operation, json.dumps(document()))
         CLERK.entity(context, {})
         assert context.scheduled == [], "nobody is there to hear"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from datetime import datetime
-from typing import Any, assert_type
+from typing import Any, BinaryIO, TextIO, assert_type
 
 import attrs
 from durabletask import task
@@ -17,6 +17,7 @@ from durabletask.entities import EntityInstanceId
 from dafx_actors import (
     AgentRunResponse,
     AgentThread,
+    ChatMessage,
     Decision,
     DecisionAccepted,
     DecisionStored,
@@ -29,13 +30,14 @@ from dafx_actors import (
     OrchestrationHandle,
     PendingApproval,
     PendingOutcome,
+    Turn,
     TurnHandle,
     durable_agent,
     orchestrator,
     when_all,
     when_any,
 )
-from dafx_actors.errors import ModelError, ThreadBusy
+from dafx_actors.errors import ModelError, ThreadBusy, ThreadTimeout
 from dafx_actors.transcript import Json
 
 
@@ -171,6 +173,19 @@ async def tasks_are_typed(context: OrchestrationContext) -> None:
     await when_all([1, 2])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
+async def threads_are_kept_up(client: DurableAIAgentClient, thread: AgentThread, file: TextIO, raw: BinaryIO) -> None:
+    assert_type(await client.threads.delete(thread, timeout=5), None)
+    assert_type(await client.threads.reset(thread), None)
+    async for line in client.threads.export(thread):
+        assert_type(line, str)
+    await client.threads.import_(thread, file, timeout=5)
+    await client.threads.import_(thread, raw)
+    await client.threads.import_(thread, client.threads.export(thread))
+    await client.threads.import_(thread, ["{}", b"{}"])
+    await client.threads.delete("t1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await client.threads.import_(thread, 5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
 async def decisions_are_typed(client: DurableAIAgentClient) -> None:
     approvals, outcomes = await client.pending_approvals(Joker), await client.pending_outcomes(Joker)
     assert_type(approvals, list[PendingApproval])
@@ -195,7 +210,13 @@ async def decisions_are_typed(client: DurableAIAgentClient) -> None:
     await client.resolve(approvals[0], "retry")  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def errors_have_fields(busy: ThreadBusy) -> None:
+def a_turn_shows_its_last_turns(turn: Turn) -> None:
+    assert_type(turn.last_turns(20), tuple[ChatMessage, ...])
+    turn.last_turns("20")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def errors_have_fields(busy: ThreadBusy, late: ThreadTimeout) -> None:
+    assert_type(late.remains, tuple[str, ...])
     assert_type(busy.active, str)
     assert_type(ModelError("timeout", "x", status=504, attempts=2).status, int | None)
     ModelError("bad luck", "x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
