@@ -110,6 +110,10 @@ def _forget(made: asyncio.Future[T]) -> None:
         made.exception()
 
 
+class Replaced(Exception):
+    """The connection was closed under a call, by this program itself: the call may have arrived."""
+
+
 class Calls:
     """Makes calls to one scheduler: patient, bounded, and with errors that say something."""
 
@@ -172,6 +176,10 @@ class Calls:
                     self._heard()
                     return result
                 detail, error = f"no answer within {silence:g} s", None
+            except Replaced as gone:
+                if again:
+                    continue  # over the connection that comes after it
+                raise SchedulerUnreachable(self._endpoint, "the connection was closed") from gone
             except grpc.RpcError as failed:
                 detail, error = self._judge(failed), failed
             except Exception as failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -105,10 +106,10 @@ class DurableAIAgentClient:
         """
         where = address(endpoint, taskhub)
         credential = credential_for(where, credential)
-        own = _credentials.default_credential() if where.is_secure and credential is None else None
-        client = make_client(where, credential if own is None else own)
-        made = cls(client, where=where, start_timeout=start_timeout)
-        made._use(Backend(client, where, is_ours=True, credential=own, sent=credential), start_timeout)
+        own = _credentials.OwnCredential() if where.is_secure and credential is None else None
+        make = functools.partial(make_client, where, credential if own is None else own)
+        made = cls(make(), where=where, start_timeout=start_timeout)
+        made._use(Backend(make, where, credential=own, sent=credential), start_timeout)
         made._owned = True
         return made
 
