@@ -8,11 +8,12 @@ processes makes new ones. In a child of a process that could not, no connection 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import anyio
@@ -29,6 +30,8 @@ Loop: TypeAlias = asyncio.AbstractEventLoop | None
 
 _REST = 2.0
 """Seconds that calls have to notice that their connection was closed for a fork."""
+_ENDS = 0.2
+"""Seconds that gRPC's thread has to end."""
 _POLLER = "(_poll_wrapper)"
 """What the name of the thread ends with by which gRPC's asyncio hears of its calls; Python gives it that name."""
 
@@ -113,6 +116,11 @@ class Connections:
             _fork.all.add(self)
 
     @property
+    def is_open(self) -> bool:
+        """Whether a connection was made, and not closed."""
+        return bool(self._by_loop)
+
+    @property
     def client(self) -> Any:
         """Durabletask's client of the running event loop.
 
@@ -157,10 +165,7 @@ class Connections:
             if loop is here or loop is None:
                 await connection.close()
             elif loop.is_running():
-                closing = asyncio.run_coroutine_threadsafe(connection.close(), loop)
-                # It may be stopped in this moment. The end of its program then is the end of its connections.
-                with anyio.move_on_after(_REST), suppress(Exception):
-                    await asyncio.wrap_future(closing)
+                await _close_in(loop, connection)
 
     async def rest(self, loop: Loop) -> Connection | None:
         """Close what this event loop, which runs, has open and can open again."""
@@ -192,6 +197,19 @@ class Connections:
         self._by_loop, self._forks = {}, _fork.count
 
 
+async def _close_in(loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
+    """Close a connection of another event loop, which may end in this moment: then its connections have ended."""
+    closing = connection.close()
+    try:
+        closed = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(closing, loop))
+    except RuntimeError:
+        closing.close()
+        return
+    done, _ = await asyncio.wait({closed}, timeout=_REST)
+    if done and not closed.cancelled():
+        closed.exception()
+
+
 def _running() -> Loop:
     try:
         return asyncio.get_running_loop()
@@ -200,6 +218,10 @@ def _running() -> Loop:
 
 
 # --- Forks --------------------------------------------------------------------------------------------------------
+
+
+def _pollers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.endswith(_POLLER)]
 
 
 class _Fork:
@@ -219,7 +241,14 @@ class _Fork:
 
     def before(self) -> None:
         """Look whether gRPC's asyncio is at work."""
-        self._is_polled = any(thread.name.endswith(_POLLER) for thread in threading.enumerate())
+        polling = _pollers()
+        if polling and not any(each.is_open for each in list(self.all)):
+            # gRPC ends its thread with the last of its channels, and those that were closed stand in circles.
+            gc.collect()
+            for thread in polling:
+                thread.join(_ENDS)
+            polling = _pollers()
+        self._is_polled = bool(polling)
 
     def in_child(self) -> None:
         """Leave what the parent has to the parent."""
@@ -235,11 +264,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_fork.before, after_in_child=_fork.in_child)
 
 
-async def rest() -> bool:
-    """Close the connections of the running event loop until `go_on`; calls on their way are made again then.
-
-    Gives whether there were any.
-    """
+async def rest() -> None:
+    """Close the connections of the running event loop until `go_on`; calls on their way are made again then."""
     loop = _running()
     _fork.resting[loop] = asyncio.Event()
     with _fork.lock:
@@ -248,7 +274,6 @@ async def rest() -> bool:
     with anyio.move_on_after(_REST):
         for each in closed:
             await each.idle.wait()
-    return bool(closed)
 
 
 async def go_on() -> None:

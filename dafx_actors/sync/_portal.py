@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
-import gc
 import logging
 import os
 import sys
@@ -87,14 +86,9 @@ class _Portal:
             return
         self._is_resting = True
         try:
-            resting = self._portal.start_task_soon(connections.rest)
-            wait_for([resting], _GRACE)
-            were_open = resting.done() and resting.result()
-        except Exception:
+            wait_for([self._portal.start_task_soon(connections.rest)], _GRACE)
+        except RuntimeError:
             _logger.warning("Connections were not closed before a fork", exc_info=True)
-            return
-        if were_open:
-            gc.collect()  # gRPC ends its thread with the last of its channels, and those stand in circles
 
     def after_fork(self) -> None:
         """Go on, in the parent."""
