@@ -127,6 +127,10 @@ def spoiled(endpoint: str) -> None:
     says(wrapped.get_agent("Joker"), "in the parent")
     inherited: list[AsyncClient] = []
 
+    ended = AsyncClient.connect(endpoint)
+    asyncio.run(ended.ping())
+    in_child(lambda: says(DurableAIAgentClient.connect(endpoint).get_agent("Joker"), "after its event loop"))
+
     def refused(call: Callable[[], object]) -> None:
         try:
             call()

@@ -177,9 +177,10 @@ class Calls:
                     return result
                 detail, error = f"no answer within {silence:g} s", None
             except Replaced as gone:
-                if again:
-                    continue  # over the connection that comes after it
-                raise SchedulerUnreachable(self._endpoint, "the connection was closed") from gone
+                if again or self._is_closed:
+                    continue  # over the connection that comes after it, if one does
+                detail = "this program closed the connection, to fork; what was sent may have arrived"
+                raise SchedulerUnreachable(self._endpoint, detail) from gone
             except grpc.RpcError as failed:
                 detail, error = self._judge(failed), failed
             except Exception as failed:

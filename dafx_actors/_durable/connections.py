@@ -117,8 +117,8 @@ class Connections:
 
     @property
     def is_open(self) -> bool:
-        """Whether a connection was made, and not closed."""
-        return bool(self._by_loop)
+        """Whether gRPC's asyncio has a connection of it."""
+        return self.is_async and bool(self._by_loop)
 
     @property
     def client(self) -> Any:
@@ -178,9 +178,7 @@ class Connections:
         self._leave_inherited()
         if (found := self._by_loop.get(loop)) is not None:
             return found
-        for other in [each for each in list(self._by_loop) if each is not None and each.is_closed()]:
-            if self.is_ours:
-                del self._by_loop[other]
+        self.forget_ended()
         if self._given is not None and self.is_async and self._by_loop:
             raise ClientOfAnotherLoop(self._endpoint)
         if _fork.is_spoiled:
@@ -188,6 +186,12 @@ class Connections:
         client = self._make() if self._given is None else self._given
         self._by_loop[loop] = Connection(client, is_ours=self._given is None)
         return self._by_loop[loop]
+
+    def forget_ended(self) -> None:
+        """Let go of the connections of event loops that have ended: nobody can close them any more."""
+        if self.is_ours:
+            for ended in [each for each in list(self._by_loop) if each is not None and each.is_closed()]:
+                self._by_loop.pop(ended, None)
 
     def _leave_inherited(self) -> None:
         if self._forks == _fork.count:
@@ -233,29 +237,36 @@ class _Fork:
         self.is_spoiled = False
         """Whether gRPC cannot be used in this process."""
         self.resting: dict[Loop, asyncio.Event] = {}
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.all: weakref.WeakSet[Connections] = weakref.WeakSet()
         self.inherited: list[object] = []
         """What must never be given back: in a child, gRPC would wait for its thread, which is not there."""
-        self._is_polled = False
+        self._was_polled: bool | None = None
 
     def before(self) -> None:
         """Look whether gRPC's asyncio is at work."""
+        with self.lock:
+            clients = list(self.all)
+        for each in clients:
+            each.forget_ended()
         polling = _pollers()
-        if polling and not any(each.is_open for each in list(self.all)):
+        if polling and not any(each.is_open for each in clients):
             # gRPC ends its thread with the last of its channels, and those that were closed stand in circles.
             gc.collect()
             for thread in polling:
                 thread.join(_ENDS)
             polling = _pollers()
-        self._is_polled = bool(polling)
+        self._was_polled = bool(polling)
 
     def in_child(self) -> None:
         """Leave what the parent has to the parent."""
         self.count += 1
-        self.is_spoiled = self.is_spoiled or self._is_polled
+        was_polled, self._was_polled = self._was_polled, None
+        if was_polled is None:  # some servers fork without a word before it
+            was_polled = any(each.is_open for each in self.all)
+        self.is_spoiled = self.is_spoiled or was_polled
         self.resting.clear()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.inherited += [*self.all, *[dict(vars(each)) for each in self.all]]
 
 

@@ -51,7 +51,8 @@ class DurableAIAgentClient:
     """Finds agents and starts orchestrations on one task hub.
 
     Wraps a durabletask client, sync or async; an async one is better for many conversations at a time, since each
-    call of a sync one holds a thread while it waits.
+    call of a sync one holds a thread while it waits. An async one belongs to the first event loop that uses it: calls
+    from another raise `ClientOfAnotherLoop`. None is used on after a fork: `ForkedWhileConnected`.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ class DurableAIAgentClient:
     ) -> DurableAIAgentClient:
         """Make a client of what is given, else of ENDPOINT and TASKHUB. Use it with `async with`, or `aclose()` it.
 
-        Nothing is reached yet: the first call does that, or `ping()`.
+        Nothing is reached yet: the first call does that, or `ping()`. There is a connection for each event loop that
+        the client is used from. Programs without one use `dafx_actors.sync`.
 
         Args:
             endpoint: `http://host:port`, or `https://...` for a deployed scheduler.

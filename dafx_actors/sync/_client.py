@@ -53,7 +53,7 @@ class DurableAIAgentClient:
         self._use(AsyncClient(client, where=where, start_timeout=start_timeout), where or address_of(client))
 
     def _use(self, client: AsyncClient, where: Address) -> None:
-        self._client = client
+        self._wrapped = client
         self._caller = Caller(client, where.endpoint)
 
     @classmethod
@@ -110,7 +110,7 @@ class DurableAIAgentClient:
             SchedulerRefused: It answers that it cannot, or that a token is missing.
             SchedulerCredentialError: It wants a token of Azure's, and there is none to be had.
         """
-        self._caller.call(self._client.ping, timeout=timeout)
+        self._caller.call(self._wrapped.ping, timeout=timeout)
 
     def get_agent(self, agent: str | type | object, *, hosted_by_peer: bool = False) -> DurableAIAgent:
         """An agent by its name, or by its class; whether a worker hosts it shows when it is run.
@@ -123,7 +123,7 @@ class DurableAIAgentClient:
         Raises:
             ConfigurationError: A class that is no agent, or a name that cannot be one.
         """
-        return DurableAIAgent(self._caller, self._client.get_agent(agent, hosted_by_peer=hosted_by_peer))
+        return DurableAIAgent(self._caller, self._wrapped.get_agent(agent, hosted_by_peer=hosted_by_peer))
 
     @overload
     def schedule_new_orchestration(
@@ -175,7 +175,7 @@ class DurableAIAgentClient:
             SchedulerUnreachable: Nothing answers, or not within `timeout`; it may have been started, as it says.
             SchedulerRefused: It answers that it cannot.
         """
-        schedule: Any = self._client.schedule_new_orchestration
+        schedule: Any = self._wrapped.schedule_new_orchestration
         handle: _async.OrchestrationHandle[Any] = self._caller.call(
             schedule, orchestrator, input=input, instance_id=instance_id, timeout=timeout
         )
@@ -197,7 +197,7 @@ class DurableAIAgentClient:
         Raises:
             SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
-        return self._caller.call(self._client.pending_approvals, agent, thread, timeout=timeout)
+        return self._caller.call(self._wrapped.pending_approvals, agent, thread, timeout=timeout)
 
     def pending_outcomes(
         self, agent: str | type | object, thread: AgentThread | str | None = None, *, timeout: float | None = None
@@ -212,7 +212,7 @@ class DurableAIAgentClient:
         Raises:
             SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
-        return self._caller.call(self._client.pending_outcomes, agent, thread, timeout=timeout)
+        return self._caller.call(self._wrapped.pending_outcomes, agent, thread, timeout=timeout)
 
     def approve(
         self,
@@ -242,7 +242,7 @@ class DurableAIAgentClient:
             SchedulerUnreachable: Nothing answers; nothing was sent.
         """
         return self._caller.call(
-            self._client.approve,
+            self._wrapped.approve,
             approval,
             arguments=arguments,
             by=by,
@@ -261,7 +261,7 @@ class DurableAIAgentClient:
         timeout: float | None = None,
     ) -> Decision:
         """Do not let a tool call be made. The model is told, with the reason, and goes on. See `approve`."""
-        return self._caller.call(self._client.deny, approval, reason, by=by, signer=signer, timeout=timeout)
+        return self._caller.call(self._wrapped.deny, approval, reason, by=by, signer=signer, timeout=timeout)
 
     def resolve(
         self,
@@ -292,7 +292,7 @@ class DurableAIAgentClient:
             AgentNotHosted, TurnTimeout, SchedulerUnreachable: As of `approve`.
         """
         return self._caller.call(
-            self._client.resolve,
+            self._wrapped.resolve,
             outcome,
             action,
             result=result,
@@ -313,4 +313,4 @@ class DurableAIAgentClient:
 
     def get_orchestration(self, instance_id: str, *, return_type: Any = Any) -> OrchestrationHandle[Any]:
         """An orchestration that was started before, perhaps by another process."""
-        return OrchestrationHandle(self._caller, self._client.get_orchestration(instance_id, return_type=return_type))
+        return OrchestrationHandle(self._caller, self._wrapped.get_orchestration(instance_id, return_type=return_type))

@@ -16,6 +16,7 @@ from durabletask.entities import EntityInstanceId
 from dafx_actors import (
     AgentRunResponse,
     AgentThread,
+    Decision,
     DurableAgentTask,
     DurableAIAgent,
     DurableAIAgentClient,
@@ -31,6 +32,7 @@ from dafx_actors import (
     when_all,
     when_any,
 )
+from dafx_actors import sync as _sync
 from dafx_actors.errors import ModelError, ThreadBusy
 
 
@@ -175,6 +177,34 @@ async def decisions_are_typed(client: DurableAIAgentClient) -> None:
     await client.approve(outcomes[0])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     await client.deny(outcomes[0])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     await client.resolve(approvals[0], "retry")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def sync_programs_are_typed(client: _sync.DurableAIAgentClient) -> None:
+    agent = client.get_agent(Joker)
+    assert_type(agent, _sync.DurableAIAgent)
+    assert_type(agent.run("x", session=agent.create_session()), AgentRunResponse[None])
+    assert_type(agent.run("x", response_format=Joke), AgentRunResponse[Joke])
+    assert_type(agent.run("x", response_format=Joke).value, Joke)
+    assert_type(agent.run("x", response_format={"type": "object"}), AgentRunResponse[Any])
+    assert_type(agent.run("x", wait_for_response=False), str)
+    agent.run("x", thread=5)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+    turn = agent.start("x", response_format=Joke, limits=Limits(steps=5))
+    assert_type(turn, _sync.TurnHandle[Joke])
+    assert_type(turn.result(timeout=1).value, Joke)
+    assert_type(agent.get_turn("t1"), _sync.TurnHandle[None])
+    assert_type(agent.get_turn("t1", response_format=Joke), _sync.TurnHandle[Joke])
+    agent.start("x", limit=5)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
+    handle = client.schedule_new_orchestration(count, input=[Joke("a", "b")])
+    assert_type(handle, _sync.OrchestrationHandle[int])
+    assert_type(handle.result(), int)
+    assert_type(client.schedule_new_orchestration(bare), _sync.OrchestrationHandle[str])
+    assert_type(client.get_orchestration("o1", return_type=int), _sync.OrchestrationHandle[int])
+    client.schedule_new_orchestration(count, input="x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+    approvals, outcomes = client.pending_approvals(Joker), client.pending_outcomes(Joker)
+    assert_type(approvals, list[PendingApproval])
+    assert_type(client.approve(approvals[0]), Decision)
+    client.deny(outcomes[0])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    client.resolve(outcomes[0], "retry")
 
 
 def errors_have_fields(busy: ThreadBusy) -> None:
