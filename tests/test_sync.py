@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import signal
@@ -16,6 +17,8 @@ from typing import Any
 
 import anyio
 import attrs
+import durabletask.internal.orchestrator_service_pb2_grpc as stubs  # pyright: ignore[reportMissingTypeStubs]
+import grpc.aio
 import pytest
 from durabletask.client import AsyncTaskHubGrpcClient, OrchestrationStatus, TaskHubGrpcClient
 
@@ -23,6 +26,8 @@ import dafx_actors
 from dafx_actors import sync
 from dafx_actors._durable import connections
 from dafx_actors._durable import credentials as _credentials
+from dafx_actors._durable.backend import Backend
+from dafx_actors._durable.connect import Address, make_client
 from dafx_actors.decisions import PendingOutcome
 from dafx_actors.errors import (
     ClientOfAnotherLoop,
@@ -39,6 +44,7 @@ from dafx_actors.errors import (
 from dafx_actors.sync import DurableAIAgentClient
 from tests.conftest import free_port
 from tests.sync_side import count
+from tests.test_connect import Faulty
 
 PORTAL = "dafx-sync"
 
@@ -385,39 +391,51 @@ def test_a_pool_of_forked_processes_uses_the_client_of_its_parent(endpoint: str)
     assert ran("pooled", endpoint) == [f"task {number} (1 messages)" for number in range(5)]
 
 
+class Stuck(Faulty):
+    """Takes events, and never says so."""
+
+    async def RaiseEvent(self, request: Any, context: Any) -> Any:
+        self.raised += 1
+        await anyio.sleep_forever()
+
+
 @pytest.mark.anyio
-async def test_what_may_arrive_twice_is_sent_again_after_a_fork_and_an_event_is_not(endpoint: str) -> None:
+async def test_a_call_under_which_a_fork_comes_is_made_again_where_it_may_arrive_twice(endpoint: str) -> None:
+    servicer, server = Stuck(), grpc.aio.server()
+    add: Callable[..., None] = stubs.add_TaskHubSidecarServiceServicer_to_server
+    add(servicer, server)
+    where = Address(f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", "default")
+    await server.start()
+    stuck = Backend(functools.partial(make_client, where), where)
     async with dafx_actors.DurableAIAgentClient.connect(endpoint) as client:
-        backend = client._backend
-        stuck = await client.schedule_new_orchestration("nobody's")
-        outcomes: list[object] = []
+        waited = await client.schedule_new_orchestration("nobody's")
+        heard: list[str] = []
 
         async def wait() -> None:
-            outcomes.append(await backend.wait(stuck.instance_id, 60))
+            heard.append(str((await waited.wait()).runtime_status))
 
         async def send() -> None:
-            async def never() -> None:
-                with (await backend._connections.here()).call():
-                    try:
-                        await anyio.sleep(60)
-                    finally:
-                        raise ConnectionError("cut off")
-
             with pytest.raises(SchedulerUnreachable, match="to fork; what was sent may have arrived"):
-                await backend._calls.patiently(never, again=False)
-            outcomes.append("may have arrived")
+                await stuck.raise_event("o1", "more", 1)
+            heard.append("an event")
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            connection = await backend._connections.here()
+            tasks.start_soon(send)
+            connection = await client._backend._connections.here()
             await until_busy(connection)
+            with anyio.fail_after(60):
+                while not servicer.raised:
+                    await anyio.sleep(0.005)
             await connections.rest()
             assert connection.idle.is_set()
-            assert outcomes == []
             tasks.start_soon(answered, client)
             await connections.go_on()
-            await stuck.terminate("enough")
-    assert len(outcomes) == 1
+            await waited.terminate("enough")
+    assert sorted(heard) == ["TERMINATED", "an event"]
+    assert servicer.raised == 1
+    await stuck.close()
+    await server.stop(0)
 
 
 async def until_busy(connection: connections.Connection) -> None:
