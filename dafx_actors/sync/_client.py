@@ -37,24 +37,30 @@ class DurableAIAgentClient:
     """
 
     def __init__(
-        self, client: TaskHubGrpcClient, *, where: Address | None = None, start_timeout: float | None = None
+        self,
+        client: TaskHubGrpcClient | AsyncClient,
+        *,
+        where: Address | None = None,
+        start_timeout: float | None = None,
     ) -> None:
         """Wrap `client`, which stays the caller's to close, and is of no use in a process that is forked after that.
 
         Args:
-            client: A `DurableTaskSchedulerClient` or a `TaskHubGrpcClient`; `connect()` needs none.
+            client: A `DurableTaskSchedulerClient` or a `TaskHubGrpcClient`; `connect()` needs none. Or an
+                async client of this package, which is closed with this one.
             where: The client's endpoint and task hub, for error messages; by default what the client tells.
             start_timeout: Seconds that a turn waits for a worker that takes it; see the async client.
 
         Raises:
             ConfigurationError: It is no durabletask client, or one for asyncio.
         """
-        check_wrapped("Client", client, TaskHubGrpcClient)
-        self._use(AsyncClient(client, where=where, start_timeout=start_timeout), where or address_of(client))
-
-    def _use(self, client: AsyncClient, where: Address) -> None:
-        self._wrapped = client
-        self._caller = Caller(client, where.endpoint)
+        if isinstance(client, AsyncClient):
+            self._wrapped, endpoint = client, "the client's endpoint" if where is None else where.endpoint
+        else:
+            check_wrapped("Client", client, TaskHubGrpcClient)
+            where = where or address_of(client)
+            self._wrapped, endpoint = AsyncClient(client, where=where, start_timeout=start_timeout), where.endpoint
+        self._caller = Caller(self._wrapped, endpoint)
 
     @classmethod
     def connect(
@@ -83,9 +89,7 @@ class DurableAIAgentClient:
                 is set up wrongly.
         """
         client = AsyncClient.connect(endpoint, taskhub, credential=credential, start_timeout=start_timeout)
-        made = cls.__new__(cls)
-        made._use(client, address(endpoint, taskhub))  # noqa: SLF001 - what `__init__` does with another client
-        return made
+        return cls(client, where=address(endpoint, taskhub))
 
     def close(self) -> None:
         """Close the connection, if `connect()` made it. Whoever waits for an answer hears `SchedulerUnreachable`."""
