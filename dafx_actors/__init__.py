@@ -155,6 +155,7 @@ _MODULES = {
     "orchestration": __name__,
     "proxies": __name__,
     "scheduler": __name__,
+    "sync": __name__,
     "testing": __name__,
     "tools": __name__,
     "transcript": __name__,

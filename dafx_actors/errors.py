@@ -22,6 +22,8 @@
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
     │   ├── SchedulerRefused        it answers that it cannot: its disk is full, or a token is missing
     │   ├── SchedulerCredentialError  it wants a token of Azure's, and there is none to be had
+    │   ├── ClientOfAnotherLoop     a durabletask client that is wrapped belongs to another event loop
+    │   ├── ForkedWhileConnected    this process was forked from one that had connections open
     │   ├── MessageTooLarge         an answer is larger than the messages that the scheduler takes
     │   ├── SchedulerInUse          another process has the embedded scheduler's database open
     │   ├── SchedulerDatabaseError  its database file cannot be used as it is
@@ -29,6 +31,7 @@
     │   ├── SchedulerReadFailed     its database could not be read just now; nothing was changed
     │   ├── SchedulerNotSecured     it would listen to other machines without TLS and a token
     │   └── SchedulerCannotListen   it cannot have its address
+    ├── LoopWouldBlock              a sync client was called where an event loop runs
     ├── OrchestrationFailed         an orchestration that a client awaited did not complete
     ├── ThreadError                 what `client.threads` could not do
     │   ├── ThreadTimeout           not in time; called again, it goes on where it stopped
@@ -361,6 +364,38 @@ class SchedulerCredentialError(SchedulerError):
 
 
 @attrs.define(eq=False, slots=False, repr=False)
+class ClientOfAnotherLoop(SchedulerError, RuntimeError):
+    """A client wraps a durabletask client for asyncio that another event loop has used before. Nothing was sent."""
+
+    endpoint: str
+
+    def __str__(self) -> str:
+        return (
+            f"The durabletask client of {self.endpoint} belongs to another event loop: one for asyncio can be used "
+            "from the first that uses it, and from no other. Nothing was sent. Wrap one in each event loop, or take "
+            "`DurableAIAgentClient.connect()`, which makes a connection for each."
+        )
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class ForkedWhileConnected(SchedulerError, RuntimeError):
+    """This process was forked from one that had connections open, which cannot be used here. Nothing was sent."""
+
+    endpoint: str
+    detail: str
+    """Of the process that it was forked from."""
+
+    def __str__(self) -> str:
+        return (
+            f"No call to the scheduler at {self.endpoint} can be made here: this process was forked from one "
+            f"{self.detail}, and gRPC does not outlive that. Nothing was sent. Before a fork, close async clients, "
+            "workers and schedulers, or do not use them: make and use them in the child (`post_fork` of gunicorn, "
+            '`worker_process_init` of Celery); or start processes with multiprocessing\'s "spawn". Clients of '
+            "`dafx_actors.sync` that `connect()` made may be open."
+        )
+
+
+@attrs.define(eq=False, slots=False, repr=False)
 class MessageTooLarge(SchedulerError):
     """An answer is larger than the messages that the scheduler takes. What made it has run, and is not run again."""
 
@@ -466,6 +501,21 @@ class SchedulerCannotListen(SchedulerError, OSError):
         return (
             f"The scheduler cannot listen on {self.address}: {self.reason}. Another program may have that port; "
             "stop it, or choose another port (0 takes any free one)."
+        )
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class LoopWouldBlock(DafxError, RuntimeError):
+    """A client of `dafx_actors.sync` was called on a thread whose event loop runs. Nothing was sent."""
+
+    call: str
+    """What was called."""
+
+    def __str__(self) -> str:
+        return (
+            f"`{self.call}` waits for an answer, and an event loop runs in this thread: all of its tasks would stand "
+            "still. Nothing was sent. Await the same call of the async client, `dafx_actors.DurableAIAgentClient`, or "
+            "make this one in another thread: `await asyncio.to_thread(...)`."
         )
 
 

@@ -90,18 +90,27 @@ class Joker:
         "Adds."
         return a + b
 """
+SYNC = """
+from dafx_actors.sync import DurableAIAgentClient
+with DurableAIAgentClient.connect("http://127.0.0.1:1") as client:
+    try:
+        client.get_agent("Joker").run("Hi", timeout=0.1)
+    except Exception as error:
+        assert type(error).__name__ == "SchedulerUnreachable", error
+"""
 SERVER = ["sqlite3", "dafx_actors.scheduler.embedded", "dafx_actors.scheduler.storage"]
 WORKER = ["dafx_actors.worker", "dafx_actors._turns", "dafx_actors.agents"]
 LOADS = [
     ("import dafx_actors", [*HEAVY, *SERVER, *WORKER, "durabletask", "grpc"]),
     (CLIENT, [*HEAVY, *SERVER, *WORKER]),
+    (SYNC, [*HEAVY, *SERVER, *WORKER]),
     (AGENT, ["openai", "azure.identity", "pydantic", *SERVER, "dafx_actors.worker", "dafx_actors.client"]),
     ("from dafx_actors import DurableAIAgentWorker", [*HEAVY, *SERVER, "dafx_actors.client"]),
 ]
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("program", "heavy"), LOADS, ids=["nothing", "client", "agent", "worker"])
+@pytest.mark.parametrize(("program", "heavy"), LOADS, ids=["nothing", "client", "sync client", "agent", "worker"])
 def test_a_program_loads_what_it_uses(program: str, heavy: list[str]) -> None:
     looks = f"{program}\nimport sys\nprint([name for name in {heavy!r} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", looks], capture_output=True, text=True, check=True)

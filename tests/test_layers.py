@@ -18,7 +18,7 @@ ROWS = [
     {"_rules", "tools"},
     {"agents", "mcp", "orchestration"},
     {"_turns", "client"},
-    {"worker", "handles", "proxies"},
+    {"worker", "sync", "handles", "proxies"},
     {"testing", "cli", ""},
 ]
 """Wings, from the ground up; "" is the front door. Those of the first row see each other."""
@@ -197,6 +197,8 @@ def test_nobody_imports_itself_by_way_of_others() -> None:
         ("agents", "from dafx_actors.models.openai import OpenAIModel"),
         ("models.openai", "from ..worker import DurableAIAgentWorker"),
         ("client._client", "from dafx_actors._turns.host import Host"),
+        ("client._client", "from dafx_actors.sync import DurableAIAgentClient"),
+        ("sync._client", "from dafx_actors.worker import DurableAIAgentWorker"),
         ("scheduler._serve.service", "from dafx_actors.ids import new_id"),
         ("scheduler._serve.service", "from dafx_actors._durable.connect import address"),
         ("agents", "from dafx_actors.scheduler import EmbeddedScheduler"),

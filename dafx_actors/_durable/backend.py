@@ -14,13 +14,7 @@ import anyio.to_thread
 import grpc
 import grpc.aio
 from durabletask import history
-from durabletask.client import (
-    AsyncTaskHubGrpcClient,
-    EntityQuery,
-    OrchestrationQuery,
-    OrchestrationState,
-    OrchestrationStatus,
-)
+from durabletask.client import EntityQuery, OrchestrationQuery, OrchestrationState, OrchestrationStatus
 from durabletask.entities import EntityInstanceId
 from durabletask.internal.orchestrator_service_pb2 import (
     ORCHESTRATION_STATUS_FAILED,
@@ -30,7 +24,8 @@ from durabletask.internal.orchestrator_service_pb2 import (
 
 from dafx_actors._durable import credentials as _credentials
 from dafx_actors._durable.calls import Calls, Sent, apart, code_of, within
-from dafx_actors._durable.connect import TRANSPORT, Address, DurableTaskClient, is_connected
+from dafx_actors._durable.connect import TRANSPORT, Address, DurableTaskClient
+from dafx_actors._durable.connections import Connections
 from dafx_actors._durable.tokens import is_loopback
 from dafx_actors.errors import SchedulerUnreachable
 from dafx_actors.transcript import Json
@@ -72,43 +67,36 @@ class Backend:
 
     def __init__(
         self,
-        client: DurableTaskClient,
+        client: DurableTaskClient | Callable[[], DurableTaskClient],
         where: Address,
         *,
-        is_ours: bool = False,
         credential: Any = None,
         sent: Any = None,
     ) -> None:
         """Make it.
 
         Args:
-            client: Of durabletask, sync or async.
+            client: Of durabletask, sync or async; or what makes an async one, for each event loop that needs one.
             where: What it is connected to.
-            is_ours: `make_client` made it.
             credential: To close with it.
             sent: The credential that the client sends, for what is asked beside it.
         """
         self._sent = sent
         self.where = where
-        self._client: Any = client
-        self._is_async = isinstance(client, AsyncTaskHubGrpcClient)
-        # A sync client's calls hold a thread each while they wait; gRPC ends them, so they cannot pile up for ever.
-        self._threads = anyio.CapacityLimiter(2048)
-        self._longest_wait = 60.0 if self._is_async else 10.0
-        self._telling: grpc.aio.Channel | None = None
+        self._connections = Connections(client, where.endpoint)
+        self._longest_wait = 60.0 if self._connections.is_async else 10.0
         self._credential = credential
-        # Others' clients change their channels, so that the one that they have tells nothing of a call's own.
-        self._calls = Calls(where.endpoint, lambda: is_connected(client) if is_ours else None, self._is_there)
+        self._calls = Calls(where.endpoint, self._connections.is_connected, self._connections.is_there)
+
+    @property
+    def _client(self) -> Any:
+        """Durabletask's client of the running event loop."""
+        return self._connections.client
 
     async def close(self) -> None:
-        """Close the client's channel, and our own. Calls that wait raise `SchedulerUnreachable`."""
+        """Close the client's channels, and our own. Calls that wait raise `SchedulerUnreachable`."""
         self._calls.close()
-        with anyio.CancelScope(shield=True):
-            if self._telling is not None:
-                await self._telling.close()
-            closing = self._client.close()
-            if self._is_async:
-                await closing
+        await self._connections.close()
         if self._credential is not None:
             await _credentials.close(self._credential)
 
@@ -275,21 +263,24 @@ class Backend:
         events: list[history.HistoryEvent] = await self._calls.patiently(reading)
         return events
 
-    def _is_there(self) -> bool:
-        return self._telling is not None and self._telling.get_state() is grpc.ChannelConnectivity.READY
-
     async def _ask(self, asking: Callable[[grpc.aio.Channel, Metadata], Awaitable[T]]) -> T | None:
         """Ask the embedded scheduler, at an address known to us, what other backends do not know."""
         if not self.where.endpoint.lower().startswith(("http://", "grpc://")):
             return None
-        if self._telling is None:
-            self._telling = grpc.aio.insecure_channel(self.where.endpoint.split("://", 1)[1], options=TRANSPORT)
         metadata = [("taskhub", self.where.task_hub)]
         if self._sent is not None and is_loopback(self.where.endpoint):
             token = await _credentials.on_thread(self._sent).get_token(_credentials.scope_of_schedulers())
             metadata.append(("authorization", f"Bearer {token.token}"))
-        ask = functools.partial(asking, self._telling, metadata)
-        return await self._calls.patiently(functools.partial(apart, ask))
+
+        async def ask() -> T:
+            connection = await self._connections.here()
+            if connection.telling is None:
+                target = self.where.endpoint.split("://", 1)[1]
+                connection.telling = grpc.aio.insecure_channel(target, options=TRANSPORT)
+            with connection.call():
+                return await apart(functools.partial(asking, connection.telling, metadata))
+
+        return await self._calls.patiently(ask)
 
     async def signal(self, entity: EntityInstanceId, operation: str, input: Json) -> None:
         """Send an operation to an entity. Not repeated when it got lost: it might arrive twice.
@@ -332,7 +323,9 @@ class Backend:
         return {each.id.key: each.get_typed_state() for each in found}
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        call = functools.partial(getattr(self._client, method), *args, **kwargs)
-        if self._is_async:
-            return await apart(call)
-        return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
+        connection = await self._connections.here()
+        call = functools.partial(getattr(connection.client, method), *args, **kwargs)
+        with connection.call():
+            if self._connections.is_async:
+                return await apart(call)
+            return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=connection.threads)

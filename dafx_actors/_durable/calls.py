@@ -126,6 +126,10 @@ def _forget(made: asyncio.Future[T]) -> None:
         made.exception()
 
 
+class Replaced(Exception):
+    """The connection was closed under a call, by this program itself: the call may have arrived."""
+
+
 class Calls:
     """Makes calls to one scheduler: patient, bounded, and with errors that say something."""
 
@@ -188,6 +192,11 @@ class Calls:
                     self._heard()
                     return result
                 detail, error = f"no answer within {silence:g} s", None
+            except Replaced as gone:
+                if again or self._is_closed:
+                    continue  # over the connection that comes after it, if one does
+                detail = "this program closed the connection, to fork; what was sent may have arrived"
+                raise SchedulerUnreachable(self._endpoint, detail) from gone
             except grpc.RpcError as failed:
                 detail, error = self._judge(failed), failed
             except Exception as failed:

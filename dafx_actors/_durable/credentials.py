@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +35,28 @@ def default_credential() -> Any:
         return DefaultAzureCredential()
     except ValueError as error:
         raise ConfigurationError(f"azure-identity cannot be used as it is set up: {error}") from error
+
+
+class OwnCredential:
+    """The default credential, made anew in a process that was forked: it keeps connections of its own."""
+
+    def __init__(self) -> None:
+        """Make it.
+
+        Raises:
+            ConfigurationError: As of `default_credential`.
+        """
+        self._process, self._made = os.getpid(), default_credential()
+
+    def get_token(self, *scopes: str, **how: Any) -> Any:
+        """A token, as azure-identity gives it."""
+        if self._process != os.getpid():
+            self._process, self._made = os.getpid(), default_credential()
+        return self._made.get_token(*scopes, **how)
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        self._made.close()
 
 
 def scope_of_schedulers() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -38,7 +39,8 @@ class DurableAIAgentClient(Deciding):
     """Finds agents and starts orchestrations on one task hub.
 
     Wraps a durabletask client, sync or async; an async one is better for many conversations at a time, since each
-    call of a sync one holds a thread while it waits.
+    call of a sync one holds a thread while it waits. An async one belongs to the first event loop that uses it: calls
+    from another raise `ClientOfAnotherLoop`. None is used on after a fork: `ForkedWhileConnected`.
     """
 
     def __init__(
@@ -79,7 +81,8 @@ class DurableAIAgentClient(Deciding):
     ) -> DurableAIAgentClient:
         """Make a client of what is given, else of ENDPOINT and TASKHUB. Use it with `async with`, or `aclose()` it.
 
-        Nothing is reached yet: the first call does that, or `ping()`.
+        Nothing is reached yet: the first call does that, or `ping()`. There is a connection for each event loop that
+        the client is used from. Programs without one use `dafx_actors.sync`.
 
         Args:
             endpoint: `http://host:port`, or `https://...` for a deployed scheduler.
@@ -95,10 +98,10 @@ class DurableAIAgentClient(Deciding):
         """
         where = address(endpoint, taskhub)
         credential = credential_for(where, credential)
-        own = _credentials.default_credential() if where.is_secure and credential is None else None
-        client = make_client(where, credential if own is None else own)
-        made = cls(client, where=where, start_timeout=start_timeout)
-        made._use(Backend(client, where, is_ours=True, credential=own, sent=credential), start_timeout)
+        own = _credentials.OwnCredential() if where.is_secure and credential is None else None
+        make = functools.partial(make_client, where, credential if own is None else own)
+        made = cls(make(), where=where, start_timeout=start_timeout)
+        made._use(Backend(make, where, credential=own, sent=credential), start_timeout)
         made._owned = True
         return made
 

@@ -37,6 +37,7 @@ from dafx_actors import (
     when_all,
     when_any,
 )
+from dafx_actors import sync as _sync
 from dafx_actors.errors import ModelError, ThreadBusy, ThreadTimeout
 from dafx_actors.transcript import Json
 
@@ -213,6 +214,37 @@ async def decisions_are_typed(client: DurableAIAgentClient) -> None:
 def a_turn_shows_its_last_turns(turn: Turn) -> None:
     assert_type(turn.last_turns(20), tuple[ChatMessage, ...])
     turn.last_turns("20")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def sync_programs_are_typed(client: _sync.DurableAIAgentClient) -> None:
+    agent = client.get_agent(Joker)
+    assert_type(agent, _sync.DurableAIAgent)
+    assert_type(agent.run("x", session=agent.create_session()), AgentRunResponse[None])
+    assert_type(agent.run("x", response_format=Joke), AgentRunResponse[Joke])
+    assert_type(agent.run("x", response_format=Joke).value, Joke)
+    assert_type(agent.run("x", response_format={"type": "object"}), AgentRunResponse[Any])
+    assert_type(agent.run("x", wait_for_response=False), str)
+    agent.run("x", thread=5)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+    turn = agent.start("x", response_format=Joke, limits=Limits(steps=5))
+    assert_type(turn, _sync.TurnHandle[Joke])
+    assert_type(turn.result(timeout=1).value, Joke)
+    assert_type(agent.get_turn("t1"), _sync.TurnHandle[None])
+    assert_type(agent.get_turn("t1", response_format=Joke), _sync.TurnHandle[Joke])
+    agent.start("x", limit=5)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
+    handle = client.schedule_new_orchestration(count, input=[Joke("a", "b")])
+    assert_type(handle, _sync.OrchestrationHandle[int])
+    assert_type(handle.result(), int)
+    assert_type(client.schedule_new_orchestration(bare), _sync.OrchestrationHandle[str])
+    assert_type(client.get_orchestration("o1", return_type=int), _sync.OrchestrationHandle[int])
+    client.schedule_new_orchestration(count, input="x")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
+    approvals, outcomes = client.pending_approvals(Joker), client.pending_outcomes(Joker)
+    assert_type(approvals, list[PendingApproval])
+    assert_type(client.approve(approvals[0]), DecisionAccepted | _sync.DecisionStored)
+    assert_type(client.deny(key="k", thread=turn), DecisionAccepted | _sync.DecisionStored)
+    client.deny(outcomes[0])  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert_type(turn.retry(), bool)
+    assert_type(list(client.threads.export(AgentThread("Joker", "t1"))), list[str])
+    client.resolve(outcomes[0], "retry")
 
 
 def errors_have_fields(busy: ThreadBusy, late: ThreadTimeout) -> None:
