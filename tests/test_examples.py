@@ -502,6 +502,15 @@ def test_the_scheduler_is_started_where_there_is_none(tmp_path: Path, model: Pro
 
 @pytest.mark.parametrize("block", README_BLOCKS, ids=lambda block: block.splitlines()[0])
 def test_python_blocks_of_the_readme_run(block: str, endpoint: str, model: Provider, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
+    program = tmp_path / "test_program.py"
     program.write_text(block, encoding="utf-8")
-    assert run(program, env=environment(endpoint, model), cwd=tmp_path)
+    env = environment(endpoint, model)
+    if "def test_" in block:
+        output = run("-m", "pytest", "-W", "error", "-p", "no:asyncio", program, env=env, cwd=tmp_path)
+        assert re.search(r"= [1-9]\d* passed in ", output)
+    else:
+        assert run(program, env=env, cwd=tmp_path)
+
+
+def test_a_block_of_the_readme_is_a_test() -> None:
+    assert len([block for block in README_BLOCKS if "def test_" in block]) == 1
