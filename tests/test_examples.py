@@ -18,7 +18,7 @@ from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors.scheduler import EmbeddedScheduler
 from tests.conftest import free_port
-from tests.provider import Answer, Calls, Provider, provider, repeat
+from tests.provider import Answer, Calls, Hold, Provider, provider, repeat
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -76,20 +76,28 @@ def run(
     return done.stdout
 
 
-@contextmanager
-def program(
-    *arguments: str | Path, env: Mapping[str, str], until: str
-) -> Generator[tuple[subprocess.Popen[str], re.Match[str]]]:
-    """Python, once it has printed what is looked for; killed at the end if it lives."""
-    with subprocess.Popen(
+def started(
+    *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None, stdin: int | None = None
+) -> subprocess.Popen[str]:
+    """Python, which runs."""
+    return subprocess.Popen(
         [sys.executable, "-W", "error", *arguments],
         env=dict(env),
-        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
-    ) as process:
+    )
+
+
+@contextmanager
+def program(
+    *arguments: str | Path, env: Mapping[str, str], until: str, stdin: int | None = None
+) -> Generator[tuple[subprocess.Popen[str], re.Match[str]]]:
+    """Python, once it has printed what is looked for; killed at the end if it lives."""
+    with started(*arguments, env=env, stdin=stdin) as process:
         try:
             assert process.stdout is not None
             said = ""
@@ -210,6 +218,97 @@ def test_a_worker_stops_in_order_on_sigterm_and_on_ctrl_c(endpoint: str, model: 
             rest, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert rest in {"", "INFO:__main__:Press Ctrl+C to stop.\n"}  # which may have been read with the line before
+
+
+# A sample with the scheduler in its own process, as where there is none: on a port and a file of the test's own.
+WITH_ITS_OWN_SCHEDULER = """
+import os, runpy, sys
+from contextlib import asynccontextmanager
+
+import dafx_actors.scheduler
+
+
+@asynccontextmanager
+async def scheduler_if_needed(*, say):
+    async with dafx_actors.scheduler.EmbeddedScheduler(db="dafx.db") as scheduler:
+        os.environ["ENDPOINT"] = scheduler.endpoint
+        yield scheduler.endpoint
+
+
+dafx_actors.scheduler.scheduler_if_needed = scheduler_if_needed
+del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def interrupted(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl+C; what the program had printed, once it has ended as one that was interrupted."""
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert not re.search("Traceback|KeyboardInterrupt|Error|Exception", said), said
+    return said
+
+
+@pytest.mark.parametrize("example", FOLDERS, ids=lambda example: example.name)
+def test_ctrl_c_ends_a_sample_without_a_traceback(example: Path, tmp_path: Path) -> None:
+    """While its model is asked; what the worker does not end in time is told in a line, and done at the next start."""
+    (tmp_path / "program.py").write_text(WITH_ITS_OWN_SCHEDULER)
+    with provider(answer=lambda _: Hold()) as model:
+        env = environment(None, model) | {"LEDGER": str(tmp_path / "ledger")}
+        process = started(tmp_path / "program.py", example / "sample.py", env=env, cwd=tmp_path)
+        with process:
+            try:
+                assert model.held.wait(60)
+                said = interrupted(process)
+            finally:
+                process.kill()
+    assert re.search(
+        r"^WARNING:dafx_actors.worker:[12] steps did not end within 1 s; they are handed out", said, re.MULTILINE
+    )
+
+
+def test_a_sample_goes_on_where_ctrl_c_ended_it(endpoint: str) -> None:
+    with (
+        provider(answer=lambda _: Hold()) as model,
+        started(SINGLE / "sample.py", env=environment(endpoint, model)) as (process),
+    ):
+        try:
+            assert model.held.wait(60)
+            found = re.search(f"Created conversation thread: ({UUID})", interrupted(process))
+        finally:
+            process.kill()
+    assert found is not None
+    with provider() as model:
+        run(SINGLE / "sample.py", found[1], env=environment(endpoint, model))
+    assert len(model.requests) == 3  # the one that was cut off, and two new ones
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_ctrl_c_ends_a_sample_that_asks_a_person(endpoint: str) -> None:
+    keyboard, terminal = os.openpty()
+    try:
+        with (
+            provider(answer=typed) as model,
+            program(
+                HITL / "sample.py",
+                env=environment(endpoint, model),
+                until=r"INFO:__main__:Content: .*\n",
+                stdin=terminal,
+            ) as (process, _),
+        ):
+            interrupted(process)
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("example", [SINGLE, HITL], ids=lambda example: example.name)
+def test_ctrl_c_ends_a_client_that_waits(example: Path, endpoint: str, model: Provider) -> None:
+    until = "User: Tell|Orchestration started"
+    with program(example / "client.py", env=environment(endpoint, model), until=until) as (process, _):
+        interrupted(process)
 
 
 def test_the_two_experts_are_asked_at_the_same_time(endpoint: str) -> None:

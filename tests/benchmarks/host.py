@@ -61,7 +61,7 @@ PLUGIN = """
 import time
 
 spent = 0.0
-began = 0.0
+began = ended = 0.0
 
 
 def pytest_runtest_logstart():
@@ -70,12 +70,13 @@ def pytest_runtest_logstart():
 
 
 def pytest_runtest_logreport(report):
-    global spent
+    global spent, ended
     spent += report.duration
+    ended = time.process_time()
 
 
 def pytest_unconfigure():
-    print(f"spent {spent} {time.process_time() - began}")
+    print(f"spent {spent} {ended - began}")
 """
 FILES = {
     "a host for each test, under anyio": EACH.format(plugin="anyio", tests=TESTS),
