@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -581,6 +584,58 @@ def test_a_model_that_cannot_call_tools_is_named(endpoint: str, model: Provider)
 def test_the_examples_are_listed() -> None:
     listed = re.findall(r"^\| \[(\w+)\]\((\w+)\)", (EXAMPLES / "README.md").read_text("utf-8"), re.MULTILINE)
     assert listed == [(example.name, example.name) for example in FOLDERS]
+
+
+@pytest.mark.parametrize("example", FOLDERS, ids=lambda example: example.name)
+def test_the_requirements_of_an_example_are_this_clone(example: Path) -> None:
+    """Relative to the folder that pip is called in; the README says to call it in the example's."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    wanted = [
+        line for line in (example / "requirements.txt").read_text("utf-8").splitlines() if not line.startswith("#")
+    ]
+    found = [re.fullmatch(r"-e ([./]+)(?:\[(\w+)\])?", line) for line in wanted]
+    assert [(each is not None and (example / each[1]).resolve()) for each in found] == [ROOT.resolve()]
+    assert {each[2] for each in found if each is not None} <= {None, *extras}
+    assert "pip install -r requirements.txt" in (example / "README.md").read_text("utf-8")
+
+
+ASKING = {HITL, TOOLS}
+"""Without arguments their samples ask a person on the terminal; here there is none, and they would wait."""
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", FOLDERS, ids=lambda example: example.name)
+def test_what_the_readme_of_an_example_shows_is_so(example: Path, endpoint: str, tmp_path: Path) -> None:
+    """Its commands run, in their order; and what stands under one is what that prints, but for answers and ids."""
+    with provider(answer=refunding if example == TOOLS else typed) as model, ExitStack() as workers:
+        env = {**environment(endpoint, model), "LEDGER": str(tmp_path / "ledger")}
+        printed, thread, shown = "", "", 0
+        blocks = BLOCK.findall((example / "README.md").read_text("utf-8"))
+        for (language, block), (_, below) in itertools.pairwise([*blocks, ("", "")]):
+            if language == "bash":
+                printed = ""
+            elif "INFO:__main__:" in block:
+                assert re.search(as_printed(block, endpoint), printed), printed
+                shown += 1
+            commands = [shlex.split(line) for line in block.splitlines() if line.startswith("python ")]
+            for _, script, *arguments in commands if language == "bash" else ():
+                if script == "worker.py":
+                    last = re.escape(below.splitlines()[-1])
+                    _, found = workers.enter_context(program(example / script, env=env, until=f"(?s).*{last}\n"))
+                    printed = found[0]
+                elif script.endswith(".py") and (arguments or script != "sample.py" or example not in ASKING):
+                    known = [thread if re.fullmatch(UUID, each) else each for each in arguments]
+                    printed = run(example / script, *known, env=env, cwd=tmp_path)
+                    if (created := re.search(f"thread: ({UUID})", printed)) is not None:
+                        thread = created[1]
+    assert shown >= 2
+
+
+def as_printed(block: str, endpoint: str) -> str:
+    """A pattern for the lines of a README: `...` is any text, and ids and numbers of tokens are others each time."""
+    pattern = re.escape(block.replace("http://localhost:8080", endpoint)).replace(re.escape("..."), ".*")
+    pattern = re.sub(r"[0-9a-f]{8}(\\-[0-9a-f]{4}){3}\\-[0-9a-f]{12}", lambda _: UUID, pattern)
+    return re.sub(r"(_tokens=)\d+", r"\1\\d+", pattern)
 
 
 def test_the_scheduler_is_started_where_there_is_none(tmp_path: Path, model: Provider) -> None:
