@@ -20,8 +20,8 @@ from dafx_actors._json.values import json_schema
 from dafx_actors._raised import safe
 from dafx_actors.errors import AgentNotHosted, DafxError, TurnTimeout, UnsupportedByPeer
 from dafx_actors.exchange import AgentRunResponse, Limits, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, check_correlation_id, conversation, thread_of, turn_name
-from dafx_actors.orchestration._coroutines import DurableTask, when_complete
+from dafx_actors.ids import AgentThread, agent_of_turn, check_correlation_id, conversation, thread_of, turn_name
+from dafx_actors.orchestration._coroutines import DurableTask, hosted_here, when_complete
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
@@ -160,7 +160,8 @@ class OrchestrationAgentExecutor:
             cancel = Cancel(turn=turn_id, mark=CancelMark.of(by=self._context.instance_id, reason=reason))
             self._context.signal_entity(where.entity_id, cancel.operation, cancel.dump())
             self._context.send_event(turn_id, "cancel", data=dict(cancel.mark.raw))
-            return AgentNotHosted(where.agent, "", "", seconds)
+            beside = sorted(filter(None, map(agent_of_turn, hosted_here())))
+            return AgentNotHosted(where.agent, "", "", seconds, beside=beside)
 
         durable = DurableAgentTask[Any](turn, where, response_format)
         durable.give_up(timer, withdraw, unless=taken)
