@@ -78,8 +78,8 @@ class _Entry:
 class _Meaning:
     """What is told of a parameter, in pieces."""
 
-    kinds: list[str] = attrs.field(factory=list)
-    texts: list[str] = attrs.field(factory=list)
+    kinds: list[str] = attrs.field(factory=list[str])
+    texts: list[str] = attrs.field(factory=list[str])
 
 
 class _Reader:
@@ -109,7 +109,7 @@ class _Reader:
 
     def described(self) -> dict[str, str]:
         """What is known of each parameter."""
-        found = {}
+        found: dict[str, str] = {}
         for name, meaning in self._meanings.items():
             text = " ".join(" ".join(meaning.texts).split())
             kinds = [kind for kind in meaning.kinds if kind and not self._is_type(name, kind)]
