@@ -624,9 +624,13 @@ class AgentNotHosted(TurnError):
     """How long the turn waited for a worker."""
     hosted: tuple[str, ...] | None = attrs.field(default=None, converter=_names)
     """The agents that connected workers take, or None where the scheduler cannot tell."""
+    beside: tuple[str, ...] | None = attrs.field(default=None, converter=_names)
+    """In an orchestration, which cannot ask the scheduler: the agents that its own worker takes."""
 
     def __str__(self) -> str:
-        if self.hosted is None:
+        if self.hosted is None and self.beside:
+            known = f"The orchestration's own worker hosts {', '.join(self.beside)}."
+        elif self.hosted is None:
             known = "The scheduler cannot tell what is hosted."
         else:
             known = f"Hosted there: {', '.join(self.hosted) or 'nothing'}."
@@ -642,7 +646,7 @@ class AgentNotHosted(TurnError):
         """A question about the name that was perhaps meant."""
         from difflib import get_close_matches  # which is needed where something went wrong
 
-        hosted = {name.lower(): name for name in self.hosted or ()}
+        hosted = {name.lower(): name for name in self.hosted or self.beside or ()}
         near = get_close_matches(self.agent.lower(), hosted, 1)
         return f" Did you mean {hosted[near[0]]!r}?" if near and hosted[near[0]] != self.agent else ""
 

@@ -109,6 +109,7 @@ SAMPLES: list[tuple[DafxError, str]] = [
     (AgentNotHosted("Joker", "http://h", "hub", 10.0, ["A", "B"]), "Hosted there: A, B."),
     (AgentNotHosted("Joker", "http://h", "hub", 10.0), "Start a worker that hosts it"),
     (AgentNotHosted("Joker", "http://h", "hub", 10.0, []), "Hosted there: nothing."),
+    (AgentNotHosted("joker", "", "", 10.0, beside=["Joker"]), "hosts Joker. Did you mean 'Joker'? The request was"),
     (CorrelationConflict("c1", "thread"), "Use a new id"),
     (ThreadBusy("Joker", "t1", "c1"), "Send the request again"),
     (ThreadTimeout("Joker", "t1", "delete", 2.5, ["turn c1 is suspended"]), "Still there: turn c1 is suspended. What"),

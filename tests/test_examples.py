@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors.scheduler import EmbeddedScheduler
 from tests.conftest import free_port
-from tests.provider import Answer, Calls, Provider, provider, repeat
+from tests.provider import Answer, Calls, Hold, Provider, provider, repeat
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -76,20 +79,28 @@ def run(
     return done.stdout
 
 
-@contextmanager
-def program(
-    *arguments: str | Path, env: Mapping[str, str], until: str
-) -> Generator[tuple[subprocess.Popen[str], re.Match[str]]]:
-    """Python, once it has printed what is looked for; killed at the end if it lives."""
-    with subprocess.Popen(
+def started(
+    *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None, stdin: int | None = None
+) -> subprocess.Popen[str]:
+    """Python, which runs."""
+    return subprocess.Popen(
         [sys.executable, "-W", "error", *arguments],
         env=dict(env),
-        stdin=subprocess.DEVNULL,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         encoding="utf-8",
-    ) as process:
+    )
+
+
+@contextmanager
+def program(
+    *arguments: str | Path, env: Mapping[str, str], until: str, stdin: int | None = None
+) -> Generator[tuple[subprocess.Popen[str], re.Match[str]]]:
+    """Python, once it has printed what is looked for; killed at the end if it lives."""
+    with started(*arguments, env=env, stdin=stdin) as process:
         try:
             assert process.stdout is not None
             said = ""
@@ -210,6 +221,97 @@ def test_a_worker_stops_in_order_on_sigterm_and_on_ctrl_c(endpoint: str, model: 
             rest, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert rest in {"", "INFO:__main__:Press Ctrl+C to stop.\n"}  # which may have been read with the line before
+
+
+# A sample with the scheduler in its own process, as where there is none: on a port and a file of the test's own.
+WITH_ITS_OWN_SCHEDULER = """
+import os, runpy, sys
+from contextlib import asynccontextmanager
+
+import dafx_actors.scheduler
+
+
+@asynccontextmanager
+async def scheduler_if_needed(*, say):
+    async with dafx_actors.scheduler.EmbeddedScheduler(db="dafx.db") as scheduler:
+        os.environ["ENDPOINT"] = scheduler.endpoint
+        yield scheduler.endpoint
+
+
+dafx_actors.scheduler.scheduler_if_needed = scheduler_if_needed
+del sys.argv[0]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def interrupted(process: subprocess.Popen[str]) -> str:
+    """Press Ctrl+C; what the program had printed, once it has ended as one that was interrupted."""
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert not re.search("Traceback|KeyboardInterrupt|Error|Exception", said), said
+    return said
+
+
+@pytest.mark.parametrize("example", FOLDERS, ids=lambda example: example.name)
+def test_ctrl_c_ends_a_sample_without_a_traceback(example: Path, tmp_path: Path) -> None:
+    """While its model is asked; what the worker does not end in time is told in a line, and done at the next start."""
+    (tmp_path / "program.py").write_text(WITH_ITS_OWN_SCHEDULER)
+    with provider(answer=lambda _: Hold()) as model:
+        env = environment(None, model) | {"LEDGER": str(tmp_path / "ledger")}
+        process = started(tmp_path / "program.py", example / "sample.py", env=env, cwd=tmp_path)
+        with process:
+            try:
+                assert model.held.wait(60)
+                said = interrupted(process)
+            finally:
+                process.kill()
+    assert re.search(
+        r"^WARNING:dafx_actors.worker:[12] steps did not end within 1 s; they are handed out", said, re.MULTILINE
+    )
+
+
+def test_a_sample_goes_on_where_ctrl_c_ended_it(endpoint: str) -> None:
+    with (
+        provider(answer=lambda _: Hold()) as model,
+        started(SINGLE / "sample.py", env=environment(endpoint, model)) as (process),
+    ):
+        try:
+            assert model.held.wait(60)
+            found = re.search(f"Created conversation thread: ({UUID})", interrupted(process))
+        finally:
+            process.kill()
+    assert found is not None
+    with provider() as model:
+        run(SINGLE / "sample.py", found[1], env=environment(endpoint, model))
+    assert len(model.requests) == 3  # the one that was cut off, and two new ones
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_ctrl_c_ends_a_sample_that_asks_a_person(endpoint: str) -> None:
+    keyboard, terminal = os.openpty()
+    try:
+        with (
+            provider(answer=typed) as model,
+            program(
+                HITL / "sample.py",
+                env=environment(endpoint, model),
+                until=r"INFO:__main__:Content: .*\n",
+                stdin=terminal,
+            ) as (process, _),
+        ):
+            interrupted(process)
+    finally:
+        os.close(keyboard)
+        os.close(terminal)
+
+
+@pytest.mark.parametrize("example", [SINGLE, HITL], ids=lambda example: example.name)
+def test_ctrl_c_ends_a_client_that_waits(example: Path, endpoint: str, model: Provider) -> None:
+    until = "User: Tell|Orchestration started"
+    with program(example / "client.py", env=environment(endpoint, model), until=until) as (process, _):
+        interrupted(process)
 
 
 def test_the_two_experts_are_asked_at_the_same_time(endpoint: str) -> None:
@@ -484,6 +586,58 @@ def test_the_examples_are_listed() -> None:
     assert listed == [(example.name, example.name) for example in FOLDERS]
 
 
+@pytest.mark.parametrize("example", FOLDERS, ids=lambda example: example.name)
+def test_the_requirements_of_an_example_are_this_clone(example: Path) -> None:
+    """Relative to the folder that pip is called in; the README says to call it in the example's."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    wanted = [
+        line for line in (example / "requirements.txt").read_text("utf-8").splitlines() if not line.startswith("#")
+    ]
+    found = [re.fullmatch(r"-e ([./]+)(?:\[(\w+)\])?", line) for line in wanted]
+    assert [(each is not None and (example / each[1]).resolve()) for each in found] == [ROOT.resolve()]
+    assert {each[2] for each in found if each is not None} <= {None, *extras}
+    assert "pip install -r requirements.txt" in (example / "README.md").read_text("utf-8")
+
+
+ASKING = {HITL, TOOLS}
+"""Without arguments their samples ask a person on the terminal; here there is none, and they would wait."""
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", FOLDERS, ids=lambda example: example.name)
+def test_what_the_readme_of_an_example_shows_is_so(example: Path, endpoint: str, tmp_path: Path) -> None:
+    """Its commands run, in their order; and what stands under one is what that prints, but for answers and ids."""
+    with provider(answer=refunding if example == TOOLS else typed) as model, ExitStack() as workers:
+        env = {**environment(endpoint, model), "LEDGER": str(tmp_path / "ledger")}
+        printed, thread, shown = "", "", 0
+        blocks = BLOCK.findall((example / "README.md").read_text("utf-8"))
+        for (language, block), (_, below) in itertools.pairwise([*blocks, ("", "")]):
+            if language == "bash":
+                printed = ""
+            elif "INFO:__main__:" in block:
+                assert re.search(as_printed(block, endpoint), printed), printed
+                shown += 1
+            commands = [shlex.split(line) for line in block.splitlines() if line.startswith("python ")]
+            for _, script, *arguments in commands if language == "bash" else ():
+                if script == "worker.py":
+                    last = re.escape(below.splitlines()[-1])
+                    _, found = workers.enter_context(program(example / script, env=env, until=f"(?s).*{last}\n"))
+                    printed = found[0]
+                elif script.endswith(".py") and (arguments or script != "sample.py" or example not in ASKING):
+                    known = [thread if re.fullmatch(UUID, each) else each for each in arguments]
+                    printed = run(example / script, *known, env=env, cwd=tmp_path)
+                    if (created := re.search(f"thread: ({UUID})", printed)) is not None:
+                        thread = created[1]
+    assert shown >= 2
+
+
+def as_printed(block: str, endpoint: str) -> str:
+    """A pattern for the lines of a README: `...` is any text, and ids and numbers of tokens are others each time."""
+    pattern = re.escape(block.replace("http://localhost:8080", endpoint)).replace(re.escape("..."), ".*")
+    pattern = re.sub(r"[0-9a-f]{8}(\\-[0-9a-f]{4}){3}\\-[0-9a-f]{12}", lambda _: UUID, pattern)
+    return re.sub(r"(_tokens=)\d+", r"\1\\d+", pattern)
+
+
 def test_the_scheduler_is_started_where_there_is_none(tmp_path: Path, model: Provider) -> None:
     """On a port of the test's own: another program may use 8080 on this machine."""
     program = tmp_path / "program.py"
@@ -502,6 +656,15 @@ def test_the_scheduler_is_started_where_there_is_none(tmp_path: Path, model: Pro
 
 @pytest.mark.parametrize("block", README_BLOCKS, ids=lambda block: block.splitlines()[0])
 def test_python_blocks_of_the_readme_run(block: str, endpoint: str, model: Provider, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
+    program = tmp_path / "test_program.py"
     program.write_text(block, encoding="utf-8")
-    assert run(program, env=environment(endpoint, model), cwd=tmp_path)
+    env = environment(endpoint, model)
+    if "def test_" in block:
+        output = run("-m", "pytest", "-W", "error", "-p", "no:asyncio", program, env=env, cwd=tmp_path)
+        assert re.search(r"= [1-9]\d* passed in ", output)
+    else:
+        assert run(program, env=env, cwd=tmp_path)
+
+
+def test_a_block_of_the_readme_is_a_test() -> None:
+    assert len([block for block in README_BLOCKS if "def test_" in block]) == 1

@@ -113,7 +113,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        parser.exit(message=f"dafx {version('dafx-actors')}\n")
+        sys.stdout.write(f"dafx {version('dafx-actors')}\n")  # `exit(message=)` would write it to standard error
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -75,7 +75,11 @@ class PeerThreads:
         both messages wait for a worker that will. (Not by `reset`: the peer's calls itself without end.)
         """
         if (hosted := await self._backend.hosted()) is not None:
-            has_turns = hosted.orchestrations.take(turn_name(agent))
+            # The scheduler knows entities by their names in small letters: in whatever letters the turns of such an
+            # agent are hosted, it is one of ours, and the name that was asked for is misspelt.
+            ours = turn_name(agent).lower()
+            known = hosted.orchestrations
+            has_turns = known.take(turn_name(agent)) or ours in map(str.lower, known.names)
             return hosted_by_peer(agent, entities=hosted.entities.names, has_turns=has_turns)
         sign = AgentThread(agent, new_id()).entity_id
         empty: Json = {"schemaVersion": SCHEMA_VERSION, "data": {"conversationHistory": []}}

@@ -21,8 +21,8 @@ from dafx_actors._json.values import json_schema
 from dafx_actors._raised import safe
 from dafx_actors.errors import AgentNotHosted, DafxError, TurnTimeout, UnsupportedByPeer
 from dafx_actors.exchange import AgentRunResponse, Limits, Messages, RunRequest, as_messages
-from dafx_actors.ids import AgentThread, check_correlation_id, conversation, thread_of, turn_name
-from dafx_actors.orchestration._coroutines import DurableTask, when_complete
+from dafx_actors.ids import AgentThread, agent_of_turn, check_correlation_id, conversation, thread_of, turn_name
+from dafx_actors.orchestration._coroutines import DurableTask, hosted_here, when_complete
 from dafx_actors.transcript import Json
 
 T = TypeVar("T")
@@ -186,7 +186,8 @@ class OrchestrationAgentExecutor:
 
         def withdraw() -> DafxError:
             self._tell_cancelled(where, turn_id, f"no worker took the turn within {seconds:g} s")
-            return AgentNotHosted(where.agent, "", "", seconds)
+            beside = sorted(filter(None, map(agent_of_turn, hosted_here())))
+            return AgentNotHosted(where.agent, "", "", seconds, beside=beside)
 
         cancel = functools.partial(self._cancel, where, turn_id, "the orchestration gave it up")
         durable = DurableAgentTask[Any](turn, where, response_format, cancel=cancel)

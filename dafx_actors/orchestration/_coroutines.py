@@ -306,15 +306,27 @@ def at_end_of_work_item(callback: Callable[[], None]) -> bool:
     return True
 
 
+def hosted_here() -> frozenset[str]:
+    """The orchestrations of the worker whose work item this thread runs; none outside one."""
+    hosted: frozenset[str] = getattr(_thread, "hosted", frozenset())
+    return hosted
+
+
 @contextmanager
-def work_item() -> Generator[None]:
-    """Mark a work item, which this thread runs and answers for durabletask."""
+def work_item(hosted: Iterable[str] = ()) -> Generator[None]:
+    """Mark a work item, which this thread runs and answers for durabletask.
+
+    Args:
+        hosted: The names of the orchestrations of its worker.
+    """
     callbacks: list[Callable[[], None]] = []
     _thread.callbacks = callbacks
+    _thread.hosted = frozenset(hosted)
     try:
         yield
     finally:
         _thread.callbacks = None
+        _thread.hosted = frozenset()
         for callback in callbacks:
             callback()
 

@@ -26,7 +26,25 @@ For tests of programs that use agents: no network, no key, no waiting.
 - `AgentHost` is a scheduler in memory, a worker and a client. Its clock is moved by hand, and its worker crashes where
   the test wants it.
 - `replay` runs today's code against the recorded `History` of an orchestration or a turn.
-- With pytest and anyio, the fixture `agent_host` starts hosts that end with the test.
+- The fixture `agent_host` of pytest starts hosts that end with the test, under anyio's plugin and under pytest-asyncio.
+
+A host has a scheduler, a clock and a worker of its own, so no test sees another's. Its start and stop cost a test some
+20 ms. Where that matters, a fixture of your own gives many tests one host. They share its clock, which goes forward
+only, the scripts of its models and all threads, so let each test ask for a thread of its own::
+
+    pytestmark = pytest.mark.anyio
+
+    @pytest.fixture(scope="module")
+    def anyio_backend() -> str:
+        return "asyncio"
+
+    @pytest.fixture(scope="module")
+    async def host(anyio_backend: str) -> AsyncGenerator[AgentHost]:
+        async with AgentHost(Cashier) as host:
+            yield host
+
+With pytest-asyncio that is `@pytest_asyncio.fixture(scope="module", loop_scope="module")`, and the tests have the mark
+`asyncio(loop_scope="module")`.
 """
 
 from __future__ import annotations
@@ -35,12 +53,13 @@ from dafx_actors.errors import ModelError
 from dafx_actors.models import ModelReply, ModelRequest
 from dafx_actors.testing._clock import HandClock
 from dafx_actors.testing._faults import Fault, Point
-from dafx_actors.testing._host import AgentHost, NotSettled
+from dafx_actors.testing._host import AgentHost, AgentHosts, NotSettled
 from dafx_actors.testing._model import ScriptedModel, call, chunks, late
 from dafx_actors.testing._replay import History, ReplayMismatch, history_of, replay
 
 __all__ = [
     "AgentHost",
+    "AgentHosts",
     "Fault",
     "HandClock",
     "History",

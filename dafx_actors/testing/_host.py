@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.abc
@@ -317,6 +317,22 @@ class AgentHost:
             # Also when the test is cancelled: threads would be left behind.
             with anyio.CancelScope(shield=True):
                 await task
+
+
+class AgentHosts(Protocol):
+    """Starts a host that ends with the test: what the fixture `agent_host` of pytest gives."""
+
+    def __call__(
+        self,
+        *agents: object,
+        orchestrators: Iterable[Callable[..., Any]] = ...,
+        activities: Iterable[Callable[..., Any]] = ...,
+        faults: Faults | None = ...,
+        start: datetime | None = ...,
+        patience: float = ...,
+    ) -> Awaitable[AgentHost]:
+        """See `AgentHost`."""
+        ...
 
 
 class _Life:

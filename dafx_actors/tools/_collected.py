@@ -131,7 +131,8 @@ def _made(
     mistakes = [*_name_mistakes(name), *_declaration_mistakes(declaration, label)]
     if wrong := kind_mistake(function):
         return None, [*mistakes, f"{label} {wrong}"]
-    documented = _docstrings.read(inspect.getdoc(underlying(function)))
+    known = _docstrings.annotations_of(inspect.signature(function).parameters.values())
+    documented = _docstrings.read(inspect.getdoc(underlying(function)), known)
     signature, wrongs = signature_of(function, documented.parameters, label)
     mistakes += wrongs
     if signature is None:

@@ -465,7 +465,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
     def _run(self, kind: str, request: Any, stub: Any, token: str) -> None:
         try:
-            with work_item():
+            with work_item(self.orchestrations):
                 if kind == "orchestratorRequest" and not self._is_traced:
                     self._sessions.run(request, Answering(stub, request, token), token)
                 else:

@@ -288,7 +288,8 @@ class DurableAIAgentWorker:
         self._start()
 
     def _start(self) -> None:
-        _logger.info("Worker starts: %s.", self._described())
+        if _logger.isEnabledFor(logging.INFO):  # what it says takes milliseconds to find out
+            _logger.info("Worker starts: %s.", self._described())
         self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
 
     def _described(self) -> str:

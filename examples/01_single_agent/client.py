@@ -54,4 +54,7 @@ async def main(thread_id: str | None = None) -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main, sys.argv[1] if len(sys.argv) > 1 else None)
+    try:
+        anyio.run(main, sys.argv[1] if len(sys.argv) > 1 else None)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

@@ -5,6 +5,7 @@ python worker.py
 
 import logging
 import os
+import sys
 
 import anyio
 
@@ -22,13 +23,13 @@ class Joker:
     instructions = "You are good at telling jokes."
 
 
-def create_worker() -> DurableAIAgentWorker:
+def create_worker(stop_timeout: float = 20) -> DurableAIAgentWorker:
     endpoint = os.getenv("ENDPOINT", "http://localhost:8080")
     taskhub = os.getenv("TASKHUB", "default")
     logger.info("Using taskhub: %s", taskhub)
     logger.info("Using endpoint: %s", endpoint)
 
-    worker = DurableAIAgentWorker.connect(endpoint, taskhub)
+    worker = DurableAIAgentWorker.connect(endpoint, taskhub, stop_timeout=stop_timeout)
 
     logger.info("Creating and registering Joker agent...")
     worker.add_agent(Joker)
@@ -50,4 +51,7 @@ async def main() -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main)
+    try:
+        anyio.run(main)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

@@ -5,6 +5,7 @@ python worker.py
 
 import logging
 import os
+import sys
 
 import anyio
 
@@ -34,13 +35,13 @@ class MathAgent:
     )
 
 
-def create_worker() -> DurableAIAgentWorker:
+def create_worker(stop_timeout: float = 20) -> DurableAIAgentWorker:
     endpoint = os.getenv("ENDPOINT", "http://localhost:8080")
     taskhub = os.getenv("TASKHUB", "default")
     logger.info("Using taskhub: %s", taskhub)
     logger.info("Using endpoint: %s", endpoint)
 
-    worker = DurableAIAgentWorker.connect(endpoint, taskhub)
+    worker = DurableAIAgentWorker.connect(endpoint, taskhub, stop_timeout=stop_timeout)
 
     logger.info("Creating and registering agents...")
     worker.add_agent(WeatherAgent, MathAgent)
@@ -61,4 +62,7 @@ async def main() -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main)
+    try:
+        anyio.run(main)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

@@ -5,6 +5,7 @@ python client.py
 
 import logging
 import os
+import sys
 
 import anyio
 
@@ -38,4 +39,7 @@ async def main() -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main)
+    try:
+        anyio.run(main)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

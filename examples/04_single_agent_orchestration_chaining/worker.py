@@ -5,6 +5,7 @@ python worker.py
 
 import logging
 import os
+import sys
 
 import anyio
 
@@ -41,13 +42,13 @@ async def single_agent_chaining_orchestration(context: OrchestrationContext) -> 
     return refined.text
 
 
-def create_worker() -> DurableAIAgentWorker:
+def create_worker(stop_timeout: float = 20) -> DurableAIAgentWorker:
     endpoint = os.getenv("ENDPOINT", "http://localhost:8080")
     taskhub = os.getenv("TASKHUB", "default")
     logger.info("Using taskhub: %s", taskhub)
     logger.info("Using endpoint: %s", endpoint)
 
-    worker = DurableAIAgentWorker.connect(endpoint, taskhub)
+    worker = DurableAIAgentWorker.connect(endpoint, taskhub, stop_timeout=stop_timeout)
 
     logger.info("Creating and registering Writer agent...")
     worker.add_agent(WriterAgent)
@@ -68,4 +69,7 @@ async def main() -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main)
+    try:
+        anyio.run(main)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

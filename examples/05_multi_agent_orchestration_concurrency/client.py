@@ -46,4 +46,7 @@ async def main(prompt: str = PROMPT) -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main, sys.argv[1] if len(sys.argv) > 1 else PROMPT)
+    try:
+        anyio.run(main, sys.argv[1] if len(sys.argv) > 1 else PROMPT)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

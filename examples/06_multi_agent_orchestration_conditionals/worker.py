@@ -5,6 +5,7 @@ python worker.py
 
 import logging
 import os
+import sys
 
 import anyio
 from pydantic import BaseModel, ConfigDict
@@ -88,13 +89,13 @@ async def spam_detection_orchestration(context: OrchestrationContext, payload: E
     return await context.call_activity(send_email, input=draft.response)
 
 
-def create_worker() -> DurableAIAgentWorker:
+def create_worker(stop_timeout: float = 20) -> DurableAIAgentWorker:
     endpoint = os.getenv("ENDPOINT", "http://localhost:8080")
     taskhub = os.getenv("TASKHUB", "default")
     logger.info("Using taskhub: %s", taskhub)
     logger.info("Using endpoint: %s", endpoint)
 
-    worker = DurableAIAgentWorker.connect(endpoint, taskhub)
+    worker = DurableAIAgentWorker.connect(endpoint, taskhub, stop_timeout=stop_timeout)
 
     logger.info("Creating and registering agents...")
     worker.add_agent(SpamDetectionAgent, EmailAssistantAgent)
@@ -117,4 +118,7 @@ async def main() -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main)
+    try:
+        anyio.run(main)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

@@ -97,4 +97,7 @@ async def says_yes() -> bool:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main, parse(sys.argv[1:]))
+    try:
+        anyio.run(main, parse(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

@@ -25,11 +25,14 @@ async def main(*arguments: str) -> None:
             await client.main(client.parse(rest))
         case rest:
             options = client.parse(rest)
-            async with scheduler_if_needed(say=logger.info), worker.create_worker():
+            async with scheduler_if_needed(say=logger.info), worker.create_worker(stop_timeout=1):
                 await client.main(options)
 
 
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main, *sys.argv[1:])
+    try:
+        anyio.run(main, *sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

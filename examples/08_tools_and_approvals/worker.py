@@ -6,6 +6,7 @@ python worker.py
 import json
 import logging
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -94,13 +95,13 @@ class SupportAgent:
         return self.bank.pay(order_id, amount, context.idempotency_key)
 
 
-def create_worker() -> DurableAIAgentWorker:
+def create_worker(stop_timeout: float = 20) -> DurableAIAgentWorker:
     endpoint = os.getenv("ENDPOINT", "http://localhost:8080")
     taskhub = os.getenv("TASKHUB", "default")
     logger.info("Using taskhub: %s", taskhub)
     logger.info("Using endpoint: %s", endpoint)
 
-    worker = DurableAIAgentWorker.connect(endpoint, taskhub)
+    worker = DurableAIAgentWorker.connect(endpoint, taskhub, stop_timeout=stop_timeout)
 
     logger.info("Creating and registering agents...")
     worker.add_agent(SupportAgent(Bank(Path(os.getenv("LEDGER", "refunds.jsonl")))))
@@ -121,4 +122,7 @@ async def main() -> None:
 if __name__ == "__main__":
     logging.basicConfig()
     logger.setLevel(logging.INFO)
-    anyio.run(main)
+    try:
+        anyio.run(main)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl+C

@@ -421,6 +421,29 @@ async def test_an_orchestration_need_not_wait_for_an_agent_that_nobody_hosts(dep
     late.assert_asked(0)
 
 
+@orchestrator
+async def asks_support(context: OrchestrationContext) -> str:
+    return (await context.get_agent("support").run("Help!", start_timeout=30)).text
+
+
+async def test_a_name_that_differs_in_case_is_told_with_the_one_that_is_hosted(deployment: Deployment) -> None:
+    @durable_agent(model=ScriptedModel())
+    class Support:
+        instructions = "You help."
+
+    async with deployment.hosting(Support, orchestrators=(asks_support,)):
+        with pytest.raises(AgentNotHosted, match=r"Hosted there: Support\. Did you mean 'Support'\?") as found:
+            await deployment.client.get_agent("support").run("Help!")
+        assert found.value.hosted == ("Support",)
+        asking = await deployment.client.schedule_new_orchestration(asks_support)
+        await deployment.advance(31)
+        with pytest.raises(OrchestrationFailed) as failed:
+            await asking.result(10)
+    cause = failed.value.__cause__
+    assert isinstance(cause, AgentNotHosted)
+    assert "The orchestration's own worker hosts Support. Did you mean 'Support'?" in str(cause)
+
+
 async def test_an_agent_that_is_taken_in_time_has_all_the_time_it_needs(deployment: Deployment) -> None:
     acted: list[int] = []
 
