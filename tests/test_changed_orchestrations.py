@@ -412,16 +412,40 @@ async def test_code_that_ends_where_its_history_goes_on_fails_and_does_not_hang(
 
 async def test_the_code_cannot_catch_it_and_go_on(deployed: Deployed) -> None:
     async def old(context: OrchestrationContext) -> Any:
-        return await context.call_activity(double, input=1)
+        return [await context.call_activity(double, input=1), await context.call_activity(double, input=2)]
 
     async def new(context: OrchestrationContext) -> Any:
         try:
-            return await context.call_activity(double, input=2)
+            return [await context.call_activity(double, input=2), await context.call_activity(double, input=1)]
         except Exception:
             return "went on"
 
     with pytest.raises(OrchestrationFailed, match="OrchestrationChanged"):
         await deployed.run(named(old), named(new))
+
+
+REWORDED: dict[str, tuple[Code, Code, Any]] = {
+    "a question": (ask("x", "y"), ask("x?", "y"), ["re: x", "re: y"]),
+    "the input of an activity": (call(1), call(2), [2]),
+}
+
+
+@pytest.mark.parametrize("what", REWORDED)
+async def test_what_is_asked_in_other_words_keeps_its_answer_and_is_told(
+    deployed: Deployed, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new, result = REWORDED[what]
+    assert await deployed.run(named(old), named(new)) == result
+    told = [record.getMessage() for record in caplog.records if "keeps the answer" in record.getMessage()]
+    assert len(told) == 1, "once, and not at each replay"
+    # Before it is deployed, a recorded history finds it.
+    with pytest.raises(ReplayMismatch):
+        replay(deployed.history, named(new))
+
+
+async def test_another_thread_that_the_code_names_is_not_the_same_question(deployed: Deployed) -> None:
+    with pytest.raises(OrchestrationFailed, match="OrchestrationChanged"):
+        await deployed.run(named(ask_in("first-thread")), named(ask_in("third-thread")))
 
 
 async def test_an_orchestration_above_is_told_which_error_it_was(deployed: Deployed) -> None:

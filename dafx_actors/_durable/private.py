@@ -98,6 +98,8 @@ class PrivateWorker:
             raise IncompatibleDurableTask(found, f"{TESTED}.x", missing)
         self._worker = worker
         self.version = found
+        self.is_strict = False
+        """Whether an orchestration that asks in other words than it did ends; see `_recorded.py`."""
 
     # --- Settings -------------------------------------------------------------------------------------------------
 
@@ -215,11 +217,11 @@ class PrivateWorker:
 
     def execute(self, kind: str, request: Any, stub: Any, token: str) -> None:
         """Do what is in a work item, and answer by `stub`."""
-        _thread.request = request
+        _thread.request, _thread.is_strict = request, self.is_strict
         try:
             _read(self._worker, _DOES[kind][0])(request, stub, token)
         finally:
-            _thread.request = None
+            _thread.request, _thread.is_strict = None, False
 
     def give_back(self, kind: str, request: Any, stub: Any, token: str) -> None:
         """Have somebody else do what is in a work item."""
@@ -277,6 +279,11 @@ def history_here() -> Sequence[HistoryEvent]:
     """What had happened to the orchestration whose episode this thread runs; empty where no worker of ours runs it."""
     request = getattr(_thread, "request", None)
     return list(request.pastEvents) if isinstance(request, OrchestratorRequest) else []
+
+
+def is_strict_here() -> bool:
+    """Whether the worker that runs this thread's episode is one of a test."""
+    return bool(getattr(_thread, "is_strict", False))
 
 
 Confirm: TypeAlias = Callable[[int, OrchestratorAction | None], None]

@@ -2,8 +2,13 @@
 
 durabletask gives recorded answers out by the number of the call, and looks at the kind and the name of what is called.
 That lets a changed orchestration take the answer to one question for that to another. So what was asked is looked at as
-well: the words of a question, the input of an activity, who is called. Not looked at is what another version, of the
-program or of this package, may write in another way and still ask the same:
+well: the words of a question, the input of an activity, who is called. Where that was asked elsewhere, or somebody else
+is asked, the orchestration ends. A question in other words alone keeps its answer, with a warning: prompts are
+reworded, and what an orchestration had read of a clock or by chance was never seen. In tests (`AgentHost`, `replay`)
+that is an error, too.
+
+Not looked at is what another version, of the program or of this package, may write in another way and still ask the
+same:
 
 - ids that the context made, times of timers, and what events and signals carry, which nothing answers;
 - of a turn all but its messages: limits, options and formats may be tuned while it runs;
@@ -15,14 +20,17 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+import attrs
 from durabletask import task
 
 from dafx_actors._durable.asked import Asked, look_at, recorded_here
-from dafx_actors._durable.private import drop_asked
+from dafx_actors._durable.private import drop_asked, is_strict_here
 from dafx_actors._json.crossing import CrossingError
 from dafx_actors._json.forms import is_same_text
 from dafx_actors._json.messages import dump_message
@@ -37,6 +45,28 @@ _logger = logging.getLogger("dafx_actors.orchestration")
 
 _MOST_SHOWN = 120
 """Characters of an input in a sentence."""
+
+
+class _Told:
+    """What was told, so that it is told once; what was told long ago may be told again."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._told: OrderedDict[tuple[str, int], None] = OrderedDict()
+
+    def add(self, what: tuple[str, int]) -> bool:
+        """Note that this is told; False where it was told before."""
+        with self._lock:
+            if what in self._told:
+                return False
+            self._told[what] = None
+            while len(self._told) > self._most:
+                self._told.popitem(last=False)
+            return True
+
+
+_told = _Told(1000)
 
 
 class NonDeterminismError(CrossingError, task.NonDeterminismError):
@@ -56,6 +86,7 @@ class Recorded:
         """
         self._context = context
         self._name, self._asked = recorded_here()
+        self._all = dict(self._asked)
         self._started = {each.instance: number for number, each in self._asked.items() if each.instance}
         """Who asked for another orchestration, by that one's id."""
         if is_ours(self._name) or not (self._asked and look_at(context, self._confirm)):
@@ -68,9 +99,27 @@ class Recorded:
         if now is None:
             raise self._changed(number, described(then), "nothing")
         if (differ := difference(then, now)) is not None:
-            raise self._changed(number, *differ)
+            if is_strict_here() or not _is_reworded(then, now) or self._was_asked_elsewhere(number, now):
+                raise self._changed(number, *differ)
+            self._tell_reworded(number, *differ)
         if self._started.get(now.instance, number) != number and not _is_made(now.instance):
             raise self._changed(number, f"orchestration {then.instance}", f"orchestration {now.instance}")
+
+    def _was_asked_elsewhere(self, number: int, now: Asked) -> bool:
+        """Whether what is asked now has an answer of its own, so that it would get that of another question."""
+        return any(other != number and difference(then, now) is None for other, then in self._all.items())
+
+    def _tell_reworded(self, number: int, then: str, now: str) -> None:
+        # Each replay comes by here.
+        if _told.add((self._context.instance_id, number)):
+            _logger.warning(
+                "%s: step %d of orchestration %r was %s, and is now %s. It keeps the answer that it has.",
+                self._context.instance_id,
+                number,
+                self._name,
+                then,
+                now,
+            )
 
     def check_end(self, failed: Exception | None) -> None:
         """See that the history does not go on where the orchestration ends.
@@ -93,6 +142,16 @@ class Recorded:
         error = OrchestrationChanged(self._name, number, then, now)
         _logger.warning("%s: %s", self._context.instance_id, error)
         return NonDeterminismError(error)
+
+
+def _is_reworded(then: Asked, now: Asked) -> bool:
+    """Whether the same is asked, of the same, in other words or with another input."""
+    if not _asks_the_same(attrs.evolve(then, sent=None), now):
+        return False
+    if agent_of_turn(then.name) is None:
+        return True
+    threads = [_field(_loaded(each.sent or "null"), "thread") for each in (then, now)]
+    return threads[0] == threads[1] or all(map(_is_made, threads))
 
 
 def difference(then: Asked, now: Asked) -> tuple[str, str] | None:

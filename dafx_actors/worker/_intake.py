@@ -341,10 +341,22 @@ class Intake(grpc.UnaryStreamClientInterceptor):
             # What waited here while its stream ended was given to somebody else.
             if not self._is_closing and not line.is_over and begin():
                 return True
+            self._refuse(kind, request, line.at_once, token)
             line.release(token)
             return False
 
         lane.add(start)
+
+    def _refuse(self, kind: str, request: Any, stub: Any, token: str) -> None:
+        """Give back what comes while the worker still ends what it has begun, so that others need not wait for that.
+
+        Other schedulers might hand it to this worker again and again. What is left here when the stream ends, every
+        scheduler hands out again.
+        """
+        if self._line is None or not self._line.takes_back or not self._gate.is_closed or self._gate.is_over:
+            return
+        with suppress(grpc.RpcError):
+            self._private.give_back(kind, request, stub, token)
 
     # --- On a thread ----------------------------------------------------------------------------------------------
 
@@ -472,6 +484,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
                     self._private.execute(kind, request, Answering(stub, request, token), token)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and self._gate.is_closed:
+                self._refuse(kind, request, stub, token)
                 return  # handed back: no answer, so that the scheduler hands it out again
             if self._private.payload_store is not None and isinstance(error, Exception):
                 # It may only be away for a while.

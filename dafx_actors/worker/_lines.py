@@ -52,6 +52,8 @@ class Line(Protocol):
 
     blocks: bool
     """True if sending an answer may block from the start, as with interceptors of users."""
+    takes_back: bool
+    """True if the scheduler gives what is given back to another worker, if it can."""
 
     @property
     def is_over(self) -> bool:
@@ -155,6 +157,8 @@ class CallLine:
     """
 
     is_over = False
+
+    takes_back = False
 
     def __init__(self, channel: grpc.Channel, *, is_ours: bool, blocks: bool) -> None:
         """Make it over a channel.
@@ -302,6 +306,7 @@ class BundleLine:
     """
 
     blocks = False
+    takes_back = True
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel

@@ -104,6 +104,7 @@ class DurableAIAgentWorker:
         self._on_work = on_work
         self._worker = worker
         self._private = PrivateWorker(worker)
+        self._private.is_strict = on_work is not None
         self._registry = AgentRegistry()
         self._hosted: list[HostedAgent] = []
         self._loop = AgentLoop()

@@ -179,7 +179,11 @@ async def test_abandoned_work_is_handed_out_again(bench: Bench) -> None:
     assert not activity.activityRequest.HasField("input")
     assert activity.activityRequest.orchestrationInstance.instanceId == instance_id
     await stub.AbandonTaskActivityWorkItem(pb.AbandonActivityTaskRequest(completionToken=activity.completionToken))
-    assert (await worker.take()).activityRequest.taskId == 1
+    # One that gives a step back is about to stop: another is given it, and the first no other for a while.
+    second = RawWorker(stub)
+    assert (await second.take()).activityRequest.taskId == 1
+    resting = [each.resting for each in bench.scheduler.engine.hub("default").delivery.queue.workers]
+    assert resting == [{"activity"}, set()]
 
 
 async def test_an_answer_that_makes_no_sense_is_refused_and_changes_nothing(bench: Bench) -> None:

@@ -229,6 +229,12 @@ def handing_out(clock: HandClock, *workers: Worker) -> Delivery:
     return delivery
 
 
+def token_of(item: Any) -> str:
+    """The token of a work item that `handing_out` has made."""
+    assert isinstance(item, bytes)
+    return item.decode()
+
+
 def before(clock: HandClock) -> dict[Any, int]:
     return dict.fromkeys(("orchestration", "activity", "entity"), clock.now())
 
@@ -392,6 +398,38 @@ def test_many_cancelled_timers_do_not_stay_in_memory() -> None:
 
 
 # --- handing out -----------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_gives_a_step_back_is_given_no_more_for_a_while_and_that_is_no_failure() -> None:
+    clock, leaving, other = HandClock(), worker(), worker()
+    delivery = handing_out(clock, leaving)
+    for number in range(2):
+        delivery.offer(work(number).subject, LANE)
+    back = None
+    for _ in range(2):
+        token = token_of(delivery.take(leaving))
+        delivery.given_back(token, "activity")
+        back = delivery.answered(token, "activity")
+        assert back is not None
+        delivery.again(back)
+    assert (delivery.take(leaving), [*leaving.outbox], back and back.attempts) == (None, [], 0)
+    delivery.queue.connect(other)
+    assert len(other.outbox) == 2
+    delivery.offer(work(2).subject, LANE)
+    clock.move(NOW + 10 * SECOND)
+    for number in range(3, 5):
+        delivery.offer(work(number).subject, LANE)
+    assert (len(other.outbox), len(leaving.outbox)) == (3, 2)
+
+
+def test_an_orchestration_that_is_given_back_may_come_again_at_once() -> None:
+    """durabletask gives back those of other versions, and is none that stops."""
+    clock, one = HandClock(), worker()
+    delivery = handing_out(clock, one)
+    delivery.given_back("nothing is out under this", "activity")
+    delivery.offer(work(0).subject, LANE)
+    delivery.given_back(token_of(delivery.take(one)), "orchestration")
+    assert one.resting == set()
 
 
 def test_answers_are_about_to_come_when_much_was_given_just_now() -> None:

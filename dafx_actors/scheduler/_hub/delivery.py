@@ -37,6 +37,9 @@ _CROWD = 8
 
 _JUST_NOW = SECOND
 
+_REST = 10 * SECOND
+"""For how long a worker that gave work back is given no more of that kind."""
+
 
 class Delivery:
     """All work of a task hub that is ready or out."""
@@ -102,6 +105,20 @@ class Delivery:
         if work is not None and work.worker is not None:
             self.queue.has_answered(work.worker)
         return work
+
+    def given_back(self, token: str, kind: WorkKind) -> None:
+        """A worker is about to give back what is out under this token: others are asked first, and it is no failure.
+
+        Orchestrations that durabletask gives back are those of another version, and others it does.
+        """
+        work = self._out.get(token)
+        if work is None or work.kind != kind or work.worker is None or kind == "orchestration":
+            return
+        work.attempts -= 1  # `again` counts one
+        worker = work.worker
+        if kind not in worker.resting:
+            worker.resting.add(kind)
+            self._clock.alarm(self._clock.now() + _REST, lambda: self.queue.rested(worker, kind))
 
     def _settle(self, token: str, kind: WorkKind) -> Work | None:
         """This is not out any more."""

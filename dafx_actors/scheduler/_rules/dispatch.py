@@ -77,9 +77,13 @@ class Worker:
     """When it last answered, or connected."""
     is_late: bool = False
     """It let work lie and has not answered since: one item at a time is enough to see whether it does."""
+    resting: set[WorkKind] = attrs.field(factory=set["WorkKind"])
+    """Kinds of which it has just given work back, as one does that stops: it is given no more of them for a while."""
 
     def room(self, kind: WorkKind) -> bool:
         """Whether it takes another item of this kind."""
+        if kind in self.resting:
+            return False
         if self.is_late:
             return not any(self.load.values())
         limit = self.limits[kind]
@@ -179,6 +183,12 @@ class WorkQueue:
     def release(self, worker: Worker, kind: WorkKind) -> None:
         """The worker has answered, or will not; it has room for another."""
         worker.load[kind] -= 1
+        if worker in self.workers:
+            self._fill(worker, (kind,))
+
+    def rested(self, worker: Worker, kind: WorkKind) -> None:
+        """A worker that gave work of this kind back may take some again."""
+        worker.resting.discard(kind)
         if worker in self.workers:
             self._fill(worker, (kind,))
 

@@ -385,6 +385,7 @@ async def complete_entity(hub: TaskHub, request: pb.EntityBatchResult) -> pb.Com
 def _abandon(hub: TaskHub, token: str, kind: WorkKind) -> None:
     # A worker that stops gives back what it has left, also what was handed out again since: then all is well.
     with suppress(Superseded):
+        hub.delivery.given_back(token, kind)
         work = hub.answered(token, kind)
         if work is not None:
             hub.again(work)
