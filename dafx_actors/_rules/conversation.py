@@ -8,7 +8,6 @@ from dafx_actors._rules import retold as _retold
 from dafx_actors._rules.open_calls import closed
 from dafx_actors.transcript import (
     ChatMessage,
-    Entry,
     ErrorContent,
     Request,
     Response,
@@ -66,21 +65,14 @@ def conversation(transcript: Transcript, turn: str, beside: Waiting | None = Non
 def last_turns(transcript: Transcript, most: int) -> Transcript:
     """The transcript without the oldest turns that have ended: between `most` and one and a half times as many stay.
 
-    They go in blocks, so that what is left begins with the same turn for a while. What has not ended stays.
+    They go in blocks, so that what is left begins with the same turn for a while. Only their responses are taken out: a
+    request without one is not shown.
     """
     block = max(most // 2, 1)
-    ended = sum(isinstance(entry, Response) for entry in transcript.entries)
-    surplus = max(ended - most, 0) // block * block
-    kept: dict[int, Entry] = dict(enumerate(transcript.entries))
-    asked: dict[str | None, int] = {}
-    for number, entry in enumerate(transcript.entries):
-        if isinstance(entry, Request):
-            asked[entry.correlation_id] = number
-        elif isinstance(entry, Response) and surplus:
-            surplus -= 1
-            del kept[number]
-            kept.pop(asked.pop(entry.correlation_id, -1), None)
-    return attrs.evolve(transcript, entries=tuple(kept.values()))
+    ended = [number for number, entry in enumerate(transcript.entries) if isinstance(entry, Response)]
+    gone = set(ended[: max(len(ended) - most, 0) // block * block])
+    kept = tuple(entry for number, entry in enumerate(transcript.entries) if number not in gone)
+    return attrs.evolve(transcript, entries=kept)
 
 
 def _for_models(message: ChatMessage) -> ChatMessage:
