@@ -311,7 +311,7 @@ def syncs(running: Running, turns: int, rounds: int) -> float:
                 reading.join()
             finally:
                 tracer.terminate()
-        return _calls(out.read_text()) / turns
+        return calls(out.read_text()) / turns
 
 
 def _wait_until_attached(said: Iterable[str], watched: set[int]) -> None:
@@ -325,7 +325,7 @@ def _wait_until_attached(said: Iterable[str], watched: set[int]) -> None:
     raise Absent(f"strace may not look at {sorted(watched)}: {''.join(lines[-3:])}")
 
 
-def _calls(summary: str) -> int:
-    """Of strace's table: share, seconds, microseconds of a call, calls, errors if there were any, name."""
+def calls(summary: str) -> int:
+    """All calls in strace's table: share, seconds, microseconds of a call, calls, errors if there were any, name."""
     rows = [line.split() for line in summary.splitlines()]
     return sum(int(row[3]) for row in rows if len(row) >= 5 and row[-1] in SYNCS)
