@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import jsonschema  # type: ignore[import-untyped]  # it has no types
@@ -139,12 +140,12 @@ def test_the_best_is_the_highest_rate_and_the_lowest_of_all_else() -> None:
     """Of each round for itself: another system may be the best in the next one."""
     found = rivals.compared(
         {
-            rivals.OURS: [{"per second at 1": 30.0, "ms": 4.0}, {"per second at 1": 30.0, "ms": 4.0}],
-            rivals.RESTATE: [{"per second at 1": 10.0, "ms": 1.0}, {"per second at 1": 20.0, "ms": 8.0}],
-            rivals.LANGGRAPH: [{"per second at 1": 15.0, "ms": 2.0}, {"per second at 1": 10.0, "ms": 2.0}],
+            running.OURS: [{"per second at 1": 30.0, "ms": 4.0}, {"per second at 1": 30.0, "ms": 4.0}],
+            running.RESTATE: [{"per second at 1": 10.0, "ms": 1.0}, {"per second at 1": 20.0, "ms": 8.0}],
+            running.LANGGRAPH: [{"per second at 1": 15.0, "ms": 2.0}, {"per second at 1": 10.0, "ms": 2.0}],
         }
     )
-    assert found[rivals.over(rivals.OURS, rivals.BEST)] == [
+    assert found[rivals.over(running.OURS, rivals.BEST)] == [
         {"per second at 1": 2.0, "ms": 4.0},
         {"per second at 1": 1.5, "ms": 2.0},
     ]
@@ -153,7 +154,7 @@ def test_the_best_is_the_highest_rate_and_the_lowest_of_all_else() -> None:
 def test_every_goal_beside_the_rivals_is_of_a_row_and_says_by_how_much_it_is_missed() -> None:
     """Higher and lower ones."""
     assert {goal.scenario for goal in rivals.GOALS} <= set(rivals.ROWS)
-    results = {"depth": {rivals.OURS: {"many over few": Summary(4.5, 4.5, 4.5, 1)}}}
+    results = {"depth": {running.OURS: {"many over few": Summary(4.5, 4.5, 4.5, 1)}}}
     [verdict] = judge([goal for goal in rivals.GOALS if goal.scenario == "depth"], results)
     assert rivals.said(verdict).startswith("MISSED")
     assert rivals.said(verdict).endswith("(by 50%)")
@@ -174,7 +175,7 @@ def test_a_system_that_fails_is_asked_no_more() -> None:
         return {"ms": 1.0}
 
     def system(name: str) -> running.Running:
-        return running.Running(name, Path(), Installed(home=Path()), running.ExitStack())
+        return running.Running(name, Path(), Installed(home=Path()), ExitStack())
 
     runs = rivals.in_rounds([system("a"), system("b")], 2, measure)
     assert runs == {"a": [{}, {}], "b": [{"ms": 1.0}, {"ms": 1.0}]}

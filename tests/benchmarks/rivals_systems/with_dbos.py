@@ -55,8 +55,9 @@ class App(turns.Client):
 
     async def start(self) -> None:
         """Make the tables, and begin to run workflows."""
-        config = {"name": "bench", "system_database_url": self._url, "run_admin_server": False}
-        DBOS(config={**config, "application_version": "1", "log_level": "CRITICAL"})
+        config: Any = {"name": "bench", "system_database_url": self._url, "run_admin_server": False}
+        config |= {"application_version": "1", "log_level": "CRITICAL"}
+        DBOS(config=config)
         DBOS.launch()
 
     async def turn(self, thread: str, text: str) -> str:

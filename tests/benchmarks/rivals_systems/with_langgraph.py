@@ -24,7 +24,7 @@ async def model(state: MessagesState) -> dict[str, Any]:
     messages = state["messages"]
     last = max(number for number, message in enumerate(messages) if message.type == "human")
     done = sum(message.type == "tool" for message in messages[last + 1 :])
-    arguments = await think(messages[last].content, done)
+    arguments = await think(str(messages[last].content), done)
     if arguments is None:
         return {"messages": [AIMessage(control.ANSWER)]}
     return {"messages": [AIMessage("", tool_calls=[{"name": "double", "args": arguments, "id": f"call-{done}"}])]}
@@ -59,7 +59,7 @@ class App(Client):
 
     async def turn(self, thread: str, text: str) -> str:
         """One run of the graph."""
-        asked = {"messages": [HumanMessage(text)]}
+        asked: Any = {"messages": [HumanMessage(text)]}
         state = await self._graph.ainvoke(asked, self._config(thread), durability="sync")
         return state["messages"][-1].content
 
