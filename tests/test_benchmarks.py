@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import jsonschema  # type: ignore[import-untyped]  # it has no types
@@ -13,7 +14,7 @@ import pytest
 from dafx_actors._json.document import load_transcript
 from dafx_actors._json.messages import dump_entry
 from dafx_actors.transcript import Request, Response
-from tests.benchmarks import scenarios, seed
+from tests.benchmarks import rivals, scenarios, seed
 from tests.benchmarks.figures import (
     Figures,
     Goal,
@@ -27,6 +28,8 @@ from tests.benchmarks.figures import (
     summarise,
     table,
 )
+from tests.benchmarks.rivals_systems import running
+from tests.benchmarks.rivals_systems.installed import Absent, Installed
 from tests.conftest import peer_python_or_skip
 
 ROOT = Path(__file__).parents[1]
@@ -121,3 +124,90 @@ def test_a_tiny_scenario_runs(peer: bool, tmp_path: Path) -> None:
     assert set(found["results"]) == {"fan_out"}
     assert ("peer, 0.01 s" in found["results"]["fan_out"]) == peer
     assert found["results"]["fan_out"]["ours, disk"]["ms over 3"]["median"] > 200
+
+
+# --- Beside the rivals ---------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_of_one_round() -> None:
+    """A round that lacks one of the two figures, or in which a system failed, gives none."""
+    mine = [{"ms": 2.0, "only mine": 1.0}, {"ms": 6.0}, {"ms": 1.0}, {}]
+    others = [{"ms": 1.0}, {"ms": 2.0}, {}, {"ms": 1.0}]
+    assert rivals.ratios(mine, others) == [{"ms": 2.0}, {"ms": 3.0}, {}, {}]
+
+
+def test_the_best_is_the_highest_rate_and_the_lowest_of_all_else() -> None:
+    """Of each round for itself: another system may be the best in the next one."""
+    found = rivals.compared(
+        {
+            running.OURS: [{"per second at 1": 30.0, "ms": 4.0}, {"per second at 1": 30.0, "ms": 4.0}],
+            running.RESTATE: [{"per second at 1": 10.0, "ms": 1.0}, {"per second at 1": 20.0, "ms": 8.0}],
+            running.LANGGRAPH: [{"per second at 1": 15.0, "ms": 2.0}, {"per second at 1": 10.0, "ms": 2.0}],
+        }
+    )
+    assert found[rivals.over(running.OURS, rivals.BEST)] == [
+        {"per second at 1": 2.0, "ms": 4.0},
+        {"per second at 1": 1.5, "ms": 2.0},
+    ]
+
+
+def test_every_goal_beside_the_rivals_is_of_a_row_and_says_by_how_much_it_is_missed() -> None:
+    """Higher and lower ones."""
+    assert {goal.scenario for goal in rivals.GOALS} <= set(rivals.ROWS)
+    results = {"depth": {running.OURS: {"many over few": Summary(4.5, 4.5, 4.5, 1)}}}
+    [verdict] = judge([goal for goal in rivals.GOALS if goal.scenario == "depth"], results)
+    assert rivals.said(verdict).startswith("MISSED")
+    assert rivals.said(verdict).endswith("(by 50%)")
+    [at_least] = judge([Goal("s", "t", 2.0, lambda _: 1.5, at_least=True)], {})
+    assert rivals.said(at_least).endswith("(by 25%)")
+    [met] = judge([Goal("s", "t", 2.0, lambda _: 1.5)], {})
+    assert rivals.said(met) == str(met)
+
+
+def test_a_system_that_fails_is_asked_no_more() -> None:
+    """The others are, and its rounds give nothing to compare."""
+    asked: list[str] = []
+
+    def measure(each: running.Running) -> dict[str, float]:
+        asked.append(each.name)
+        if each.name == "a":
+            raise RuntimeError("it has ended")
+        return {"ms": 1.0}
+
+    def system(name: str) -> running.Running:
+        return running.Running(name, Path(), Installed(home=Path()), ExitStack())
+
+    runs = rivals.in_rounds([system("a"), system("b")], 2, measure)
+    assert runs == {"a": [{}, {}], "b": [{"ms": 1.0}, {"ms": 1.0}]}
+    assert asked == ["a", "b", "b"]
+
+
+def test_syncs_are_read_from_the_table_of_strace() -> None:
+    """With errors and without; other rows are not counted."""
+    summary = """\
+% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 91.00    0.000910          70        13           fdatasync
+  9.00    0.000090          30         3         1 fsync
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.001000          62        16         1 total
+"""
+    assert running.calls(summary) == 16
+    assert running.calls("") == 0
+
+
+def test_rivals_that_are_not_there_are_skipped_with_a_word(tmp_path: Path) -> None:
+    """What is there is measured: each of ours, as a program."""
+    with pytest.raises(Absent, match="prepare"):
+        Installed(home=tmp_path).python("dbos")
+    options = ["--tiny", "--home", str(tmp_path), "--json", str(tmp_path / "found.json")]
+    command = [sys.executable, "-m", "tests.benchmarks.rivals", *options, "steps"]
+    for name in ("ours", "ours, one process", "langgraph, sqlite", "restate"):
+        command += ["--only", name]
+    done = subprocess.run(command, cwd=ROOT, check=True, timeout=110, capture_output=True, text=True)
+    assert "langgraph, sqlite is skipped" in done.stderr
+    assert "restate is skipped" in done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found["results"]["steps"]) == {"ours", "ours, one process"}
+    assert all(each["10 steps p50 ms"]["median"] > 0 for each in found["results"]["steps"].values())
+    assert {goal["met"] for goal in found["goals"]} == {None}

@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 
@@ -53,7 +53,8 @@ class Use:
 class Process:
     """A process that is asked in lines of JSON, and ends when it is left."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, settings: Mapping[str, str] | None = None, user: str | None = None) -> None:
+        """Start it, with `settings` added to its environment; as another user, in no folder of ours."""
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `__exit__`
         # As it is for users: what is installed is compiled once.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -63,11 +64,14 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            cwd=ROOT,
-            env={**environment, "PYTHONWARNINGS": "ignore"},
+            cwd=ROOT if user is None else "/",
+            env={**environment, "PYTHONWARNINGS": "ignore", **(settings or {})},
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
         )
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
