@@ -121,7 +121,7 @@ def _imported(where: str) -> ModuleType:
     try:
         if path.suffix == ".py" or path.exists():
             return _from_file(path)
-        sys.path.insert(0, str(Path.cwd()))
+        _find_in(Path.cwd())
         return importlib.import_module(where)
     except Mistake:
         raise
@@ -131,11 +131,17 @@ def _imported(where: str) -> ModuleType:
         raise Mistake(f"{where} ends the program when it is imported: `sys.exit({error.code!r})`") from error
 
 
+def _find_in(folder: Path) -> None:
+    """Have the modules beside a file found, as where Python runs it."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise Mistake(f"there is no file {path}")
     name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"dafx_app_{path.stem}"
-    sys.path.insert(0, str(path.resolve().parent))
+    _find_in(path.resolve().parent)
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise Mistake(f"{path} is no Python file")

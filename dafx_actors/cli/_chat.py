@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dafx_actors.cli._io import FAILED, INTERRUPTED, OK, Mistake, Output, add_common, clean, one_line, told
+from dafx_actors.cli._io import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Mistake,
+    Output,
+    add_common,
+    clean,
+    one_line,
+    tell_outages,
+    told,
+)
 from dafx_actors.errors import DafxError
 
 if TYPE_CHECKING:
@@ -41,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Talk until the input ends."""
     from dafx_actors.client import DurableAIAgentClient
 
+    logging.getLogger("dafx_actors").addHandler(logging.NullHandler())
     # The event loop runs while a turn does. A question is asked, and a line is read, while it does not: so Ctrl+C is
     # Python's own there, and here cancels what is awaited.
     with asyncio.Runner() as runner:
@@ -71,6 +84,7 @@ class _Chat:
             DafxError: The scheduler does not answer.
         """
         self._runner.run(self._client.ping(timeout=10))
+        tell_outages()
         self._out.text(f"thread {self._thread}")
         if self._is_terminal:
             self._out.text("Ctrl+C cancels the turn that runs; Ctrl+D ends.")

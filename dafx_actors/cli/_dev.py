@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import sys
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -58,7 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
             out = Output(as_json=arguments.json)
             await _Dev(app, arguments, endpoint, out).run(stop)
 
-    asyncio.run(serve())
+    # A file that is changed twice in a second, and keeps its size, would be taken for what was compiled of it before.
+    sys.dont_write_bytecode = True
+    try:
+        asyncio.run(serve())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     return 0
 
 
@@ -203,6 +209,7 @@ def _times(folder: Path | None) -> dict[Path, tuple[int, int]]:
 
 def _forget(folder: Path | None) -> None:
     """Have the modules of a folder imported anew; this package's own stay."""
+    importlib.invalidate_caches()
     if folder is None:
         return
     for name, module in list(sys.modules.items()):

@@ -51,7 +51,9 @@ class _Report:
 def run(arguments: argparse.Namespace) -> int:
     """Look."""
     import asyncio
+    import logging
 
+    logging.getLogger("dafx_actors").addHandler(logging.NullHandler())
     return asyncio.run(_run(arguments))
 
 

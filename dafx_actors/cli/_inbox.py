@@ -37,6 +37,13 @@ def declare(parser: argparse.ArgumentParser) -> None:
         each.add_argument("--by", help="who decides (default: this user)")
         each.add_argument("--reason", default="", help="for the transcript")
         each.add_argument(
+            "--timeout",
+            type=float,
+            default=10.0,
+            metavar="SECONDS",
+            help="how long to wait for the thread's word; the decision is stored in any case (default: %(default)s)",
+        )
+        each.add_argument(
             "--signing-key", metavar="FILE", help="a private Ed25519 key (PEM): signs the decision as --by"
         )
         _add_where(each)
@@ -111,10 +118,12 @@ def run_inbox(arguments: argparse.Namespace) -> int:
     if arguments.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return run_list(arguments)
     import asyncio
+    import logging
 
     from dafx_actors.cli._turns import who
     from dafx_actors.client import DurableAIAgentClient
 
+    logging.getLogger("dafx_actors").addHandler(logging.NullHandler())
     out = Output(as_json=False)
     # Questions are asked while no event loop runs, so that Ctrl+C is Python's own.
     with asyncio.Runner() as runner:
@@ -165,12 +174,13 @@ async def decide(
     arguments: Any = None,
     result: Any = None,
     signer: DecisionSigner | None = None,
+    timeout: float = 10.0,
 ) -> str:
     """Tell what a person decided; what became of it, in words."""
     from dafx_actors.decisions import DecisionAccepted, PendingApproval, PendingOutcome
 
     action, reason = decided
-    how: dict[str, Any] = {"by": by, "reason": reason, "signer": signer}
+    how: dict[str, Any] = {"by": by, "reason": reason, "signer": signer, "timeout": timeout}
     if isinstance(asked, PendingApproval) and action == "approve":
         said = await client.approve(asked, arguments=arguments, **how)
     elif isinstance(asked, PendingApproval) and action == "deny":
@@ -229,6 +239,7 @@ def _decided(arguments: argparse.Namespace, action: str) -> int:
             arguments=getattr(arguments, "arguments", None),
             result=getattr(arguments, "result", None),
             signer=signer,
+            timeout=arguments.timeout,
         )
         out.record({"key": found[0].key, "action": action, "by": by, "said": said}, said)
 

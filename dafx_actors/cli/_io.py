@@ -6,7 +6,7 @@ Light on purpose: it is imported before it is known whether anything is to be do
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,18 @@ _CONTROLS = {
 """What could move the cursor of a terminal, turn a text round, or cannot be written."""
 _LONGEST = 60
 """Characters of a value in a table that is not the last of its line."""
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose examples stay as they are written; as wide as the terminal."""
+
+    def __init__(self, prog: str, **how: Any) -> None:
+        # argparse itself asks `shutil`, whose import would be a third of what `dafx --help` takes.
+        try:
+            columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+        except (OSError, ValueError):
+            columns = 80
+        super().__init__(prog, **{"width": max(columns - 2, 40), **how})
 
 
 class Mistake(Exception):
@@ -76,6 +88,8 @@ class Output:
     def record(self, record: Mapping[str, Any], text: str) -> None:
         """A thing: as a JSON object, or as text."""
         if self.as_json:
+            import json
+
             sys.stdout.write(f"{json.dumps(record, default=_plain)}\n")
             sys.stdout.flush()
         else:
@@ -141,7 +155,7 @@ def actions(parser: argparse.ArgumentParser, *, required: bool = True) -> Callab
             help=help,
             description=f"{help[0].upper()}{help[1:]}.",
             epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Help,
         )
         action.set_defaults(run=run)
         if common:
@@ -151,6 +165,8 @@ def actions(parser: argparse.ArgumentParser, *, required: bool = True) -> Callab
     return add
 
 
+_MOST_DAYS = 36_500
+"""Older is nothing: and calendars end somewhere."""
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -160,16 +176,18 @@ def age(text: str) -> timedelta:
 
     unit = _UNITS.get(text[-1:], 0.0)
     try:
-        number = float(text[:-1] if unit else text)
-        found = timedelta(seconds=number * (unit or 1.0))
+        found = timedelta(seconds=float(text[:-1] if unit else text) * (unit or 1.0))
     except (ValueError, OverflowError):
         found = timedelta(seconds=-1)
-    if found < timedelta():
-        raise argparse.ArgumentTypeError(f"{text!r} is no age: write 90s, 15m, 12h, 30d or 4w")
+    if timedelta() <= found <= timedelta(days=_MOST_DAYS):
+        return found
+    raise argparse.ArgumentTypeError(f"{text!r} is no age: write 90s, 15m, 12h, 30d or 4w")
 
 
 def json_value(text: str) -> Any:
     """A JSON value on the command line."""
+    import json
+
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -180,25 +198,51 @@ def json_value(text: str) -> Any:
 
 
 def with_client(
-    arguments: argparse.Namespace, work: Callable[[DurableAIAgentClient, Output], Awaitable[int | None]]
+    arguments: argparse.Namespace,
+    work: Callable[[DurableAIAgentClient, Output], Awaitable[int | None]],
+    *,
+    waits: bool = False,
 ) -> int:
-    """Do something with a client of the task hub that the command line names."""
+    """Do something with a client of the task hub that the command line names.
+
+    Args:
+        arguments: The command line.
+        work: What to do.
+        waits: It may wait for long: so an outage of the scheduler is told when it begins, and not only when it ends
+            what is done.
+    """
     import asyncio
+    import logging
+
+    # What fails at once is one line, and that is the error.
+    logging.getLogger("dafx_actors").addHandler(logging.NullHandler())
 
     from dafx_actors.client import DurableAIAgentClient
 
     async def run() -> int:
         async with DurableAIAgentClient.connect(arguments.endpoint, arguments.taskhub) as client:
+            if waits:
+                await client.ping()
+                tell_outages()
             return await work(client, Output(as_json=getattr(arguments, "json", False))) or OK
 
     return asyncio.run(run())
 
 
+def tell_outages() -> None:
+    """Have outages of the scheduler told on standard error, in a line each."""
+    import logging
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("dafx: %(message)s"))
+    logging.getLogger("dafx_actors.client").addHandler(handler)
+
+
 def told(error: BaseException) -> tuple[str, int] | None:
     """What an error is told as, in a line, and what the process ends with; None where it is a fault of ours."""
     from dafx_actors.errors import (
-        ConfigurationError,
         DafxError,
+        InvalidThreadId,
         OrchestrationNotFound,
         SchedulerCredentialError,
         SchedulerRefused,
@@ -212,8 +256,8 @@ def told(error: BaseException) -> tuple[str, int] | None:
         return str(error), NOT_THERE
     if isinstance(error, SchedulerUnreachable | SchedulerRefused | SchedulerCredentialError):
         return str(error), NO_SCHEDULER
-    if isinstance(error, ConfigurationError):
-        return str(error), FAILED
+    if isinstance(error, InvalidThreadId):
+        return str(error), MISTAKE
     if isinstance(error, DafxError):
         return str(error), FAILED
     if isinstance(error, OSError):

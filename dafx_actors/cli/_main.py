@@ -8,11 +8,12 @@ quick.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
 
-from dafx_actors.cli._io import EXIT_CODES, INTERRUPTED, one_line, told
+from dafx_actors.cli._io import EXIT_CODES, INTERRUPTED, Help, one_line, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,13 +61,13 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         prog="dafx",
         description="Durable AI agents: start, talk, look, decide, mend.",
         epilog=f"{_EXAMPLES}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("--version", action=_Version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, line in COMMANDS.items():
         if name not in given:
-            subparsers.add_parser(name, help=line, add_help=False)
+            subparsers.add_parser(name, help=line, add_help=False, formatter_class=Help)
             continue
         from importlib import import_module
 
@@ -74,7 +75,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
             name,
             help=line,
             description=f"{line[0].upper()}{line[1:]}.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Help,
         )
         import_module(f"dafx_actors.cli._{name}").declare(command)
     return parser
@@ -83,6 +84,9 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the process's exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letters for is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser(given)
     try:
         try:

@@ -56,4 +56,4 @@ def run(arguments: argparse.Namespace) -> int:
         usage = None if response.usage is None else response.usage.total_tokens
         out.record({**where, "text": response.text, "tokens": usage}, response.text)
 
-    return with_client(arguments, ask)
+    return with_client(arguments, ask, waits=not arguments.no_wait)

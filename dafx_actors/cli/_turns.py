@@ -106,7 +106,7 @@ def run_tail(arguments: argparse.Namespace) -> int:
     async def run(client: DurableAIAgentClient, out: Output) -> int:
         return await follow(client, await turn_of(client, arguments.turn), out)
 
-    return with_client(arguments, run)
+    return with_client(arguments, run, waits=True)
 
 
 async def follow(client: DurableAIAgentClient, turn: TurnHandle[Any], out: Output) -> int:
