@@ -22,6 +22,7 @@
     │   ├── SchedulerUnreachable    nothing answers at the endpoint
     │   ├── SchedulerRefused        it answers that it cannot: its disk is full, or a token is missing
     │   ├── SchedulerCredentialError  it wants a token of Azure's, and there is none to be had
+    │   ├── UnsupportedByScheduler  only the embedded scheduler can do that, and this is another
     │   ├── ClientOfAnotherLoop     a durabletask client that is wrapped belongs to another event loop
     │   ├── ForkedWhileConnected    this process was forked from one that had connections open
     │   ├── MessageTooLarge         an answer is larger than the messages that the scheduler takes
@@ -33,6 +34,7 @@
     │   └── SchedulerCannotListen   it cannot have its address
     ├── LoopWouldBlock              a sync client was called where an event loop runs
     ├── OrchestrationFailed         an orchestration that a client awaited did not complete
+    ├── OrchestrationNotFound       there is no orchestration, and no turn, of that id
     ├── ThreadError                 what `client.threads` could not do
     │   ├── ThreadTimeout           not in time; called again, it goes on where it stopped
     │   ├── ThreadNotEmpty          something was said in the thread that an export was to go into
@@ -366,6 +368,21 @@ class SchedulerCredentialError(SchedulerError):
 
 
 @attrs.define(eq=False, slots=False, repr=False)
+class UnsupportedByScheduler(SchedulerError):
+    """Only the embedded scheduler can do that, and the one that answers is another, or is reached over TLS."""
+
+    endpoint: str
+    what: str
+    """What it was asked for, as a noun."""
+
+    def __str__(self) -> str:
+        return (
+            f"The scheduler at {self.endpoint} cannot be asked for {self.what}: only the embedded scheduler "
+            "(`dafx scheduler`), reached over plain http, can. Nothing was changed."
+        )
+
+
+@attrs.define(eq=False, slots=False, repr=False)
 class ClientOfAnotherLoop(SchedulerError, RuntimeError):
     """A client wraps a durabletask client for asyncio that another event loop has used before. Nothing was sent."""
 
@@ -534,6 +551,19 @@ class OrchestrationFailed(DafxError):
     def __str__(self) -> str:
         because = ": ".join(part for part in (self.error_type, self.detail) if part)
         return f"Orchestration {self.instance_id} ended as {self.status}" + (f": {because}" if because else ".")
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class OrchestrationNotFound(DafxError, LookupError):
+    """There is no orchestration, and no turn, of that id."""
+
+    instance_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"There is no orchestration, and no turn, of the id {self.instance_id!r} on this task hub. Its record may "
+            "have been purged; check the id and TASKHUB."
+        )
 
 
 class ThreadError(DafxError):

@@ -141,6 +141,22 @@ def agent_of_turn(orchestration: str) -> str | None:
     return None
 
 
+def agent_of_entity(name: str) -> str | None:
+    """The agent whose threads are entities of this name, which schedulers write in small letters; else None."""
+    return name[len(_PREFIX) :] or None if name.startswith(_PREFIX) else None
+
+
+def tool_of_step(agent: str, activity: str) -> str | None:
+    """The tool of `agent` that `activity` calls, or None if it calls none."""
+    prefix = tool_step_name(agent, "")
+    return activity[len(prefix) :] if activity.startswith(prefix) else None
+
+
+def threads_prefix(agent: str | None, prefix: str) -> str:
+    """How the ids begin of the entities that are threads of an agent, or of any; and whose keys begin so."""
+    return f"@{_PREFIX}" if agent is None else f"@{entity_name(agent).lower()}@{prefix}"
+
+
 def is_ours(name: str) -> bool:
     """Say whether an orchestration, an activity or an entity of this name belongs to an agent."""
     return name.startswith(_PREFIX)

@@ -100,7 +100,7 @@ def _inner_mistake(module: str, ours: str) -> str | None:
         return None if wing in HOSTS_OF_THE_SCHEDULER else "it stands beside the rows"
     if row(ours) > row(module) or (row(ours) == row(module) > 0):
         return "it is not in a row above"
-    if other == "models" and ours != "models" and (wing, ours) != ("worker", "models.environment"):
+    if other == "models" and ours != "models" and not (wing in {"worker", "cli"} and ours == "models.environment"):
         return "`models` alone is the protocol"
     return None
 

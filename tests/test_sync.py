@@ -29,7 +29,11 @@ from dafx_actors._durable import credentials as _credentials
 from dafx_actors._durable.backend import Backend
 from dafx_actors._durable.connect import Address, make_client
 from dafx_actors.client import _decisions as _async_decisions
+from dafx_actors.client import _listing as _async_listing
+from dafx_actors.client import _orchestrations as _async_orchestrations
+from dafx_actors.client import _scheduler as _async_scheduler
 from dafx_actors.client import _threads as _async_threads
+from dafx_actors.client import _turns as _async_turns
 from dafx_actors.decisions import DecisionAccepted, PendingOutcome
 from dafx_actors.errors import (
     ClientOfAnotherLoop,
@@ -39,6 +43,7 @@ from dafx_actors.errors import (
     LoopWouldBlock,
     OrchestrationFailed,
     RetryRefused,
+    SchedulerRefused,
     SchedulerUnreachable,
     TurnCancelled,
     TurnNotFound,
@@ -46,7 +51,11 @@ from dafx_actors.errors import (
 )
 from dafx_actors.sync import DecisionStored, DurableAIAgentClient
 from dafx_actors.sync import _decisions as _sync_decisions
+from dafx_actors.sync import _listing as _sync_listing
+from dafx_actors.sync import _orchestrations as _sync_orchestrations
+from dafx_actors.sync import _scheduler as _sync_scheduler
 from dafx_actors.sync import _threads as _sync_threads
+from dafx_actors.sync import _turns as _sync_turns
 from tests.conftest import free_port
 from tests.sync_side import count
 from tests.test_connect import Faulty
@@ -186,6 +195,29 @@ def test_threads_are_exported_imported_reset_and_deleted(client: DurableAIAgentC
     assert [len(list(joker.get_transcript(each))) for each in (thread, copy)] == [0, 0]
 
 
+def test_what_a_task_hub_holds_is_listed(client: DurableAIAgentClient) -> None:
+    joker = client.get_agent("Joker")
+    thread = joker.get_thread("listed")
+    joker.run("Hi.", thread=thread, correlation_id="listed-1")
+    assert [each.thread for each in client.threads.list("Joker", prefix="listed", details=True)] == [thread]
+    assert [type(each).__name__ for each in client.threads.history(thread)] == ["Request", "Response"]
+    assert [each.state for each in client.turns.list(thread=thread)] == ["completed"]
+    assert client.turns.history("listed-1").name == "dafx-Joker.turn"
+    started = client.schedule_new_orchestration(count, input=2, instance_id="listed-2", timeout=60)
+    started.suspend("look")
+    until(lambda: list(client.orchestrations.list(prefix="listed-2", state="suspended")))
+    started.resume()
+    started.raise_event("more", 3)
+    assert started.result(60) == 5
+    assert started.history().name == "count"
+    assert started.purge()
+    assert {"Joker", "Payer"} <= {each.name for each in client.agents(timeout=60) or ()}
+    stats = client.scheduler.stats(timeout=60)
+    assert stats.database == ":memory:"
+    with pytest.raises(SchedulerRefused):
+        client.scheduler.backup("no/name", timeout=60)
+
+
 def test_orchestrations_are_started_waited_for_and_ended(client: DurableAIAgentClient) -> None:
     started = client.schedule_new_orchestration(count, input=2, timeout=60)
     until(lambda: started.custom_status(timeout=60) == "counts")
@@ -207,6 +239,15 @@ def test_orchestrations_are_started_waited_for_and_ended(client: DurableAIAgentC
 MIRRORED: list[tuple[Any, Any]] = [
     (getattr(dafx_actors, name), getattr(sync, name))
     for name in ("DurableAIAgentClient", "DurableAIAgent", "TurnHandle", "OrchestrationHandle")
+]
+MIRRORED += [
+    (getattr(asynchronous, name), getattr(synchronous, name))
+    for asynchronous, synchronous, name in (
+        (_async_listing, _sync_listing, "Listing"),
+        (_async_orchestrations, _sync_orchestrations, "Orchestrations"),
+        (_async_scheduler, _sync_scheduler, "Scheduler"),
+        (_async_turns, _sync_turns, "Turns"),
+    )
 ]
 MIRRORED += [(_async_decisions.Deciding, _sync_decisions.Deciding), (_async_threads.Threads, _sync_threads.Threads)]
 

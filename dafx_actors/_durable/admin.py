@@ -158,6 +158,21 @@ def back_up(channel: Any, name: str, metadata: Metadata = (), *, timeout: float 
     return Path(json.loads(reply)["path"])
 
 
+async def back_up_async(
+    channel: Any, metadata: Metadata = (), *, name: str, timeout: float = 600.0
+) -> tuple[Path, int] | None:
+    """Have the scheduler copy its database, over a `grpc.aio.Channel`; None if the backend does not know how.
+
+    Returns:
+        Where the file is, on the scheduler's machine, and its size in bytes.
+
+    Raises:
+        grpc.RpcError: it could not, or there is a file of that name; or the backend cannot be reached.
+    """
+    reply = await _call_async(channel, "Backup", {"name": name}, metadata, timeout)
+    return None if reply is None else (Path(reply["path"]), int(reply["bytes"]))
+
+
 def _method(channel: Any, name: str) -> Any:
     return channel.unary_unary(_SERVICE + name)
 

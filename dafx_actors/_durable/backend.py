@@ -6,8 +6,10 @@ import asyncio
 import functools
 import json
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
@@ -16,20 +18,29 @@ import attrs
 import grpc
 import grpc.aio
 from durabletask import history
-from durabletask.client import EntityQuery, OrchestrationQuery, OrchestrationState, OrchestrationStatus
+from durabletask.client import (
+    EntityQuery,
+    OrchestrationQuery,
+    OrchestrationState,
+    OrchestrationStatus,
+    parse_orchestration_state,
+)
 from durabletask.entities import EntityInstanceId
+from durabletask.internal.client_helpers import build_query_entities_req, build_query_instances_req
 from durabletask.internal.orchestrator_service_pb2 import (
     ORCHESTRATION_STATUS_FAILED,
     ORCHESTRATION_STATUS_TERMINATED,
     OrchestrationIdReusePolicy,
 )
+from google.protobuf.wrappers_pb2 import StringValue
 
 from dafx_actors._durable import credentials as _credentials
-from dafx_actors._durable.calls import Calls, Sent, apart, code_of, forget, within
+from dafx_actors._durable.calls import Calls, Sent, apart, code_of, details_of, forget, within
 from dafx_actors._durable.connect import TRANSPORT, Address, DurableTaskClient
 from dafx_actors._durable.connections import Connections
+from dafx_actors._durable.private import stub_of
 from dafx_actors._durable.tokens import is_loopback
-from dafx_actors.errors import SchedulerUnreachable
+from dafx_actors.errors import SchedulerRefused, SchedulerUnreachable
 from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
@@ -70,6 +81,27 @@ class _Shared:
 
     task: asyncio.Future[Any]
     waiting: int = 0
+
+
+@attrs.frozen
+class StoredEntity:
+    """An entity of a list."""
+
+    id: str
+    """`@name@key`."""
+    modified_at: datetime
+    state: str | None
+    """As JSON text; None where it has none, where none was asked for, and where it is too large for a list."""
+
+
+def _wrapped(token: str) -> Any:
+    return StringValue(value=token) if token else None
+
+
+def _next(page: Any, before: str) -> str:
+    """What names the next page; a scheduler that names the same one again has no more."""
+    token = str(page.continuationToken.value)
+    return "" if token in {"", "0", before} else token
 
 
 class Backend:
@@ -227,13 +259,128 @@ class Backend:
         ending = functools.partial(self._call, "terminate_orchestration", instance_id, output=reason)
         await self._calls.patiently(ending, sent=sent)
 
-    async def purge(self, instance_id: str) -> None:
-        """Remove an orchestration that has ended, and those below it that have; nothing where there is none.
+    async def purge(self, instance_id: str) -> bool:
+        """Remove an orchestration that has ended, and those below it that have; False where there is none.
 
         Raises:
             SchedulerUnreachable: Nothing answers.
         """
-        await self._calls.patiently(functools.partial(self._call, "purge_orchestration", instance_id))
+        purged = await self._calls.patiently(functools.partial(self._call, "purge_orchestration", instance_id))
+        return bool(purged.deleted_instance_count)
+
+    async def suspend(self, instance_id: str, reason: str, sent: Sent | None = None) -> None:
+        """Have an orchestration rest where it stands, until `resume`.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        suspending = functools.partial(self._call, "suspend_orchestration", instance_id, reason=reason)
+        await self._calls.patiently(suspending, sent=sent)
+
+    async def resume(self, instance_id: str, reason: str, sent: Sent | None = None) -> None:
+        """Have an orchestration go on that was suspended.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        resuming = functools.partial(self._call, "resume_orchestration", instance_id, reason=reason)
+        await self._calls.patiently(resuming, sent=sent)
+
+    async def page_of_instances(self, query: OrchestrationQuery, token: str) -> tuple[list[OrchestrationState], str]:
+        """Some orchestrations, and what names the next of them; empty where there are no more.
+
+        Args:
+            query: Which; its `max_instance_count` is the size of the page.
+            token: What named these; empty for the first.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+            SchedulerRefused: The token is none of this scheduler.
+        """
+        page = await self._page("QueryInstances", build_query_instances_req(query, _wrapped(token)))
+        if page is None:
+            everything = functools.partial(self._call, "get_all_orchestration_states", query)
+            return await self._calls.patiently(everything, silence=math.inf), ""
+        return [parse_orchestration_state(each) for each in page.orchestrationState], _next(page, token)
+
+    async def page_of_entities(self, query: EntityQuery, token: str) -> tuple[list[StoredEntity], str]:
+        """Some entities, and what names the next of them; empty where there are no more.
+
+        Args:
+            query: Which; with its `page_size`. One whose state is too large for a page comes without it.
+            token: What named these; empty for the first.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+            SchedulerRefused: The token is none of this scheduler.
+        """
+        page = await self._page("QueryEntities", build_query_entities_req(query, _wrapped(token)))
+        if page is None:
+            everything = functools.partial(self._call, "get_all_entities", query)
+            found = await self._calls.patiently(everything, silence=math.inf)
+            return [StoredEntity(str(each.id), each.last_modified, each.get_state() or None) for each in found], ""
+        entities = [
+            StoredEntity(each.instanceId, each.lastModifiedTime.ToDatetime(UTC), each.serializedState.value or None)
+            for each in page.entities
+        ]
+        return entities, _next(page, token)
+
+    async def _page(self, method: str, request: Any) -> Any:
+        """Ask for a page; None where durabletask's client has no way to."""
+
+        async def ask() -> Any:
+            connection = await self._connections.here()
+            with connection.call():
+                stub = stub_of(connection.client)
+                if stub is None:
+                    return None
+                call = functools.partial(getattr(stub, method), request)
+                if self._connections.is_async:
+                    return await apart(call)
+                return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=connection.threads)
+
+        with self.refusing():
+            return await self._calls.patiently(ask)
+
+    @contextmanager
+    def refusing(self) -> Generator[None]:
+        """Say in our own words that the scheduler has answered a call inside with a refusal.
+
+        Raises:
+            SchedulerRefused: It has.
+        """
+        try:
+            yield
+        except grpc.RpcError as error:
+            code = code_of(error)
+            raise SchedulerRefused(
+                self.where.endpoint, "UNKNOWN" if code is None else code.name, details_of(error)
+            ) from error
+
+    async def stats(self) -> dict[str, Any] | None:
+        """Figures of the scheduler, where it is the embedded one, at an address known to us.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        from dafx_actors._durable.admin import stats_async
+
+        with self.refusing():
+            return await self._ask(stats_async)
+
+    async def back_up(self, name: str, sent: Sent) -> tuple[Path, int] | None:
+        """Have the scheduler copy its database into a new file; None where it is not the embedded one.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers; the copy may be made all the same.
+            SchedulerRefused: It could not.
+        """
+        from dafx_actors._durable.admin import back_up_async
+
+        with self.refusing():
+            return await self._ask(
+                functools.partial(back_up_async, name=name), again=False, sent=sent, silence=math.inf
+            )
 
     async def ended(self, prefix: str) -> list[OrchestrationState]:
         """The orchestrations whose ids begin so and that have ended, without their inputs and outputs.
@@ -290,7 +437,7 @@ class Backend:
         events: list[history.HistoryEvent] = await self._calls.patiently(reading)
         return events
 
-    async def _ask(self, asking: Callable[[grpc.aio.Channel, Metadata], Awaitable[T]]) -> T | None:
+    async def _ask(self, asking: Callable[[grpc.aio.Channel, Metadata], Awaitable[T]], **how: Any) -> T | None:
         """Ask the embedded scheduler, at an address known to us, what other backends do not know."""
         if not self.where.endpoint.lower().startswith(("http://", "grpc://")):
             return None
@@ -307,7 +454,7 @@ class Backend:
             with connection.call():
                 return await apart(functools.partial(asking, connection.telling, metadata))
 
-        return await self._calls.patiently(ask)
+        return await self._calls.patiently(ask, **how)
 
     async def signal(self, entity: EntityInstanceId, operation: str, input: Json) -> None:
         """Send an operation to an entity. Not repeated when it got lost: it might arrive twice.

@@ -11,6 +11,7 @@ a worker's settings and channel       no thread could be read, no answer sent: `
 `_OrchestrationExecutor`, registry    orchestrations are not kept between episodes: each is replayed, which costs time
 `_pending_actions` of a context       what an orchestration asks is compared with its history by name only
 a client's channel and interceptors   errors do not name the endpoint; who hosts what is asked in another way
+a client's stub                       lists come in one piece, and not in pages
 ====================================  ==================================================================================
 """
 
@@ -346,6 +347,12 @@ def metadata_of(client: object) -> list[tuple[str, str]]:
     """What a client sends with each call, as far as it can be told."""
     interceptors = getattr(client, "_interceptors", None) or ()
     return [pair for each in interceptors for pair in getattr(each, "_metadata", None) or ()]
+
+
+def stub_of(client: object) -> Any:
+    """Durabletask's calls, over a client's own channel; None where it cannot be told."""
+    getting = getattr(client, "_get_stub", None)  # of an async client, which makes its channel when it is first used
+    return getattr(client, "_stub", None) if getting is None else getting()
 
 
 def begin_wait_for_end(stub: Any, instance_id: str) -> grpc.Future[Any]:

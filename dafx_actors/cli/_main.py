@@ -1,107 +1,45 @@
 """The `dafx` command.
 
-Each subcommand is an entry of `COMMANDS`: a function that declares its arguments, and one that runs it. What a
-subcommand needs is imported when it runs, so that `dafx --help` is quick.
+Each subcommand is an entry of `COMMANDS` and a file of its own, with `declare`, which adds its arguments, and sets
+`run`. That file is imported when the subcommand is named, and what it needs when it runs, so that `dafx --help` is
+quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from typing import TYPE_CHECKING
 
-import attrs
-
-from dafx_actors.errors import DafxError
+from dafx_actors.cli._io import EXIT_CODES, INTERRUPTED, Help, one_line, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-
-_LAST_PORT = 65_535
-_MOST_DAYS = 1_000_000
-
-
-@attrs.frozen(kw_only=True)
-class Command:
-    """A subcommand of `dafx`."""
-
-    help: str
-    declare: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-    """Returns the process's exit code."""
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is less than 0")
-    return number
-
-
-def _port(text: str) -> int:
-    number = _count(text)
-    if number > _LAST_PORT:
-        raise argparse.ArgumentTypeError(f"{number} is more than {_LAST_PORT}")
-    return number
-
-
-def _days(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= _MOST_DAYS:
-        raise argparse.ArgumentTypeError(f"{text} is no number of days from 0 to {_MOST_DAYS:,}")
-    return number
-
-
-for _kind, _name in ((_count, "whole number"), (_port, "port"), (_days, "number of days")):
-    _kind.__name__ = _name  # argparse shows it: "invalid whole number value: 'x'"
-
-
-def _declare_scheduler(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--db", default="dafx.db", metavar="FILE", help="the database file (default: %(default)s)")
-    parser.add_argument("--in-memory", action="store_true", help="keep everything in memory; nothing outlives a stop")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=8080, help="0 takes any free port (default: %(default)s)")
-    parser.add_argument(
-        "--synchronous",
-        choices=("full", "normal"),
-        default="full",
-        help="full: what was acknowledged survives a power cut; normal: it survives the end of the process, "
-        "and a power cut may take the last moments (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--token-file",
-        metavar="FILE",
-        help="its content is the token that every call needs, as `authorization: Bearer ...`",
-    )
-    parser.add_argument(
-        "--token",
-        action="store_true",
-        help="ask for a token, which this user's programs on this machine find by themselves: it is kept in the user's "
-        "state folder",
-    )
-    parser.add_argument("--tls-certificate", metavar="FILE", help="a PEM file; with --tls-key")
-    parser.add_argument("--tls-key", metavar="FILE", help="a PEM file; with --tls-certificate")
-    parser.add_argument("--keep-days", type=_days, metavar="DAYS", help="remove ended orchestrations that are older")
-    parser.add_argument("--keep-count", type=_count, metavar="N", help="keep so many ended orchestrations per task hub")
-    parser.add_argument("--backups", metavar="DIR", help="where backups go (default: FILE-backups)")
-    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="default: %(default)s")
-    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-
-
-def _run_scheduler(arguments: argparse.Namespace) -> int:
-    from dafx_actors.cli._scheduler import run
-
-    return run(arguments)
-
-
-COMMANDS: Mapping[str, Command] = {
-    "scheduler": Command(
-        help="run the embedded scheduler, a durable backend for one machine",
-        declare=_declare_scheduler,
-        run=_run_scheduler,
-    ),
+COMMANDS: Mapping[str, str] = {
+    "dev": "a scheduler and your agents in one process, loaded anew when a file changes",
+    "chat": "talk to an agent",
+    "run": "ask an agent once",
+    "worker": "host the agents of a file",
+    "scheduler": "run the embedded scheduler, a durable backend for one machine; look after it",
+    "threads": "list, show, export, import, reset and delete conversations",
+    "turns": "list, show and follow requests to agents; cancel and retry them",
+    "inbox": "what waits for a person: approve, deny, resolve",
+    "orchestrations": "list and show orchestrations; start, tell, suspend, end and purge them",
+    "doctor": "look for what is wrong, and say what to do",
+    "check": "today's code against recorded histories",
 }
+"""Each subcommand, in a line."""
+
+_EXAMPLES = """examples:
+  dafx dev                                  a demo agent on a model of this machine
+  dafx chat Demo                            talk to it, from another terminal
+  dafx turns list --state blocked           what is stuck
+  dafx doctor                               why, and what to do
+
+`dafx COMMAND --help` says more."""
 
 
 class _Version(argparse.Action):
@@ -117,22 +55,61 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the process's exit code."""
-    parser = argparse.ArgumentParser(prog="dafx", description="Durable AI agents.")
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line: with the arguments of the subcommands that it names."""
+    parser = argparse.ArgumentParser(
+        prog="dafx",
+        description="Durable AI agents: start, talk, look, decide, mend.",
+        epilog=f"{_EXAMPLES}\n\n{EXIT_CODES}",
+        formatter_class=Help,
+    )
     parser.add_argument("--version", action=_Version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        command.declare(subparsers.add_parser(name, help=command.help, description=command.help))
-    parsed = parser.parse_args(arguments)
-    if parsed.command is None:
-        parser.print_help()
-        return 0
+    for name, line in COMMANDS.items():
+        if name not in given:
+            subparsers.add_parser(name, help=line, add_help=False, formatter_class=Help)
+            continue
+        from importlib import import_module
+
+        command = subparsers.add_parser(
+            name,
+            help=line,
+            description=f"{line[0].upper()}{line[1:]}.",
+            formatter_class=Help,
+        )
+        import_module(f"dafx_actors.cli._{name}").declare(command)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the process's exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letters for is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    parser = _parser(given)
     try:
-        return COMMANDS[parsed.command].run(parsed)
-    except DafxError as error:
-        sys.stderr.write(f"dafx: {error}\n")
-        return 1
+        try:
+            parsed = parser.parse_args(given)
+            if parsed.command is None:
+                parser.print_help()
+                return 0
+            code: int = parsed.run(parsed)
+            return code
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has heard enough. What is left in the buffer must not be an error at the end, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        known = told(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"dafx: {one_line(known[0])}\n")
+        return known[1]
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def _runs(state: OrchestrationState, thread: AgentThread) -> bool:
     return _belongs(state, thread) and state.runtime_status not in ENDED
 
 
-async def _each(items: Iterable[str], see_to: Callable[[str], Awaitable[None]]) -> None:
+async def _each(items: Iterable[str], see_to: Callable[[str], Awaitable[object]]) -> None:
     """See to each of these, several at a time; the first error ends it."""
     todo = list(items)
 

@@ -25,8 +25,11 @@ from dafx_actors._json.values import dump_value, returned_by
 from dafx_actors.client._decisions import Deciding
 from dafx_actors.client._executor import ClientAgentExecutor, PeerExecutor
 from dafx_actors.client._handles import OrchestrationHandle
+from dafx_actors.client._orchestrations import Orchestrations
 from dafx_actors.client._proxies import DurableAIAgent
+from dafx_actors.client._scheduler import HostedAgent, Scheduler, agents_in
 from dafx_actors.client._threads import Threads
+from dafx_actors.client._turns import Turns
 from dafx_actors.ids import agent_name, new_id
 from dafx_actors.orchestration._context import definition_of
 
@@ -68,7 +71,13 @@ class DurableAIAgentClient(Deciding):
         self._executor = ClientAgentExecutor(backend, start_timeout)
         self._peers_executor = PeerExecutor(backend, start_timeout)
         self.threads = Threads(backend, self._executor)
-        """Deletes, resets, exports and imports threads."""
+        """Lists, reads, deletes, resets, exports and imports threads."""
+        self.turns = Turns(backend, self._executor)
+        """Lists turns, and reads what was recorded of them."""
+        self.orchestrations = Orchestrations(backend)
+        """Lists orchestrations."""
+        self.scheduler = Scheduler(backend)
+        """Figures and backups of the embedded scheduler."""
 
     @classmethod
     def connect(
@@ -148,6 +157,24 @@ class DurableAIAgentClient(Deciding):
             ConfigurationError: A class that is no agent, or a name that cannot be one.
         """
         return DurableAIAgent(agent_name(agent), self._peers_executor if hosted_by_peer else self._executor)
+
+    async def agents(self, *, timeout: float | None = None) -> list[HostedAgent] | None:
+        """The agents that connected workers host, and those that they hosted within the last ten minutes, by name.
+
+        One call. The embedded scheduler tells it, reached over plain http.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Returns:
+            None where the scheduler cannot tell.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+        """
+        with self._backend.bounded(timeout):
+            hosted = await self._backend.hosted()
+        return None if hosted is None else agents_in(hosted)
 
     @overload
     async def schedule_new_orchestration(

@@ -8,11 +8,13 @@ from collections.abc import Generator, Mapping
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import attrs
+import grpc
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors._durable.backend import Backend
-from dafx_actors._durable.calls import Sent, within
+from dafx_actors._durable.calls import Sent, code_of, within
 from dafx_actors._durable.pending import PendingStep, pending_steps
+from dafx_actors._durable.recorded import History
 from dafx_actors._json.books import CancelMark
 from dafx_actors._json.crossing import load_error
 from dafx_actors._json.document import Outline, response_in
@@ -21,7 +23,7 @@ from dafx_actors._json.requests import finish_reason_in, load_cancellation, load
 from dafx_actors._json.steps import ShownStatus, StartedTurn
 from dafx_actors._json.values import dump_value, load_stored
 from dafx_actors.client._executor import ENDED, ClientAgentExecutor, output_of
-from dafx_actors.errors import DafxError, OrchestrationFailed, TurnCancelled
+from dafx_actors.errors import DafxError, OrchestrationFailed, OrchestrationNotFound, SchedulerRefused, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import Json
@@ -370,3 +372,92 @@ class OrchestrationHandle(Generic[T]):
         sent = Sent()
         with self._backend.bounded(timeout, sent):
             await self._backend.terminate(self.instance_id, reason, sent)
+
+    async def suspend(self, reason: str = "", *, timeout: float | None = None) -> None:
+        """Have it rest where it stands: nothing that it is told is looked at before `resume`. Its steps go on.
+
+        Args:
+            reason: For its history.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            OrchestrationNotFound: There is none of that id.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; it may be suspended, or will be.
+        """
+        sent = Sent()
+        with self._backend.bounded(timeout, sent):
+            await self._existing()
+            await self._backend.suspend(self.instance_id, reason, sent)
+
+    async def resume(self, reason: str = "", *, timeout: float | None = None) -> None:
+        """Have it go on, after `suspend`.
+
+        Args:
+            reason: For its history.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            OrchestrationNotFound: There is none of that id.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; it may go on, or will.
+        """
+        sent = Sent()
+        with self._backend.bounded(timeout, sent):
+            await self._existing()
+            await self._backend.resume(self.instance_id, reason, sent)
+
+    async def purge(self, *, timeout: float | None = None) -> bool:
+        """Remove what was kept of it and of those below it, once it has ended.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Returns:
+            False where it has not ended, so that it stays; and where there is none of that id.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; it may be removed.
+        """
+        with self._backend.bounded(timeout):
+            state = await self._backend.state(self.instance_id)
+            if state is None or state.runtime_status not in ENDED:
+                return False
+            return await self._backend.purge(self.instance_id)
+
+    async def history(self, *, timeout: float | None = None) -> History:
+        """What was recorded of it: each step that it asked for and was given. It is read whole.
+
+        `dafx_actors.testing.replay` runs today's code against it.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            OrchestrationNotFound: There is none of that id.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+        """
+        with self._backend.bounded(timeout):
+            return await history_of(self._backend, self.instance_id)
+
+    async def _existing(self) -> None:
+        if await self._backend.state(self.instance_id) is None:
+            raise OrchestrationNotFound(self.instance_id)
+
+
+async def history_of(backend: Backend, instance_id: str) -> History:
+    """What was recorded of an orchestration, or a turn; nothing yet, where it has not begun.
+
+    Raises:
+        OrchestrationNotFound: There is none of that id.
+        SchedulerRefused: The scheduler does not show it.
+    """
+    state = await backend.state(instance_id)
+    if state is None:
+        raise OrchestrationNotFound(instance_id)
+    try:
+        with backend.refusing():
+            events = await backend.history(instance_id)
+    except SchedulerRefused as error:
+        if code_of(error.__cause__ or error) is grpc.StatusCode.NOT_FOUND:  # removed in this moment
+            raise OrchestrationNotFound(instance_id) from error
+        raise
+    return History.of(instance_id, events) or History(name=state.name, instance_id=instance_id, events=())

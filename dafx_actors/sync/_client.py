@@ -11,11 +11,15 @@ from durabletask.client import TaskHubGrpcClient
 from dafx_actors._durable.connect import Address, address, address_of, check_wrapped
 from dafx_actors.client import _handles as _async
 from dafx_actors.client._client import DurableAIAgentClient as AsyncClient
+from dafx_actors.client._scheduler import HostedAgent
 from dafx_actors.sync._agents import DurableAIAgent
 from dafx_actors.sync._calls import Caller
 from dafx_actors.sync._decisions import Deciding
 from dafx_actors.sync._handles import OrchestrationHandle
+from dafx_actors.sync._orchestrations import Orchestrations
+from dafx_actors.sync._scheduler import Scheduler
 from dafx_actors.sync._threads import Threads
+from dafx_actors.sync._turns import Turns
 
 T = TypeVar("T")
 In = TypeVar("In")
@@ -117,8 +121,39 @@ class DurableAIAgentClient(Deciding):
 
     @property
     def threads(self) -> Threads:
-        """Deletes, resets, exports and imports threads."""
+        """Lists, reads, deletes, resets, exports and imports threads."""
         return Threads(self._caller, self._wrapped.threads)
+
+    @property
+    def turns(self) -> Turns:
+        """Lists turns, and reads what was recorded of them."""
+        return Turns(self._caller, self._wrapped.turns)
+
+    @property
+    def orchestrations(self) -> Orchestrations:
+        """Lists orchestrations."""
+        return Orchestrations(self._caller, self._wrapped.orchestrations)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Figures and backups of the embedded scheduler."""
+        return Scheduler(self._caller, self._wrapped.scheduler)
+
+    def agents(self, *, timeout: float | None = None) -> list[HostedAgent] | None:
+        """The agents that connected workers host, and those that they hosted within the last ten minutes, by name.
+
+        One call. The embedded scheduler tells it, reached over plain http.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Returns:
+            None where the scheduler cannot tell.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+        """
+        return self._caller.call(self._wrapped.agents, timeout=timeout)
 
     def get_agent(self, agent: str | type | object, *, hosted_by_peer: bool = False) -> DurableAIAgent:
         """An agent by its name, or by its class; whether a worker hosts it shows when it is run.

@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from durabletask.client import OrchestrationState
 
+from dafx_actors._durable.recorded import History
 from dafx_actors.client import _handles as _async
 from dafx_actors.client._handles import PendingStep, TurnStatus
 from dafx_actors.exchange import AgentRunResponse
@@ -203,3 +204,57 @@ class OrchestrationHandle(Generic[T]):
             SchedulerUnreachable: Nothing answers, or not within `timeout`; it may have ended, or will.
         """
         self._caller.call(self._orchestration.terminate, reason, timeout=timeout)
+
+    def suspend(self, reason: str = "", *, timeout: float | None = None) -> None:
+        """Have it rest where it stands: nothing that it is told is looked at before `resume`. Its steps go on.
+
+        Args:
+            reason: For its history.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            OrchestrationNotFound: There is none of that id.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; it may be suspended, or will be.
+        """
+        self._caller.call(self._orchestration.suspend, reason, timeout=timeout)
+
+    def resume(self, reason: str = "", *, timeout: float | None = None) -> None:
+        """Have it go on, after `suspend`.
+
+        Args:
+            reason: For its history.
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            OrchestrationNotFound: There is none of that id.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; it may go on, or will.
+        """
+        self._caller.call(self._orchestration.resume, reason, timeout=timeout)
+
+    def purge(self, *, timeout: float | None = None) -> bool:
+        """Remove what was kept of it and of those below it, once it has ended.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Returns:
+            False where it has not ended, so that it stays; and where there is none of that id.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers, or not within `timeout`; it may be removed.
+        """
+        return self._caller.call(self._orchestration.purge, timeout=timeout)
+
+    def history(self, *, timeout: float | None = None) -> History:
+        """What was recorded of it: each step that it asked for and was given. It is read whole.
+
+        `dafx_actors.testing.replay` runs today's code against it.
+
+        Args:
+            timeout: Seconds to wait, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            OrchestrationNotFound: There is none of that id.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+        """
+        return self._caller.call(self._orchestration.history, timeout=timeout)

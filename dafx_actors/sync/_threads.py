@@ -1,22 +1,78 @@
-"""The upkeep of threads, for programs without an event loop."""
+"""Threads, for programs without an event loop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 from dafx_actors.client import _threads as _async
+from dafx_actors.client._threads import ThreadInfo, ThreadState
 from dafx_actors.ids import AgentThread
 from dafx_actors.sync._calls import Caller
+from dafx_actors.sync._listing import Listing
+from dafx_actors.transcript import Entry
 
 __all__ = ["Threads"]
 
 
 class Threads:
-    """The threads of a task hub, as `client.threads`: delete, reset, export and import them."""
+    """The threads of a task hub, as `client.threads`: list, read, delete, reset, export and import them."""
 
     def __init__(self, caller: Caller, threads: _async.Threads) -> None:
         self._caller = caller
         self._threads = threads
+
+    def list(
+        self,
+        agent: str | type | object | None = None,
+        *,
+        prefix: str = "",
+        state: ThreadState | None = None,
+        older: timedelta | None = None,
+        details: bool = False,
+        timeout: float | None = None,
+    ) -> Listing[ThreadInfo]:
+        """The threads, by the scheduler's order of their ids.
+
+        On any backend. 100 are looked at in a call; of the embedded scheduler one call more is made for the names of
+        agents. With `details` or `state` each thread's stored state is read, which may be megabytes; without, only
+        that it is there.
+
+        Args:
+            agent: Of this agent, by name or class.
+            prefix: Whose ids begin so.
+            state: In this state.
+            older: Not changed for so long.
+            details: Say of each thread in what state it is.
+            timeout: Seconds for each page, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            ConfigurationError: `agent` is none.
+            ValueError: `state` is none, or `older` is negative.
+        """
+        found = self._threads.list(agent, prefix=prefix, state=state, older=older, details=details, timeout=timeout)
+        return Listing(self._caller, found)
+
+    def history(self, thread: AgentThread, *, timeout: float | None = None) -> Iterator[Entry]:
+        """What was said in a thread, oldest first: a `Request` and a `Response` for each turn that has begun.
+
+        One call: the thread is read once, whole, as it is at that moment; what the running turn has recorded so far is
+        not in it (`DurableAIAgent.get_transcript` has it). A thread that is not there has no entries.
+
+        Args:
+            thread: As of `delete`.
+            timeout: Seconds to wait for the thread, outages of the scheduler included; by default as long as it takes.
+
+        Raises:
+            UnsupportedTranscript: It was stored by a newer version.
+            SchedulerUnreachable: Nothing answers, or not within `timeout`.
+        """
+        said = self._threads.history(thread, timeout=timeout)
+
+        async def entries() -> list[Entry]:
+            return [entry async for entry in said]
+
+        yield from self._caller.call(entries)
 
     def delete(self, thread: AgentThread, *, timeout: float | None = None) -> None:
         """Delete a thread, with all that belongs to it: when this returns, nothing of it is there any more.

@@ -49,13 +49,14 @@ With pytest-asyncio that is `@pytest_asyncio.fixture(scope="module", loop_scope=
 
 from __future__ import annotations
 
+from dafx_actors._durable.recorded import History
 from dafx_actors.errors import ModelError
 from dafx_actors.models import ModelReply, ModelRequest
 from dafx_actors.testing._clock import HandClock
 from dafx_actors.testing._faults import Fault, Point
 from dafx_actors.testing._host import AgentHost, AgentHosts, NotSettled
 from dafx_actors.testing._model import ScriptedModel, call, chunks, late
-from dafx_actors.testing._replay import History, ReplayMismatch, history_of, replay
+from dafx_actors.testing._replay import ReplayMismatch, history_of, replay
 
 __all__ = [
     "AgentHost",

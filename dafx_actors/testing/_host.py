@@ -20,13 +20,14 @@ from durabletask.grpc_options import GrpcChannelOptions
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors._durable.connect import DEFAULT_TASK_HUB
+from dafx_actors._durable.recorded import History
 from dafx_actors.agents import definition_of
 from dafx_actors.client._client import DurableAIAgentClient
 from dafx_actors.client._handles import OrchestrationHandle, TurnHandle
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing._clock import HandClock
 from dafx_actors.testing._faults import LIFE, Cable, Fault, FaultPlan, Faults, Point, When
-from dafx_actors.testing._replay import History, history_of
+from dafx_actors.testing._replay import history_of
 from dafx_actors.worker._work import WorkKind
 from dafx_actors.worker._worker import DurableAIAgentWorker
 

@@ -11,34 +11,26 @@ up to there. So keep the histories of a few runs beside the tests, and replay th
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from itertools import zip_longest
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
-import attrs
-import durabletask.history
 import grpc
 from durabletask.client import AsyncTaskHubGrpcClient, TaskHubGrpcClient
 from durabletask.internal import orchestrator_service_pb2 as pb
-from durabletask.task import FailureDetails
 from durabletask.worker import TaskHubGrpcWorker
 from google.protobuf import json_format
 
 from dafx_actors._durable.asked import asked_now, asked_then
 from dafx_actors._durable.calls import code_of
 from dafx_actors._durable.private import PrivateWorker
+from dafx_actors._durable.recorded import History
 from dafx_actors.ids import is_ours, turn_name
 from dafx_actors.orchestration._coroutines import work_item
 from dafx_actors.orchestration._recorded import difference
-from dafx_actors.transcript import Json
 from dafx_actors.worker._worker import DurableAIAgentWorker
 
 _BEGINS = "orchestratorStarted"
@@ -65,41 +57,6 @@ class ReplayMismatch(AssertionError):
         )
 
 
-@attrs.frozen(kw_only=True)
-class History:
-    """The history of an orchestration, or of a turn: what it has done and been told so far."""
-
-    name: str
-    """The name of the orchestration; that of a turn is `dafx-{agent}.turn`."""
-    instance_id: str
-    events: Sequence[Json]
-    """durabletask's history events, oldest first, as JSON: in protobuf's own form, that of `HistoryEvent`."""
-
-    @classmethod
-    def load(cls, file: str | PathLike[str]) -> History:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: That is no history, or one of a newer version of this package.
-        """
-        document: Json = json.loads(Path(file).read_text("utf-8"))
-        match document:
-            case {"version": 1, "name": str(name), "instanceId": str(instance_id), "events": [*events]}:
-                return cls(name=name, instance_id=instance_id, events=events)
-            case _:
-                raise ValueError(f"{file} holds no history of version 1")
-
-    def save(self, file: str | PathLike[str]) -> None:
-        """Write it as JSON, for `load`."""
-        document = {
-            "version": 1,
-            "name": self.name,
-            "instanceId": self.instance_id,
-            "events": self.events,
-        }
-        Path(file).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
 async def history_of(client: TaskHubGrpcClient | AsyncTaskHubGrpcClient, instance_id: str) -> History:
     """Read the history of an orchestration or a turn from a scheduler.
 
@@ -119,11 +76,10 @@ async def history_of(client: TaskHubGrpcClient | AsyncTaskHubGrpcClient, instanc
         if code_of(error) is not grpc.StatusCode.NOT_FOUND:
             raise
         recorded = []
-    events = [_dumped(event) for event in recorded]
-    started = next((event["executionStarted"] for event in events if "executionStarted" in event), None)
-    if started is None:
+    found = History.of(instance_id, recorded)
+    if found is None:
         raise LookupError(f"orchestration {instance_id!r} does not exist, or has not begun")
-    return History(name=started["name"], instance_id=instance_id, events=events)
+    return found
 
 
 def replay(history: History, *hosted: Any) -> None:
@@ -295,36 +251,3 @@ _DOING: Mapping[str, Callable[[int, Any], str]] = {
     "entityLockRequested": _SAID["entityLockRequested"],
     "entityUnlockSent": _SAID["entityUnlockSent"],
 }
-
-
-# --- From durabletask's public events to protobuf's JSON ----------------------------------------------------------
-
-_NAMES = {"generic": "genericEvent", "orchestration_span_id": "orchestrationSpanID", "span_id": "spanID"}
-"""Where protobuf's name is not ours in camel case."""
-
-
-def _dumped(event: durabletask.history.HistoryEvent) -> dict[str, Json]:
-    name = type(event).__name__.removesuffix("Event")
-    kind = name[0].lower() + name[1:]
-    fields = _fields(event)
-    common = {key: fields.pop(key) for key in ("eventId", "timestamp")}
-    return {**common, _NAMES.get(kind, kind): fields}
-
-
-def _fields(message: Any) -> dict[str, Json]:
-    values = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
-    return {_NAMES.get(name, _camel(name)): _plain(value) for name, value in values.items() if value is not None}
-
-
-def _plain(value: Any) -> Json:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, FailureDetails):
-        # Without its stack trace, which no decision should hang on and which names files of the machine.
-        return {"errorType": value.error_type, "errorMessage": value.message}
-    return _fields(value) if dataclasses.is_dataclass(value) else value
-
-
-def _camel(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(word.capitalize() for word in others)

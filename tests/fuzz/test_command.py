@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker
 from dafx_actors._durable.connect import address
-from dafx_actors.cli import _scheduler as _command
+from dafx_actors.cli import _serving as _command
 from dafx_actors.cli import main
 from dafx_actors.errors import ConfigurationError, ModelError
 from dafx_actors.models import Model, ModelRequest

@@ -37,6 +37,11 @@ _PATIENT = 5.0
 """Seconds that a connection of a thread does."""
 
 
+def lock_of(database: Path) -> Path:
+    """The file beside a database whose lock says that a process has it open."""
+    return database.with_name(database.name + "-lock")
+
+
 class FileLock:
     """Keeps a second process from a database, until it is closed or this process ends in whatever way.
 
@@ -47,7 +52,7 @@ class FileLock:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._path = database.with_name(database.name + "-lock")
+        self._path = lock_of(database)
         self._file: int | None = None
 
     def __enter__(self) -> FileLock:
