@@ -159,6 +159,7 @@ _MODULES = {
     "testing": __name__,
     "tools": __name__,
     "transcript": __name__,
+    "updates": __name__,
     "worker": __name__,
 }
 """Reached as attributes, too."""
