@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -32,6 +32,7 @@ from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
     from dafx_actors._durable.admin import Hosted
+    from dafx_actors._durable.words import NewWords
 
 T = TypeVar("T")
 
@@ -124,6 +125,20 @@ class Backend:
         from dafx_actors._durable.admin import hosted_async
 
         return await self._ask(hosted_async)
+
+    async def look(self, seen: Mapping[str, tuple[str, int]], seconds: float) -> Mapping[str, NewWords] | None:
+        """What is new of what turns say just now, where the scheduler shows that: the embedded one, as of `hosted`.
+
+        Args:
+            seen: Of each turn the attempt that was seen last, and how many characters of it.
+            seconds: How long the poll may be.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        from dafx_actors._durable.words import look_async
+
+        return await self._ask(functools.partial(look_async, seen=seen, seconds=seconds))
 
     async def start(
         self,

@@ -1,8 +1,9 @@
 """How a reader follows a turn: what is known of it is fetched from time to time, and what is new is told.
 
-Here is the kind of updates that needs nothing of a scheduler or a worker: the turn's status and its thread are read, at
-intervals that grow while nothing happens. What is told of that, and what is taken back, `updates/_reading.py` decides.
-The end is waited for as by everybody who awaits a turn.
+The turn's status and its thread are read, at intervals that grow while nothing happens; this needs nothing of a
+scheduler or a worker. What a model says meanwhile is in the turn's view, where the scheduler has views (`_views.py`);
+a view of a step later than the thread's draft has the thread read at once. What is told of that, and what is taken
+back, `updates/_reading.py` decides. The end is waited for as by everybody who awaits a turn.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dafx_actors._rules import state as _state
 from dafx_actors._rules.beside import seen_by
 from dafx_actors.client._executor import ClientAgentExecutor
 from dafx_actors.client._status import TurnStatus, look_at
+from dafx_actors.client._views import Watch
 from dafx_actors.errors import DafxError, SchedulerUnreachable, TurnNotFound, TurnTimeout
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
@@ -77,6 +79,10 @@ class Following:
         self._pause, self._next_look = _FIRST_PAUSE, -math.inf
         self._thread: AgentThread | None = None
         self._status: TurnStatus | None = None
+        self._watch: Watch | None = None
+        self._draft = Known.drafted(())
+        self._looked_for = 0
+        """The latest step for which the thread was read at once."""
         self._progress: dict[str, Json] = {}
         self._asked: set[tuple[str, str]] = set()
         """The questions that were told and are open: their turns and keys."""
@@ -93,11 +99,15 @@ class Following:
             with self._bounded():  # in here, too: how long a worker is waited for depends on it
                 return await followed.wait(thread)
 
+        self._watch = followed.executor.views.watch(followed.turn)
         self._ending = asyncio.create_task(wait(), name=f"end of turn {followed.turn}")
         self._ending.add_done_callback(_forget)
 
     async def leave(self) -> None:
         """Follow it no more; the turn goes on."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            await self._followed.executor.views.leave(self._followed.turn, watch)
         if self._ending is not None and not self._ending.done():
             self._ending.cancel()
             await asyncio.wait({self._ending})
@@ -114,10 +124,13 @@ class Following:
         while not self._ready and not self._is_over:
             pause = self._next_look - time.monotonic()
             if pause > 0:
-                await asyncio.wait({ending}, timeout=pause)
+                news = set[asyncio.Future[Any]]() if self._watch is None else {self._watch.news()}
+                await asyncio.wait({ending, *news}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 await self._end(ending)
-            elif self._next_look <= time.monotonic():
+                continue
+            self._see_view()
+            if self._next_look <= time.monotonic():
                 with self._bounded():
                     await self._look()
         return self._ready.popleft() if self._ready else None
@@ -143,6 +156,16 @@ class Following:
         """Where an update stands that is told beside the messages."""
         return {"step": self._reading.step, "cursor": self._reading.cursor()}
 
+    def _see_view(self) -> None:
+        """Tell what is on its way."""
+        view = None if self._watch is None else self._watch.view
+        if view is None:
+            return
+        if not self._draft.misses(view):
+            self._tell(self._reading.see(self._draft.with_view(view)))
+        elif self._looked_for < view.step:
+            self._looked_for, self._next_look = view.step, -math.inf
+
     async def _look(self) -> None:
         """Fetch what is known, and tell what is new."""
         followed = self._followed
@@ -153,7 +176,9 @@ class Following:
         # From here on nothing is awaited: a call that is cancelled has told all of a look, or nothing.
         self._show(status)
         if is_at_work:
-            self._tell(self._reading.see(Known.drafted(seen.draft)))
+            self._draft = Known.drafted(seen.draft)
+            self._tell(self._reading.see(self._draft))
+            self._see_view()
             self._tell_progress(seen.books.progress)
             self._tell_questions(asked, seen.books.asks)
         self._pause = _FIRST_PAUSE if self._ready else min(self._pause * _GROWS, _LONGEST_PAUSE)
