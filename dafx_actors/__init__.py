@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dafx_actors.agents import AgentDefinition, Turn, durable_agent
     from dafx_actors.client._client import DurableAIAgentClient
     from dafx_actors.client._decisions import DecisionStored
-    from dafx_actors.client._handles import OrchestrationHandle, PendingStep, TurnHandle, TurnStatus
+    from dafx_actors.client._handles import OrchestrationHandle, PendingStep, TurnHandle, TurnStatus, TurnStream
     from dafx_actors.client._proxies import DurableAIAgent, RunOptions
     from dafx_actors.decisions import Decision, DecisionAccepted, PendingApproval, PendingDecision, PendingOutcome
     from dafx_actors.errors import DafxError, NotDone
@@ -82,6 +82,7 @@ __all__ = [
     "Turn",
     "TurnHandle",
     "TurnStatus",
+    "TurnStream",
     "UriContent",
     "UsageStats",
     "__version__",
@@ -132,6 +133,7 @@ _HOMES = {
     "Turn": "dafx_actors.agents",
     "TurnHandle": "dafx_actors.client._handles",
     "TurnStatus": "dafx_actors.client._handles",
+    "TurnStream": "dafx_actors.client._handles",
     "UriContent": "dafx_actors.transcript",
     "UsageStats": "dafx_actors.transcript",
     "as_tool": "dafx_actors.tools",
@@ -159,6 +161,7 @@ _MODULES = {
     "testing": __name__,
     "tools": __name__,
     "transcript": __name__,
+    "updates": __name__,
     "worker": __name__,
 }
 """Reached as attributes, too."""

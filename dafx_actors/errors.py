@@ -7,6 +7,7 @@
     │   └── ModelNotConfigured      no model was named and none could be found
     ├── IncompatibleDurableTask     durabletask is another version than the tested ones, or lacks a name
     ├── InvalidThreadId             a thread id that an entity key cannot hold
+    ├── InvalidCursor               a text that is no cursor of updates
     ├── UnsupportedTranscript       stored by a newer version, or not a transcript; never rewritten
     ├── ValueMismatch               a value of user code that does not fit its annotation, or JSON
     │   ├── InvalidArguments        what a model wrote for a tool's arguments does not fit them
@@ -157,6 +158,19 @@ class InvalidThreadId(DafxError, ValueError):
         return (
             f"{self.thread_id!r} cannot be a thread id: {self.reason}. "
             "Take `get_new_thread()`, or a short id of letters, digits and -_.:"
+        )
+
+
+@attrs.define(eq=False, slots=False, repr=False)
+class InvalidCursor(DafxError, ValueError):
+    """What was given as a cursor of updates is none."""
+
+    cursor: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cursor} is no cursor of updates. Give `update.cursor` as it was told, or None to be told all from "
+            "the beginning."
         )
 
 

@@ -161,6 +161,8 @@ class RunRequest(Shown):
     created_at: datetime | None = None
     orchestration_id: str | None = None
     """The orchestration that sends it, if one does."""
+    stream: bool = False
+    """Whether somebody reads the updates of the turn: the model is asked for its answer piece by piece, if it can."""
 
 
 @attrs.frozen(kw_only=True, repr=False)

@@ -23,6 +23,7 @@ from dafx_actors.errors import (
     ForkedWhileConnected,
     InvalidAnswer,
     InvalidArguments,
+    InvalidCursor,
     InvalidThreadExport,
     InvalidThreadId,
     LoopWouldBlock,
@@ -75,6 +76,7 @@ SAMPLES: list[tuple[DafxError, str]] = [
         errors.IncompatibleDurableTask("1.13.0", "1.12.x", ("_channel",)),
         "lacks _channel; dafx_actors was tested",
     ),
+    (InvalidCursor("'x'"), "as it was told, or None"),
     (InvalidThreadId("a b", "' ' is not allowed in it"), "Take `get_new_thread()`"),
     (UnsupportedTranscript("schemaVersion 2.0.0", "1.1.0"), "Upgrade dafx_actors"),
     (NotDurableError("`asyncio.sleep`", "Use `context.sleep`."), "Use `context.sleep`."),
@@ -240,6 +242,7 @@ def test_builtin_kinds_are_kept_for_those_who_catch_them() -> None:
     assert issubclass(InvalidArguments, ValueError)
     assert issubclass(SchedulerUnreachable, ConnectionError)
     assert issubclass(InvalidThreadId, ValueError)
+    assert issubclass(InvalidCursor, ValueError)
     assert issubclass(InvalidAnswer, ValueError)
 
 

@@ -15,7 +15,7 @@ ROWS = [
     {"errors", "transcript", "ids", "decisions", "exchange", "_secrets", "_raised", "_lazy", "_shown"},
     {"_json", "_durable"},
     {"models"},
-    {"_rules", "tools"},
+    {"_rules", "tools", "updates"},
     {"agents", "mcp", "orchestration"},
     {"_turns", "client"},
     {"worker", "sync", "handles", "proxies"},
@@ -45,7 +45,7 @@ IMPURE = {
     *("asyncio", "anyio", "threading", "concurrent", "random", "secrets", "uuid", "socket", "grpc", "sqlite3", "time")
 }
 _CLOCKS = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
-PURE = ("_rules", "scheduler._rules")
+PURE = ("_rules", "scheduler._rules", "updates")
 """Wings that decide and do nothing."""
 
 

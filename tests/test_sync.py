@@ -173,6 +173,21 @@ def test_turns_are_started_looked_at_decided_and_cancelled(client: DurableAIAgen
         joker.run("Hello", response_format=int)
 
 
+def test_updates_of_a_turn_are_read(client: DurableAIAgentClient) -> None:
+    joker = client.get_agent("Joker")
+    with joker.run_stream("Hi.", timeout=60) as stream:
+        told = list(stream)
+        assert stream.response().text == "Hi. (1 messages)"
+    assert [update.kind for update in told if update.kind != "state"] == ["step", "text", "ended"]
+    turn = joker.get_turn(stream.turn.correlation_id)
+    with turn.updates(timeout=60) as again:
+        assert "".join(again.text(on_reset=print)) == "Hi. (1 messages)"
+    with turn.updates(after=told[-1].cursor) as nothing:
+        assert list(nothing) == []
+    with joker.start("Ho.", stream=True).updates() as other:
+        assert list(other.snapshots())[-1] == "Ho. (1 messages)"
+
+
 def test_a_decision_that_nobody_hears_is_stored(client: DurableAIAgentClient) -> None:
     stored = client.approve(key="k", thread="t1", agent="Nobody", by="ana", timeout=0.2)
     assert isinstance(stored, DecisionStored)
@@ -238,7 +253,7 @@ def test_orchestrations_are_started_waited_for_and_ended(client: DurableAIAgentC
 
 MIRRORED: list[tuple[Any, Any]] = [
     (getattr(dafx_actors, name), getattr(sync, name))
-    for name in ("DurableAIAgentClient", "DurableAIAgent", "TurnHandle", "OrchestrationHandle")
+    for name in ("DurableAIAgentClient", "DurableAIAgent", "TurnHandle", "TurnStream", "OrchestrationHandle")
 ]
 MIRRORED += [
     (getattr(asynchronous, name), getattr(synchronous, name))

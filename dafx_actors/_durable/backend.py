@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 import math
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +45,7 @@ from dafx_actors.transcript import Json
 
 if TYPE_CHECKING:
     from dafx_actors._durable.admin import Hosted
+    from dafx_actors._durable.words import NewWords
 
 T = TypeVar("T")
 
@@ -183,6 +184,20 @@ class Backend:
             raise SchedulerUnreachable(self.where.endpoint, "the connection was closed")
         answer: Hosted | None = asked.task.result()
         return answer
+
+    async def look(self, seen: Mapping[str, tuple[str, int]], seconds: float) -> Mapping[str, NewWords] | None:
+        """What is new of what turns say just now, where the scheduler shows that: the embedded one, as of `hosted`.
+
+        Args:
+            seen: Of each turn the attempt that was seen last, and how many characters of it.
+            seconds: How long the poll may be.
+
+        Raises:
+            SchedulerUnreachable: Nothing answers.
+        """
+        from dafx_actors._durable.words import look_async
+
+        return await self._ask(functools.partial(look_async, seen=seen, seconds=seconds))
 
     async def start(
         self,

@@ -83,7 +83,12 @@ def dump_for_peer(agent: str, request: RunRequest) -> dict[str, Json]:
     if request.tool_choice is not None:
         options.setdefault("tool_choice", request.tool_choice)
     one = attrs.evolve(
-        request, messages=(ChatMessage(role, text),), options=options, response_schema=None, tool_choice=None
+        request,
+        messages=(ChatMessage(role, text),),
+        options=options,
+        response_schema=None,
+        tool_choice=None,
+        stream=False,
     )
     return {key: value for key, value in dump_request(one).items() if key != "messages"}
 

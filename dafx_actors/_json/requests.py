@@ -61,6 +61,7 @@ def dump_request(request: RunRequest) -> dict[str, Json]:
                 "limits": None if request.limits is None else dump_limits(request.limits),
                 "deadline": request.deadline,
                 "responseSchema": request.response_schema,
+                "stream": True if request.stream else None,
             }
         ),
         "messages": None if is_one_text else [dump_message(message) for message in request.messages],
@@ -112,6 +113,7 @@ def load_request(raw: Json) -> RunRequest:
         deadline=None if document.get("deadline") is None else as_number(document["deadline"]),
         created_at=load_time(created) if created else None,
         orchestration_id=text_or_none(document, "orchestrationId"),
+        stream=document.get("stream") is True,
     )
 
 

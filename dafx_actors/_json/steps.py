@@ -451,6 +451,8 @@ class ModelStep(Shown):
     """With `begins`: after which the turn ends, as there is a timer for."""
     limited: bool = False
     """With `begins`, in turns before `OF_THE_TREE`: whether the request has limits of its own."""
+    stream: bool = False
+    """Whether somebody reads the words of the reply while they come."""
 
     def dump(self) -> dict[str, Json]:
         """The step's input."""
@@ -467,6 +469,7 @@ class ModelStep(Shown):
             **({"begins": True} if self.begins else {}),
             **({} if self.seconds is None else {"seconds": self.seconds}),
             **({"limited": True} if self.limited else {}),
+            **({"stream": True} if self.stream else {}),
         }
 
     @classmethod
@@ -485,6 +488,7 @@ class ModelStep(Shown):
             begins=bool(raw.get("begins")),
             seconds=raw.get("seconds"),
             limited=bool(raw.get("limited")),
+            stream=bool(raw.get("stream")),
         )
 
 

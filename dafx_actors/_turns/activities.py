@@ -155,6 +155,8 @@ class Steps:
         reply = functools.partial(
             self.asking.reply, thread, request, transcript, first=first, callers=asked.callers, beside=waits
         )
+        if asked.stream:
+            reply = functools.partial(reply, words=self.asking.host.words(asked.reply))
         try:
             return await self.asking.host.until_ended(turn, reply)
         except TurnEnded:

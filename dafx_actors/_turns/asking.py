@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import anyio.to_thread
 import attrs
@@ -28,7 +29,14 @@ from dafx_actors.agents import Agent, Turn
 from dafx_actors.errors import ModelError, TurnFailed, ValueMismatch
 from dafx_actors.exchange import RunRequest
 from dafx_actors.ids import AgentThread
-from dafx_actors.models import UNPARSED_ARGUMENTS, ModelReply, ModelRequest, ending_of
+from dafx_actors.models import (
+    UNPARSED_ARGUMENTS,
+    ModelDelta,
+    ModelReply,
+    ModelRequest,
+    StreamingModel,
+    ending_of,
+)
 from dafx_actors.tools import ToolContext
 from dafx_actors.tools._toolbox import Toolbox, size_of
 from dafx_actors.transcript import ChatMessage, Content, FunctionCallContent, Json, Transcript
@@ -66,6 +74,28 @@ def _limit_of(options: Mapping[str, Json], reply: ModelReply) -> str:
     return f"{asked or 'the limit of tokens for an answer (max_tokens)'}{tokens}"
 
 
+async def _streamed(model: StreamingModel, asked: ModelRequest, words: Callable[[str], None]) -> ModelReply:
+    """A model call whose words are told while they come. The reply counts, which may say otherwise.
+
+    Raises:
+        ModelError: The call failed, or did not end with a reply.
+    """
+    reply: ModelReply | None = None
+    pieces: Any = model.stream(asked)
+    try:
+        async for piece in pieces:
+            if isinstance(piece, ModelReply):
+                reply = piece
+            elif isinstance(piece, ModelDelta):
+                words(piece.text)
+    finally:
+        if hasattr(pieces, "aclose"):  # it is an iterator, and nothing more is said of it
+            await pieces.aclose()
+    if reply is None:
+        raise ModelError("bad_response", f"`stream` of {type(model).__name__} did not end with a `ModelReply`")
+    return reply
+
+
 async def _mismatch(text: str, schema: Mapping[str, Json] | None) -> str | None:
     """As `answer_mismatch`; what may take long is checked beside the event loop, and not for ever."""
     if schema is None or not (look(schema).may_be_slow or len(text) > LONG_ANSWER):
@@ -94,15 +124,17 @@ class AgentSteps:
         first: bool,
         callers: Sequence[Caller] = (),
         beside: Waiting | None = None,
+        words: Callable[[str], None] | None = None,
     ) -> ModelAnswer:
         """Ask the agent's code or model. Whatever it raises is the outcome of the step, and not of the worker.
 
         Neither is asked where one of the turns above (`callers`) does not want it any more. Where the turn goes on
-        `beside` another, the model is shown that one, and offered only tools without effect.
+        `beside` another, the model is shown that one, and offered only tools without effect. `words` is told what the
+        model says while it says it.
         """
         try:
             asked = functools.partial(
-                self._ask, thread, request, transcript, first=first, callers=callers, beside=beside
+                self._ask, thread, request, transcript, first=first, callers=callers, beside=beside, words=words
             )
             return ModelAnswer(result=await contained(asked, lambda: self.host.is_stopping))
         except Exception as error:
@@ -120,6 +152,7 @@ class AgentSteps:
         first: bool,
         callers: Sequence[Caller],
         beside: Waiting | None,
+        words: Callable[[str], None] | None,
     ) -> ModelResult:
         wanted = functools.partial(_above.check, self.host, callers, thread.agent, request.correlation_id)
         await wanted()
@@ -133,7 +166,11 @@ class AgentSteps:
         async def complete(asked: ModelRequest) -> ModelReply:
             await wanted()  # the agent's instructions, or its code, may have taken a while
             asked = attrs.evolve(asked, options=options_of(asked.options))
-            return await self.host.model_of(self.agent).complete(asked)
+            model = self.host.model_of(self.agent)
+            # What an agent's own code asks its model need not be its answer.
+            if words is not None and not self.agent.responds and isinstance(model, StreamingModel):
+                return await _streamed(model, asked, words)
+            return await model.complete(asked)
 
         conversation = seen_by_model(transcript, request.correlation_id, beside)
         turn = Turn(

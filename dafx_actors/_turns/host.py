@@ -57,6 +57,14 @@ class Host(Protocol):
         """Send a tool's progress to its thread, some time soon; the latest of each call."""
         ...
 
+    def words(self, step: int) -> Callable[[str], None]:
+        """What tells the readers of the turn, in the step that runs, what its model says; it never waits nor raises.
+
+        Args:
+            step: The number of the reply, from 1.
+        """
+        ...
+
     def model_of(self, agent: Agent) -> Model:
         """The model of an agent, made when it is first asked for.
 

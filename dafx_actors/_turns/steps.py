@@ -377,6 +377,7 @@ class TurnSteps(TurnBase):
             tool_choice=self._request.tool_choice,
             enable_tool_calls=self._request.enable_tool_calls,
             callers=self.callers,
+            stream=self._request.stream,
         )
 
     async def _ask_model(self, asked: ModelStep) -> ModelAnswer | Broken:

@@ -35,6 +35,7 @@ from dafx_actors._json.steps import ShownStatus, StartedTurn, TurnInput
 from dafx_actors._rules import resuming as _resuming
 from dafx_actors._rules import state as _state
 from dafx_actors.client._peer import PeerThreads, handed_over, request_in
+from dafx_actors.client._views import Views
 from dafx_actors.decisions import PendingApproval, PendingOutcome
 from dafx_actors.errors import (
     AgentNotHosted,
@@ -126,6 +127,8 @@ class ClientAgentExecutor:
         self._given = start_timeout
         self.start_timeout = _START_TIMEOUT if start_timeout is None else start_timeout
         self._peer = PeerThreads(backend)
+        self.views = Views(backend)
+        """What turns say just now, where the scheduler shows that."""
         self._seen: dict[str, float] = {}
         """Agents that workers of ours have hosted, and when that was seen."""
         self._by_peer: set[str] = set()

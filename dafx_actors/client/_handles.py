@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Mapping
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any, Generic, TypeVar
 
-import attrs
 import grpc
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
@@ -17,63 +16,22 @@ from dafx_actors._durable.pending import PendingStep, pending_steps
 from dafx_actors._durable.recorded import History
 from dafx_actors._json.books import CancelMark
 from dafx_actors._json.crossing import load_error
-from dafx_actors._json.document import Outline, response_in
-from dafx_actors._json.operations import Cancel, Ended
-from dafx_actors._json.requests import finish_reason_in, load_cancellation, load_response
-from dafx_actors._json.steps import ShownStatus, StartedTurn
+from dafx_actors._json.operations import Cancel
+from dafx_actors._json.operations import Ended as EndedBefore
+from dafx_actors._json.requests import load_cancellation
+from dafx_actors._json.steps import StartedTurn
 from dafx_actors._json.values import dump_value, load_stored
 from dafx_actors.client._executor import ENDED, ClientAgentExecutor, output_of
-from dafx_actors.errors import DafxError, OrchestrationFailed, OrchestrationNotFound, SchedulerRefused, TurnCancelled
+from dafx_actors.client._status import TurnState, TurnStatus, look_at
+from dafx_actors.client._updates import Followed, Following
+from dafx_actors.errors import OrchestrationFailed, OrchestrationNotFound, SchedulerRefused, TurnCancelled
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
-from dafx_actors.transcript import Json
+from dafx_actors.updates import Ended, Reset, Text, Update
 
-__all__ = ["OrchestrationHandle", "PendingStep", "TurnHandle", "TurnState", "TurnStatus"]
+__all__ = ["OrchestrationHandle", "PendingStep", "TurnHandle", "TurnState", "TurnStatus", "TurnStream"]
 
 T = TypeVar("T")
-
-TurnState: TypeAlias = Literal[
-    "pending",
-    "queued",
-    "running",
-    "waiting",
-    "blocked",
-    "retrying",
-    "completed",
-    "failed",
-    "cancelled",
-    "terminated",
-    "suspended",
-]
-"""`pending`: no worker has taken it yet. `queued`: it waits for the turns before it. `waiting`: for a person.
-`blocked`: for a worker that has a tool, or hosts an agent, of that name; see `TurnStatus.waits_for`."""
-
-_BY_STATUS: Mapping[OrchestrationStatus, TurnState] = {
-    OrchestrationStatus.PENDING: "pending",
-    OrchestrationStatus.COMPLETED: "completed",
-    OrchestrationStatus.TERMINATED: "terminated",
-    OrchestrationStatus.SUSPENDED: "suspended",
-}
-
-
-@attrs.frozen(kw_only=True)
-class TurnStatus:
-    """Where a turn stands."""
-
-    state: TurnState
-    steps: int = 0
-    """Model calls and tool calls so far."""
-    progress: Mapping[str, Json] = attrs.field(factory=dict[str, Json], hash=False)
-    """The latest progress report of each running tool, by the key of its call."""
-    attempt: int | None = None
-    """While `retrying`: the model call's attempts that failed."""
-    waits_for: tuple[str, ...] = ()
-    """While `blocked`: the tools and agents that no worker has; the turn's own agent, where no worker hosts that and
-    the scheduler can tell. While `waiting`: the tools whose calls a person is asked about."""
-    error: str | None = None
-    """While `retrying`, what the latest attempt failed with; of a turn that failed, its error."""
-    finish_reason: str | None = None
-    """The reason why the answer ended, once there is one; see `AgentRunResponse.finish_reason`."""
 
 
 class TurnHandle(Generic[T]):
@@ -135,37 +93,36 @@ class TurnHandle(Generic[T]):
             SchedulerUnreachable: Nothing answers, or not within `timeout`.
         """
         with self._executor.bounded(timeout):
-            return await self._status()
+            status, _ = await look_at(self._executor, self.agent, self.correlation_id)
+            return status
 
-    async def _status(self) -> TurnStatus:
-        thread, state = await self._executor.turn(self.agent, self.correlation_id)
-        shown = ShownStatus.of(state.serialized_custom_status)
-        steps = shown.steps
-        if self._executor.is_handed_over(state):
-            return _status_by_peer(await self._executor.document(thread), thread, self.correlation_id)
-        if state.runtime_status is OrchestrationStatus.FAILED:
-            failure = state.failure_details
-            error = load_error(failure.message) if failure else None
-            ended: TurnState = "cancelled" if isinstance(error, TurnCancelled) else "failed"
-            text = str(error) if error else failure.message if failure else None
-            return TurnStatus(state=ended, steps=steps, error=text)
-        if state.runtime_status is OrchestrationStatus.PENDING and await self._executor.is_unhosted(self.agent):
-            return TurnStatus(state="blocked", waits_for=(self.agent,))
-        if (state_name := _BY_STATUS.get(state.runtime_status)) is not None:
-            reason = finish_reason_in(output_of(state)) if state_name == "completed" else None
-            return TurnStatus(state=state_name, steps=steps, finish_reason=reason)
-        outline = Outline.of(await self._executor.document(thread))
-        waits_for = shown.waits_for
-        if shown.state == "waiting" and outline.active == self.correlation_id:
-            waits_for = tuple(asked.tool for asked in outline.questions if asked.decision is None)
-        return TurnStatus(
-            state=cast("TurnState", shown.state),
-            steps=steps,
-            progress=outline.progress.get(self.correlation_id, {}),
-            attempt=shown.attempt,
-            waits_for=waits_for,
-            error=shown.error,
+    def updates(self, *, after: str | None = None, timeout: float | None = None) -> TurnStream[T]:
+        """Follow the turn, while it runs or after it has ended: use it with `async with`, and iterate.
+
+        Words come as the model says them where the turn was started with `stream=True` or by `run_stream`, and its
+        scheduler carries them; else each step is told when it was recorded, within some seconds.
+
+        Args:
+            after: The cursor of the last update that was told before, in whichever process: what follows is told. By
+                default all is told from the beginning.
+            timeout: Seconds for all of it, outages of the scheduler included; by default as long as the turn takes.
+
+        Raises:
+            InvalidCursor: `after` is no cursor.
+        """
+
+        async def wait(thread: AgentThread) -> AgentRunResponse[Any]:
+            return await self._executor.wait(thread, self.correlation_id, self._response_format)
+
+        followed = Followed(
+            executor=self._executor,
+            agent=self.agent,
+            turn=self.correlation_id,
+            begin=self.thread,
+            wait=wait,
+            timeout=timeout,
         )
+        return TurnStream(self, Following(followed, after))
 
     async def retry(self, *, timeout: float | None = None) -> bool:
         """Let a turn that failed go on, once the cause of its failure is gone. Await the handle for its answer.
@@ -234,21 +191,108 @@ class TurnHandle(Generic[T]):
             retry = StartedTurn.of(state.serialized_input).retry
             cancel = Cancel(turn=self.correlation_id, mark=CancelMark.of(by=by, reason=reason), retry=retry)
             outcome = await self._executor.tell(thread, cancel, sent)
-            if not isinstance(outcome, Ended):
+            if not isinstance(outcome, EndedBefore):
                 return True
             ended = load_cancellation(outcome.response)
         return isinstance(ended, TurnCancelled) and (ended.reason, ended.by) == (reason, by)
 
 
-def _status_by_peer(document: Json, thread: AgentThread, turn: str) -> TurnStatus:
-    """The status of a turn that the peer's worker has. Its thread shows the turn only when it has ended."""
-    if (response := response_in(document, turn)) is None:
-        return TurnStatus(state="running")
-    try:
-        load_response(response, thread)
-    except DafxError as error:
-        return TurnStatus(state="failed", error=str(error))
-    return TurnStatus(state="completed")
+class TurnStream(Generic[T]):
+    """The updates of a turn, one after the other, while it runs or after it has ended; see `dafx_actors.updates`.
+
+    ::
+
+        async with joker.run_stream("Tell me a joke.", thread=thread) as stream:
+            async for update in stream:
+                ...
+            response = await stream.response()
+
+    It is open inside `async with`, for one reader, and is opened once. Leaving it, at any time, cancels nothing:
+    `stream.turn.cancel()` does. After the last update, which is `Ended`, the iteration stops; what the turn ended with
+    is in there, and is raised by `response()` only.
+
+    Iterating raises:
+        SchedulerUnreachable: Nothing answers, for a minute. The cursor of the last update stays good.
+        TurnTimeout: Its `timeout` is over; the turn goes on.
+        TurnNotFound, UnsupportedTranscript: There is no such turn any more, or its thread cannot be read.
+    """
+
+    def __init__(self, turn: TurnHandle[T], following: Following) -> None:
+        self.turn = turn
+        """The turn: to cancel it, for example."""
+        self._following = following
+
+    async def __aenter__(self) -> TurnStream[T]:
+        """Open it: the turn is started, or found.
+
+        Raises:
+            TurnNotFound: There is no such turn.
+            SchedulerUnreachable, TurnTimeout: As of iterating.
+            CorrelationConflict, UnsupportedByPeer, SchedulerRefused: As `DurableAIAgent.start`.
+        """
+        await self._following.begin()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._following.leave()
+
+    def __aiter__(self) -> TurnStream[T]:
+        return self
+
+    async def __anext__(self) -> Update:
+        update = await self._following.next()
+        if update is None:
+            raise StopAsyncIteration
+        return update
+
+    async def response(self) -> AgentRunResponse[T]:
+        """The answer, when it is there. The updates need not be read for that, and can be read after it.
+
+        Raises:
+            TurnError, SchedulerUnreachable, TurnTimeout: As `DurableAIAgent.run`.
+        """
+        return await self._following.response()
+
+    async def text(self, *, on_reset: Callable[[str], object] | None = None) -> AsyncIterator[str]:
+        """The words of the answer alone, piece by piece, of all steps of the turn.
+
+        Args:
+            on_reset: Called where words were taken back, with all that stays; the pieces go on behind that. Without
+                it they go on behind what was told; see also `snapshots`.
+
+        Raises:
+            SchedulerUnreachable, TurnTimeout, TurnNotFound: As of iterating.
+        """
+        said: dict[int, str] = {}
+        async for update in self:
+            if isinstance(update, Text):
+                said[update.step] = said.get(update.step, "") + update.text
+                yield update.text
+            elif isinstance(update, Reset) and (gone := [step for step in said if step >= update.step]):
+                for step in gone:
+                    del said[step]
+                if on_reset is not None:
+                    on_reset("".join(said.values()))
+
+    async def snapshots(self) -> AsyncIterator[str]:
+        """The text so far of the latest step that has some, as a whole, each time that it has changed.
+
+        Where it is shown in the place of the one before, nothing that is taken back needs to be seen to. The last one
+        is the text of the answer.
+
+        Raises:
+            SchedulerUnreachable, TurnTimeout, TurnNotFound: As of iterating.
+        """
+        said: dict[int, str] = {}
+        shown = ""
+        async for update in self:
+            if isinstance(update, Reset):
+                said = {step: text for step, text in said.items() if step < update.step}
+            elif isinstance(update, Text):
+                said[update.step] = said.get(update.step, "") + update.text
+            if isinstance(update, Text | Ended) and (text := said[max(said)] if said else "") != shown:
+                shown = text
+                yield text
 
 
 class OrchestrationHandle(Generic[T]):

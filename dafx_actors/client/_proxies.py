@@ -10,7 +10,8 @@ from typing import Any, Literal, TypedDict, TypeVar, overload
 from dafx_actors._durable.calls import Sent
 from dafx_actors._json.values import json_schema
 from dafx_actors.client._executor import ClientAgentExecutor
-from dafx_actors.client._handles import TurnHandle
+from dafx_actors.client._handles import TurnHandle, TurnStream
+from dafx_actors.client._updates import Followed, Following
 from dafx_actors.exchange import AgentRunResponse, Limits, Messages, RunRequest, as_messages
 from dafx_actors.ids import AgentThread, check_correlation_id, conversation, new_id, thread_of
 from dafx_actors.transcript import Json, Transcript
@@ -218,6 +219,127 @@ class DurableAIAgent:
             return await self._executor.wait(where, request.correlation_id, response_format, again=start)
 
     @overload
+    def run_stream(
+        self,
+        messages: Messages,
+        *,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
+    ) -> TurnStream[None]: ...
+
+    @overload
+    def run_stream(
+        self,
+        messages: Messages,
+        *,
+        response_format: type[T],
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
+    ) -> TurnStream[T]: ...
+
+    @overload
+    def run_stream(
+        self,
+        messages: Messages,
+        *,
+        response_format: Any,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
+    ) -> TurnStream[Any]: ...
+
+    def run_stream(
+        self,
+        messages: Messages,
+        *,
+        response_format: Any = None,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
+    ) -> TurnStream[Any]:
+        """Send a request, and follow its turn: use it with `async with`, and iterate; see `TurnStream`.
+
+        The turn is started when the stream is opened. Leaving the stream cancels nothing.
+
+        Args:
+            messages: See `run`.
+            response_format: See `run`.
+            thread: The conversation, or its id; a new one by default.
+            session: Another name of `thread`.
+            correlation_id: Names the turn; a new one by default. The same id gives the same answer, from one model
+                call, however often and from wherever it is sent.
+            options: Parameters of the model, by the provider's names.
+            tool_choice: For the first model call: `auto`, `none`, `required`, or a tool's name.
+            enable_tool_calls: False: the model is offered no tools.
+            limits: What the turn may take at most. It can lower what is written for the agent, and not lift it;
+                defaults it can.
+            timeout: Seconds for opening the stream, for its updates and for `response()` together, outages of the
+                scheduler included; by default as long as it takes. The turn goes on when it is over.
+            cancel_on_timeout: As of `run`.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; nothing was sent.
+        """
+        deadline = timeout if cancel_on_timeout else None
+        where, request = self._request(
+            messages,
+            conversation(thread, session),
+            correlation_id=correlation_id,
+            response_format=response_format,
+            options=options,
+            tool_choice=tool_choice,
+            enable_tool_calls=enable_tool_calls,
+            limits=limits,
+            deadline=deadline,
+            stream=True,
+        )
+        start = functools.partial(self._executor.start, where, request)
+
+        async def begin() -> AgentThread:
+            await start()
+            return where
+
+        async def wait(_: AgentThread) -> AgentRunResponse[Any]:
+            return await self._executor.wait(where, request.correlation_id, response_format, again=start)
+
+        followed = Followed(
+            executor=self._executor,
+            agent=self.name,
+            turn=request.correlation_id,
+            begin=begin,
+            wait=wait,
+            timeout=timeout if deadline is None else deadline + self._executor.start_timeout,
+        )
+        turn = TurnHandle[Any](self._executor, self.name, request.correlation_id, where, response_format)
+        return TurnStream(turn, Following(followed, None))
+
+    @overload
     async def start(
         self,
         messages: Messages,
@@ -229,6 +351,7 @@ class DurableAIAgent:
         tool_choice: str | None = None,
         enable_tool_calls: bool = True,
         limits: Limits | None = None,
+        stream: bool = False,
         timeout: float | None = None,
     ) -> TurnHandle[None]: ...
 
@@ -245,6 +368,7 @@ class DurableAIAgent:
         tool_choice: str | None = None,
         enable_tool_calls: bool = True,
         limits: Limits | None = None,
+        stream: bool = False,
         timeout: float | None = None,
     ) -> TurnHandle[T]: ...
 
@@ -261,6 +385,7 @@ class DurableAIAgent:
         tool_choice: str | None = None,
         enable_tool_calls: bool = True,
         limits: Limits | None = None,
+        stream: bool = False,
         timeout: float | None = None,
     ) -> TurnHandle[Any]: ...
 
@@ -276,6 +401,7 @@ class DurableAIAgent:
         tool_choice: str | None = None,
         enable_tool_calls: bool = True,
         limits: Limits | None = None,
+        stream: bool = False,
         timeout: float | None = None,
     ) -> TurnHandle[Any]:
         """Send a request, and get a handle: await it for the answer, ask it for the status, cancel the turn.
@@ -292,6 +418,8 @@ class DurableAIAgent:
             enable_tool_calls: False: the model is offered no tools.
             limits: What the turn may take at most. It can lower what is written for the agent, and not lift it;
                 defaults it can.
+            stream: Somebody will read the turn's updates: the model is asked for its words as it says them, if it can.
+                A turn that nobody reads is better without.
             timeout: Seconds that the scheduler has to take it, outages included; by default as long as it takes.
 
         Raises:
@@ -311,6 +439,7 @@ class DurableAIAgent:
             enable_tool_calls=enable_tool_calls,
             limits=limits,
             deadline=None,
+            stream=stream,
         )
         sent = Sent()
         with self._executor.bounded_turn(self.name, where, request.correlation_id, timeout, sent):
@@ -342,6 +471,7 @@ class DurableAIAgent:
         enable_tool_calls: bool,
         limits: Limits | None,
         deadline: float | None,
+        stream: bool = False,
     ) -> tuple[AgentThread, RunRequest]:
         if deadline is not None and not deadline > 0:
             raise ValueError(f"`timeout` must be more than {deadline!r} seconds where it is the turn's own deadline")
@@ -355,6 +485,7 @@ class DurableAIAgent:
             limits=limits,
             deadline=deadline,
             created_at=datetime.now(UTC),
+            stream=stream,
         )
         check_correlation_id(request.correlation_id)
         return self.get_new_thread() if thread is None else thread_of(self.name, thread), request

@@ -25,7 +25,7 @@ from __future__ import annotations
 from dafx_actors.sync._agents import DurableAIAgent
 from dafx_actors.sync._client import DurableAIAgentClient
 from dafx_actors.sync._decisions import DecisionStored
-from dafx_actors.sync._handles import OrchestrationHandle, TurnHandle
+from dafx_actors.sync._handles import OrchestrationHandle, TurnHandle, TurnStream
 
 __all__ = [
     "DecisionStored",
@@ -33,4 +33,5 @@ __all__ = [
     "DurableAIAgentClient",
     "OrchestrationHandle",
     "TurnHandle",
+    "TurnStream",
 ]

@@ -10,7 +10,7 @@ from dafx_actors.client._proxies import DurableAIAgent as AsyncAgent
 from dafx_actors.exchange import AgentRunResponse, Limits, Messages
 from dafx_actors.ids import AgentThread
 from dafx_actors.sync._calls import Caller
-from dafx_actors.sync._handles import TurnHandle
+from dafx_actors.sync._handles import TurnHandle, TurnStream
 from dafx_actors.transcript import Json, Transcript
 
 T = TypeVar("T")
@@ -200,6 +200,110 @@ class DurableAIAgent:
         return answer
 
     @overload
+    def run_stream(
+        self,
+        messages: Messages,
+        *,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
+    ) -> TurnStream[None]: ...
+
+    @overload
+    def run_stream(
+        self,
+        messages: Messages,
+        *,
+        response_format: type[T],
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
+    ) -> TurnStream[T]: ...
+
+    @overload
+    def run_stream(
+        self,
+        messages: Messages,
+        *,
+        response_format: Any,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
+    ) -> TurnStream[Any]: ...
+
+    def run_stream(
+        self,
+        messages: Messages,
+        *,
+        response_format: Any = None,
+        thread: AgentThread | str | None = None,
+        session: AgentThread | str | None = None,
+        correlation_id: str | None = None,
+        options: Mapping[str, Json] | None = None,
+        tool_choice: str | None = None,
+        enable_tool_calls: bool = True,
+        limits: Limits | None = None,
+        timeout: float | None = None,
+        cancel_on_timeout: bool = False,
+    ) -> TurnStream[Any]:
+        """Send a request, and follow its turn: use it with `with`, and iterate; see `TurnStream`.
+
+        The turn is started when the stream is opened. Leaving the stream cancels nothing.
+
+        Args:
+            messages: See `run`.
+            response_format: See `run`.
+            thread: The conversation, or its id; a new one by default.
+            session: Another name of `thread`.
+            correlation_id: Names the turn; a new one by default. The same id gives the same answer, from one model
+                call, however often and from wherever it is sent.
+            options: Parameters of the model, by the provider's names.
+            tool_choice: For the first model call: `auto`, `none`, `required`, or a tool's name.
+            enable_tool_calls: False: the model is offered no tools.
+            limits: What the turn may take at most. It can lower what is written for the agent, and not lift it;
+                defaults it can.
+            timeout: Seconds for opening the stream, for its updates and for `response()` together, outages of the
+                scheduler included; by default as long as it takes. The turn goes on when it is over.
+            cancel_on_timeout: As of `run`.
+
+        Raises:
+            TypeError, ValueError: An argument is wrong; nothing was sent.
+        """
+        stream: Any = self._agent.run_stream
+        opened: _async.TurnStream[Any] = stream(
+            messages,
+            response_format=response_format,
+            thread=thread,
+            session=session,
+            correlation_id=correlation_id,
+            options=options,
+            tool_choice=tool_choice,
+            enable_tool_calls=enable_tool_calls,
+            limits=limits,
+            timeout=timeout,
+            cancel_on_timeout=cancel_on_timeout,
+        )
+        return TurnStream(self._caller, opened)
+
+    @overload
     def start(
         self,
         messages: Messages,
@@ -211,6 +315,7 @@ class DurableAIAgent:
         tool_choice: str | None = None,
         enable_tool_calls: bool = True,
         limits: Limits | None = None,
+        stream: bool = False,
         timeout: float | None = None,
     ) -> TurnHandle[None]: ...
 
@@ -227,6 +332,7 @@ class DurableAIAgent:
         tool_choice: str | None = None,
         enable_tool_calls: bool = True,
         limits: Limits | None = None,
+        stream: bool = False,
         timeout: float | None = None,
     ) -> TurnHandle[T]: ...
 
@@ -243,6 +349,7 @@ class DurableAIAgent:
         tool_choice: str | None = None,
         enable_tool_calls: bool = True,
         limits: Limits | None = None,
+        stream: bool = False,
         timeout: float | None = None,
     ) -> TurnHandle[Any]: ...
 
@@ -258,6 +365,7 @@ class DurableAIAgent:
         tool_choice: str | None = None,
         enable_tool_calls: bool = True,
         limits: Limits | None = None,
+        stream: bool = False,
         timeout: float | None = None,
     ) -> TurnHandle[Any]:
         """Send a request, and get a handle: ask it for the answer, or the status, or cancel the turn.
@@ -274,6 +382,8 @@ class DurableAIAgent:
             enable_tool_calls: False: the model is offered no tools.
             limits: What the turn may take at most. It can lower what is written for the agent, and not lift it;
                 defaults it can.
+            stream: Somebody will read the turn's updates: the model is asked for its words as it says them, if it can.
+                A turn that nobody reads is better without.
             timeout: Seconds that the scheduler has to take it, outages included; by default as long as it takes.
 
         Raises:
@@ -296,6 +406,7 @@ class DurableAIAgent:
             tool_choice=tool_choice,
             enable_tool_calls=enable_tool_calls,
             limits=limits,
+            stream=stream,
             timeout=timeout,
         )
         return TurnHandle(self._caller, turn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from durabletask.client import OrchestrationState
@@ -12,8 +13,10 @@ from dafx_actors.client._handles import PendingStep, TurnStatus
 from dafx_actors.exchange import AgentRunResponse
 from dafx_actors.ids import AgentThread
 from dafx_actors.sync._calls import Caller
+from dafx_actors.updates import Update
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class TurnHandle(Generic[T]):
@@ -71,6 +74,19 @@ class TurnHandle(Generic[T]):
         """
         return self._caller.call(self._turn.status, timeout=timeout)
 
+    def updates(self, *, after: str | None = None, timeout: float | None = None) -> TurnStream[T]:
+        """Follow the turn, while it runs or after it has ended: use it with `with`, and iterate.
+
+        Args:
+            after: The cursor of the last update that was told before, in whichever process: what follows is told. By
+                default all is told from the beginning.
+            timeout: Seconds for all of it, outages of the scheduler included; by default as long as the turn takes.
+
+        Raises:
+            InvalidCursor: `after` is no cursor.
+        """
+        return TurnStream(self._caller, self._turn.updates(after=after, timeout=timeout))
+
     def retry(self, *, timeout: float | None = None) -> bool:
         """Let a turn that failed go on, once the cause of its failure is gone. Ask `result()` for its answer.
 
@@ -110,6 +126,78 @@ class TurnHandle(Generic[T]):
             SchedulerUnreachable: Nothing answers; nothing was sent.
         """
         return self._caller.call(self._turn.cancel, reason, by=by, timeout=timeout)
+
+
+class TurnStream(Generic[T]):
+    """The updates of a turn, one after the other, while it runs or after it has ended; see `dafx_actors.updates`.
+
+    ::
+
+        with joker.run_stream("Tell me a joke.", thread=thread) as stream:
+            for piece in stream.text():
+                print(piece, end="")
+
+    It is open inside `with`, for one reader, and is opened once. What it means, takes and raises is that of the async
+    client's `TurnStream`.
+    """
+
+    def __init__(self, caller: Caller, stream: _async.TurnStream[T]) -> None:
+        self.turn = TurnHandle(caller, stream.turn)
+        """The turn: to cancel it, for example."""
+        self._caller = caller
+        self._stream = stream
+
+    def __enter__(self) -> TurnStream[T]:
+        """Open it: the turn is started, or found.
+
+        Raises:
+            TurnNotFound: There is no such turn.
+            SchedulerUnreachable, TurnTimeout, CorrelationConflict, UnsupportedByPeer: As of `DurableAIAgent.start`.
+        """
+        self._caller.call(self._stream.__aenter__)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._caller.call(self._stream.__aexit__)
+
+    def __iter__(self) -> Iterator[Update]:
+        return self._each(self._stream)
+
+    def response(self) -> AgentRunResponse[T]:
+        """The answer, when it is there. The updates need not be read for that, and can be read after it.
+
+        Raises:
+            TurnError, SchedulerUnreachable, TurnTimeout: As `DurableAIAgent.run`.
+        """
+        return self._caller.call(self._stream.response)
+
+    def text(self, *, on_reset: Callable[[str], object] | None = None) -> Iterator[str]:
+        """The words of the answer alone, piece by piece, of all steps of the turn.
+
+        Args:
+            on_reset: Called where words were taken back, with all that stays; the pieces go on behind that. Without
+                it they go on behind what was told; see also `snapshots`. It is called in the thread of the client's
+                event loop.
+
+        Raises:
+            SchedulerUnreachable, TurnTimeout, TurnNotFound: As of iterating.
+        """
+        return self._each(self._stream.text(on_reset=on_reset))
+
+    def snapshots(self) -> Iterator[str]:
+        """The text so far of the latest step that has some, as a whole, each time that it has changed.
+
+        Raises:
+            SchedulerUnreachable, TurnTimeout, TurnNotFound: As of iterating.
+        """
+        return self._each(self._stream.snapshots())
+
+    def _each(self, items: AsyncIterator[U]) -> Iterator[U]:
+        async def following() -> U | None:
+            return await anext(items, None)
+
+        while (item := self._caller.call(following)) is not None:
+            yield item
 
 
 class OrchestrationHandle(Generic[T]):

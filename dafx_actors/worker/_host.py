@@ -14,21 +14,25 @@ from typing import Any, TypeVar
 from durabletask.client import TaskHubGrpcClient
 
 from dafx_actors._durable.connect import EndWatch, reader_of
-from dafx_actors._durable.private import PrivateWorker
+from dafx_actors._durable.private import PrivateWorker, channel_of
+from dafx_actors._durable.words import tell_words
 from dafx_actors._json.operations import Note
 from dafx_actors._raised import attempted, in_words
 from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.ids import AgentThread
 from dafx_actors.models import Model
 from dafx_actors.worker._gate import Gate, until_turn_ends
-from dafx_actors.worker._intake import prepared, thread_work, watch_of_step
+from dafx_actors.worker._intake import prepared, thread_work, token_of_step, watch_of_step
 from dafx_actors.worker._loop import AgentLoop
+from dafx_actors.worker._words import Words
 
 T = TypeVar("T")
 
 _logger = logging.getLogger("dafx_actors.worker")
 _CALLS = 64
 """How many reads of threads are made at once; a few records of attempts wait here too, for as long as they take."""
+_TELLERS = 8
+"""How many steps tell their words at once; of those that have to wait the words come in larger pieces."""
 
 
 class WorkerHost:
@@ -46,6 +50,7 @@ class WorkerHost:
         self._end_watch: EndWatch | None = None
         self._making_reader = threading.Lock()
         self._calls: ThreadPoolExecutor | None = None
+        self._tellers: ThreadPoolExecutor | None = None
         self._reports: dict[str, tuple[AgentThread, Note]] = {}
         self._reporting = threading.Lock()
         # A thread of its own, since tools report from any thread, and from the agents' loop, which must not wait.
@@ -134,6 +139,19 @@ class WorkerHost:
                 if self._reports[key] == (thread, note):
                     del self._reports[key]
 
+    def words(self, step: int) -> Callable[[str], None]:
+        """What tells the readers of the turn, in the step that runs, what its model says; it never waits nor raises.
+
+        Args:
+            step: The number of the reply, from 1.
+        """
+        token = token_of_step.get()
+        if token is None:
+            return lambda _: None
+        with self._making_reader:
+            self._tellers = tellers = self._tellers or ThreadPoolExecutor(_TELLERS, "dafx-words")
+        return Words(tellers, lambda position, text: tell_words(channel_of(self.reader), token, step, position, text))
+
     def model_of(self, agent: Agent) -> Model:
         """The model of an agent, made when it is first asked for.
 
@@ -160,6 +178,9 @@ class WorkerHost:
             reporter, self._reporter = self._reporter, None
         if reporter is not None:
             reporter.shutdown()  # what was reported is sent
+        tellers, self._tellers = self._tellers, None
+        if tellers is not None:
+            tellers.shutdown(cancel_futures=True)
         calls, self._calls = self._calls, None
         if calls is not None:
             # None begins any more: gRPC crashes the process over a call on a channel that is closed.

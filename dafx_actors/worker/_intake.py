@@ -69,6 +69,10 @@ watch_of_step: ContextVar[Watch | None] = ContextVar("dafx_actors_watch", defaul
 """Of the step that runs: how to hear that nobody waits for it any more, where the scheduler says so by itself."""
 
 
+token_of_step: ContextVar[str | None] = ContextVar("dafx_actors_token", default=None)
+"""The completion token of the step that runs."""
+
+
 class Prepared(threading.local):
     """Keeps the outcome of a step that ran before durabletask is called for it on this thread.
 
@@ -362,6 +366,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
     def _submit(self, work: _InHand) -> bool:
         def run() -> None:
+            token_of_step.set(work.token)  # also on the loop, where a step runs that this thread waits for
             try:
                 self._run(work.kind, work.request, work.line.waiting, work.token)
             finally:
@@ -421,6 +426,7 @@ class Intake(grpc.UnaryStreamClientInterceptor):
 
         async def run() -> None:
             watch_of_step.set(work.line.watch(work.token))
+            token_of_step.set(work.token)
             try:
                 outcome = await _outcome_of(ahead, lambda: self._gate.is_closed)
             except asyncio.CancelledError:

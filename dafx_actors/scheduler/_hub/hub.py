@@ -31,6 +31,7 @@ from dafx_actors.scheduler._hub.lately import Lately
 from dafx_actors.scheduler._hub.orchestrations import Orchestrations
 from dafx_actors.scheduler._hub.rewind import Rewinding
 from dafx_actors.scheduler._hub.unhosted import Unhosted
+from dafx_actors.scheduler._hub.views import Views
 from dafx_actors.scheduler._hub.waiters import Waiters, reached
 from dafx_actors.scheduler._rules.batches import StartOrchestration, problem_with
 from dafx_actors.scheduler._rules.episodes import InvalidAnswer, ReleaseLock, RequestLock, TellEntity
@@ -110,9 +111,10 @@ class TaskHub:
         self._stored = stored
         self.delivery = Delivery(clock, store.ids, self._render)
         self.waiters = Waiters()
+        self.views = Views(self.delivery)
         ground = Ground(row, store, clock, timers, self.delivery)
         self.entities = Entities(ground, self._emit)
-        self.orchestrations = Orchestrations(ground, self._emit, self.waiters.notify)
+        self.orchestrations = Orchestrations(ground, self._emit, self._notify)
         self.rewinding = Rewinding(ground, self.orchestrations)
         self.endings = Endings(ground, self.orchestrations, self.changing)
         self.lately = Lately(ground, self.changing)
@@ -125,6 +127,12 @@ class TaskHub:
     @property
     def ids(self) -> Ids:
         return self.store.ids
+
+    def _notify(self, it: Orchestration) -> None:
+        """What is in memory of an orchestration is on disk."""
+        if it.ended or it.gone:
+            self.views.drop(it.instance_id)
+        self.waiters.notify(it)
 
     # --- changes -------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from dafx_actors.scheduler._hub.hub import Refused
 from dafx_actors.scheduler._serve import admin as _admin
 from dafx_actors.scheduler._serve import pages as _pages
 from dafx_actors.scheduler._serve import requests as _requests
+from dafx_actors.scheduler._serve import updates as _updates
 from dafx_actors.scheduler._serve.streams import BundleStream, Context, WorkStream
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class Service:
             name: grpc.unary_unary_rpc_method_handler(self._administer(handler))
             for name, handler in _admin.METHODS.items()
         }
+        updates: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(self._administer(handler))
+            for name, handler in _updates.METHODS.items()
+        }
         work: dict[str, Any] = {
             "Hello": grpc.unary_unary_rpc_method_handler(self._hello),
             "Connect": grpc.stream_stream_rpc_method_handler(self._connect),
@@ -107,6 +112,7 @@ class Service:
             grpc.method_handlers_generic_handler(SERVICE, tasks),
             grpc.method_handlers_generic_handler(WORK_SERVICE, work),
             grpc.method_handlers_generic_handler(_admin.SERVICE, admin),
+            grpc.method_handlers_generic_handler(_updates.SERVICE, updates),
         )
 
     async def stop(self) -> None:
@@ -118,6 +124,7 @@ class Service:
             stream.end()
         for hub in self._engine.hubs.values():
             hub.waiters.stop(Refused("UNAVAILABLE", "The scheduler is stopping."))
+            hub.views.stop(Refused("UNAVAILABLE", "The scheduler is stopping."))
 
     # --- every call ------------------------------------------------------------------------------------------------
 
