@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
-from dafx_actors._json.books import CancelMark, Place, Resumed
+from dafx_actors._json.books import CancelMark, ChildRecord, Place, Resumed
 from dafx_actors._json.document import load_transcript
 from dafx_actors._json.operations import (
     ANY_TIME,
@@ -315,3 +315,16 @@ def test_how_it_travels() -> None:
     with pytest.raises(ValueError, match="retry"):
         load_begin({**Begin(ask("c1")).dump(), "retry": "often"})
     assert attrs.evolve(granted, resumed=None) == Granted(granted.length)
+
+
+def test_the_agents_that_it_had_used_as_tools_stay_its_own() -> None:
+    child = ChildRecord.of("k1", AgentThread("Inner", "t2"))
+    state, _ = _thread.begin(ThreadState(), THREAD, ask("c1"), NOW)
+    state, _ = _thread.record(state, THREAD, "c1", PAID, state.length, children=[child])
+    state, _ = _thread.abort(state, THREAD, "c1", NO_QUOTA, NOW)
+    state, _ = again(state)
+    assert _state.children_in(commit(state), THREAD) == (child,)
+    died, _ = _thread.begin(ThreadState(), THREAD, ask("c1"), NOW)
+    died, _ = _thread.record(died, THREAD, "c1", PAID, died.length, children=[child])
+    died, _ = again(died)
+    assert _state.children_in(commit(died), THREAD) == (child,)

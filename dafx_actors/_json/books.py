@@ -423,6 +423,8 @@ class Resumed(Shown):
     """Attempts of model calls that failed and were made again; see `Progress.retries`."""
     failures: tuple[Json, ...] = ()
     """What it failed with each time, the latest last: `at`, and an `error` with its type and message."""
+    children: tuple[ChildRecord, ...] = ()
+    """Turns of agents that it had used as tools."""
 
     @classmethod
     def load(cls, raw: Json) -> Resumed | None:
@@ -442,6 +444,7 @@ class Resumed(Shown):
             usage=load_usage(usage) if usage else None,
             attempts=tuple(as_list(kept.get("retries") or [])),
             failures=tuple(as_list(kept.get("retried") or [])),
+            children=tuple(map(ChildRecord.load, as_list(kept.get("children") or []))),
         )
 
     def dump(self) -> dict[str, Json]:
@@ -453,6 +456,7 @@ class Resumed(Shown):
             **({"usage": dump_usage(self.usage)} if self.usage else {}),
             **({"retries": list(self.attempts)} if self.attempts else {}),
             **({"retried": list(self.failures)} if self.failures else {}),
+            **({"children": [dict(child.raw) for child in self.children]} if self.children else {}),
         }
 
     @property

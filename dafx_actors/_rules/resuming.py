@@ -22,8 +22,9 @@ from dafx_actors._json.crossing import error_content
 from dafx_actors._json.messages import dump_message, load_entry
 from dafx_actors._json.shapes import as_object, dump_time, object_in
 from dafx_actors._rules.open_calls import closed
-from dafx_actors._rules.state import Books, ThreadState, ended_in, find_entry, joined_in
+from dafx_actors._rules.state import Books, ThreadState, children_below, ended_in, find_entry, joined_in
 from dafx_actors.errors import ConfigurationError, DafxError, ModelError, RetryRefusal, TurnCancelled
+from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import (
     ChatMessage,
     ErrorContent,
@@ -80,7 +81,7 @@ def is_unpaid(error: DafxError | None, steps: int) -> bool:
     return isinstance(error, ConfigurationError) or (isinstance(error, ModelError) and error.kind in _BEFORE_ANY_STEP)
 
 
-def resumed(state: ThreadState, turn: str, retry: int) -> ThreadState:
+def resumed(state: ThreadState, thread: AgentThread, turn: str, retry: int) -> ThreadState:
     """The thread of the active turn, taken up again for this time: without its failed response, if it has one.
 
     Where it has none, nobody told the thread of the failure; what it had recorded is kept all the same.
@@ -88,13 +89,20 @@ def resumed(state: ThreadState, turn: str, retry: int) -> ThreadState:
     raw = find_entry(state, "response", turn)
     if raw is None:
         draft = _going_on(closed(state.draft))
-        books = Books(resumed=_come_to(retry, draft, {}, state.books.resumed), joined=state.books.joined)
+        children = (*(state.books.resumed.children if state.books.resumed else ()), *state.books.children.values())
+        come_to = attrs.evolve(_come_to(retry, draft, {}, state.books.resumed), children=children)
+        books = Books(resumed=come_to, joined=state.books.joined)
         return attrs.evolve(state, draft=draft, books=books)
     entry = load_entry(raw)
     assert isinstance(entry, Response), "`may_go_on` has read it"
     draft = _going_on(entry.messages)
     history = tuple(each for each in state.history if each is not raw)
-    before = attrs.evolve(_come_to(retry, draft, raw, None), usage=entry.usage, failures=_failures(raw, entry))
+    before = attrs.evolve(
+        _come_to(retry, draft, raw, None),
+        usage=entry.usage,
+        failures=_failures(raw, entry),
+        children=children_below(raw, thread),
+    )
     joined = tuple(str(each) for each in joined_in(raw))
     return attrs.evolve(state, history=history, draft=draft, books=Books(resumed=before, joined=joined))
 

@@ -242,13 +242,21 @@ def children_in(state: ThreadState, thread: AgentThread) -> tuple[ChildRecord, .
     """
     found: dict[str, ChildRecord] = {}
     for raw in state.history:
-        ours: Json = raw.get("dafx")
-        kept: Json = ours.get(BELOW) if is_object(ours) else None
-        if is_object(kept) and kept.get("thread") == str(thread.entity_id) and is_list(turns := kept.get("turns")):
-            for child in turns:
-                with suppress(ValueError):  # others may have stored anything there
-                    found.setdefault((record := ChildRecord.load(child)).key, record)
+        for record in children_below(raw, thread):
+            found.setdefault(record.key, record)
     return tuple(found.values())
+
+
+def children_below(response: Json, thread: AgentThread) -> tuple[ChildRecord, ...]:
+    """The turns of agents that the turn of a stored response, one of this thread, used as tools."""
+    ours: Json = response.get("dafx")
+    kept: Json = ours.get(BELOW) if is_object(ours) else None
+    found: list[ChildRecord] = []
+    if is_object(kept) and kept.get("thread") == str(thread.entity_id) and is_list(turns := kept.get("turns")):
+        for child in turns:
+            with suppress(ValueError):  # others may have stored anything there
+                found.append(ChildRecord.load(child))
+    return tuple(found)
 
 
 def find_entry(state: ThreadState, kind: str, turn: str) -> Json | None:

@@ -126,7 +126,7 @@ def begin(
     cancelled = _cancelled_by(state, thread, turn) if overlap == "cancel_previous" else ()
     if state.active == turn:
         if retry > state.books.retry:
-            state = resumed(state, turn, retry)
+            state = resumed(state, thread, turn, retry)
         return state, Granted(state.length, cancelled, state.books.resumed)
     if _is_known(state, turn):
         return state, _queued(state, cancelled)
@@ -422,9 +422,10 @@ def _end(
     if state.active != turn or not _is_of_this_time(state, retry):
         return state, Refused(TurnSuperseded(thread.thread_id, turn))
     joined = state.books.joined
-    before = state.books.resumed.about if state.books.resumed else {}
+    before = state.books.resumed
     with_it = {JOINED: list(joined)} if joined else {}
-    ours = {**(about or {}), **with_it, **below(state.books.children, thread), **before}
+    children = {**{child.key: child for child in (before.children if before else ())}, **state.books.children}
+    ours = {**(about or {}), **with_it, **below(children, thread), **(before.about if before else {})}
     response = _response(turn, closed(state.draft + messages), usage, now, ours)
     # What was to join and did not is next: it came before all that waits.
     waiting = (*map(place_of, state.steered), *state.waiting)
