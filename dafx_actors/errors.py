@@ -323,6 +323,8 @@ class SchedulerUnreachable(SchedulerError, ConnectionError):
 
     def __str__(self) -> str:
         because = f" ({self.detail})" if self.detail else ""
+        if self.detail.startswith("this client was closed"):
+            return f"Nothing was asked of the scheduler at {self.endpoint}: {self.detail}. Make another client."
         return (
             f"No scheduler answers at {self.endpoint}{because}. Start one, with `dafx scheduler` or the Durable Task "
             "Scheduler emulator, or point ENDPOINT at the one that runs."
@@ -626,6 +628,8 @@ class AgentNotHosted(TurnError):
     """The agents that connected workers take, or None where the scheduler cannot tell."""
     beside: tuple[str, ...] | None = attrs.field(default=None, converter=_names)
     """In an orchestration, which cannot ask the scheduler: the agents that its own worker takes."""
+    operation: str = ""
+    """What a thread was to be told, such as `cancel`, where that was no turn."""
 
     def __str__(self) -> str:
         if self.hosted is None and self.beside:
@@ -636,6 +640,12 @@ class AgentNotHosted(TurnError):
             known = f"Hosted there: {', '.join(self.hosted) or 'nothing'}."
         # An orchestration does not know where it runs.
         where = f" on task hub {self.task_hub!r} at {self.endpoint}" if self.endpoint else ""
+        if self.operation:
+            return (
+                f"No worker told a thread of agent {self.agent!r}{where} of {self.operation!r} within "
+                f"{self.seconds:g} s. {known}{self._meant()} Nothing was changed: turns that run or wait go on. Start "
+                "a worker that hosts the agent, and do it again."
+            )
         return (
             f"No worker took the turn of agent {self.agent!r}{where} "
             f"within {self.seconds:g} s. {known}{self._meant()} The request was withdrawn. Start a worker that hosts "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import math
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
+import attrs
 import grpc
 import grpc.aio
 from durabletask import history
@@ -23,7 +25,7 @@ from durabletask.internal.orchestrator_service_pb2 import (
 )
 
 from dafx_actors._durable import credentials as _credentials
-from dafx_actors._durable.calls import Calls, Sent, apart, code_of, within
+from dafx_actors._durable.calls import Calls, Sent, apart, code_of, forget, within
 from dafx_actors._durable.connect import TRANSPORT, Address, DurableTaskClient
 from dafx_actors._durable.connections import Connections
 from dafx_actors._durable.tokens import is_loopback
@@ -62,6 +64,14 @@ _REPLACED = {
 }
 
 
+@attrs.define(eq=False)
+class _Shared:
+    """A question to the scheduler that several wait for: those who begin at the same time ask it once."""
+
+    task: asyncio.Future[Any]
+    waiting: int = 0
+
+
 class Backend:
     """A scheduler as a client needs it: async, patient, and with errors that say something."""
 
@@ -82,6 +92,7 @@ class Backend:
             sent: The credential that the client sends, for what is asked beside it.
         """
         self._sent = sent
+        self._asking: dict[asyncio.AbstractEventLoop, _Shared] = {}
         self.where = where
         self._connections = Connections(client, where.endpoint)
         self._longest_wait = 60.0 if self._connections.is_async else 10.0
@@ -123,7 +134,23 @@ class Backend:
         # A service of the embedded scheduler alone: programs that never ask need not import any of it.
         from dafx_actors._durable.admin import hosted_async
 
-        return await self._ask(hosted_async)
+        loop = asyncio.get_running_loop()
+        if (asked := self._asking.get(loop)) is None:
+            asked = self._asking[loop] = _Shared(asyncio.ensure_future(self._ask(hosted_async)))
+            asked.task.add_done_callback(forget)
+        asked.waiting += 1
+        try:
+            await asyncio.wait({asked.task})
+        finally:
+            asked.waiting -= 1
+            if asked.task.done() or not asked.waiting:
+                asked.task.cancel()
+                if self._asking.get(loop) is asked:
+                    del self._asking[loop]
+        if asked.task.cancelled():
+            raise SchedulerUnreachable(self.where.endpoint, "the connection was closed")
+        answer: Hosted | None = asked.task.result()
+        return answer
 
     async def start(
         self,

@@ -109,7 +109,7 @@ async def apart(call: Callable[[], Awaitable[T]]) -> T:
     other await. Where somebody else cancelled the call, since its channel was closed, it is a call that got lost.
     """
     making = asyncio.ensure_future(call())
-    making.add_done_callback(_forget)
+    making.add_done_callback(forget)
     try:
         await asyncio.wait({making})
     finally:
@@ -120,7 +120,7 @@ async def apart(call: Callable[[], Awaitable[T]]) -> T:
     return making.result()
 
 
-def _forget(made: asyncio.Future[T]) -> None:
+def forget(made: asyncio.Future[T]) -> None:
     """Look at what became of a call that nobody waits for any more: asyncio tells of errors that nobody looked at."""
     if not made.cancelled():
         made.exception()

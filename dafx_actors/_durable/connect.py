@@ -92,8 +92,8 @@ def address(
     )
     if not found.endpoint.lower().startswith(("http://", "https://", "grpc://", "grpcs://")):
         raise ConfigurationError(
-            f"ENDPOINT {found.endpoint!r} has no scheme: write http:// for a scheduler without TLS (the emulator, the "
-            "embedded one), or https:// for a deployed one"
+            f"the endpoint {found.endpoint!r} has no scheme: write http:// for a scheduler without TLS (the emulator, "
+            "the embedded one), or https:// for a deployed one"
         )
     return found
 

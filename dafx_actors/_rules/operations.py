@@ -152,10 +152,20 @@ def _decide(state: ThreadState, incoming: Incoming) -> tuple[ThreadState, Outcom
     message = Decide.load(incoming.raw)
     if (mistake := _unsigned(state, incoming, message)) is not None:
         return state, Refused(DecisionRefused(message.key, "unsigned", mistake))
+    if (mistake := _wrongly_edited(state, incoming, message)) is not None:
+        return state, Refused(DecisionRefused(message.key, "unfit", mistake))
     state, outcome = _calls.decide(state, message.turn, message.key, message.digest, message.decision)
     if isinstance(outcome, Decided) and (message.decision.action != "expire" or not message.turn):
         outcome = _with_call(state, incoming, message.key, outcome)
     return state, outcome
+
+
+def _wrongly_edited(state: ThreadState, incoming: Incoming, message: Decide) -> str | None:
+    """Why arguments that a person gives a call in place of the model's do not fit; a person can give others."""
+    question, arguments = state.books.asks.get(message.key), message.decision.arguments
+    if question is None or question.decision is not None or message.decision.action != "approve" or arguments is None:
+        return None
+    return incoming.against(question.kind, question.tool, arguments) or None
 
 
 def _with_call(state: ThreadState, incoming: Incoming, key: str, decided: Decided) -> Decided:

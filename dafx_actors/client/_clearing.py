@@ -20,7 +20,7 @@ from dafx_actors._json.books import CancelMark, ChildRecord, Remains
 from dafx_actors._json.document import Outline, check_document
 from dafx_actors._json.operations import Clear, Cleared, Clearing, Outcome, Sweep, ToThread
 from dafx_actors._json.steps import thread_in
-from dafx_actors.client._executor import ClientAgentExecutor
+from dafx_actors.client._executor import AWAY, ClientAgentExecutor
 from dafx_actors.errors import AgentNotHosted, DafxError, ThreadTimeout, TurnSuperseded, UnsupportedTranscript
 from dafx_actors.ids import AgentThread, telling_prefix, turn_name
 
@@ -131,7 +131,9 @@ class Clearance:
     async def _told(self, thread: AgentThread, message: ToThread) -> Outcome:
         while True:
             try:
-                return await self._executor.tell(thread, message, self._sent, leaves_record=False)
+                # The bound of a minute is not the caller's word, which would have it wait for a worker so long.
+                patience = AWAY if self._timeout is None else None
+                return await self._executor.tell(thread, message, self._sent, leaves_record=False, patience=patience)
             except TurnSuperseded:  # somebody else deletes the thread, and has removed the record of our words
                 continue
 

@@ -190,7 +190,8 @@ class Deciding:
     ) -> DecisionAccepted | DecisionStored:
         """Let a tool call be made. It needs no worker: once the scheduler has the decision, it is not lost.
 
-        Of several decisions about a call the first that arrives at its thread counts. The same one again is fine.
+        Of several decisions about a call the first that arrives at its thread counts. The same one again is fine,
+        whoever makes it: what is returned says who made the first.
 
         Args:
             approval: The call, as `pending_approvals` lists it. The decision counts for its name and arguments as they
@@ -200,7 +201,8 @@ class Deciding:
             agent: By name or class, where `thread` is an id.
             digest: The call's `PendingApproval.digest`. Without one the decision counts for the call as it stands when
                 the thread is told; what that was is in `call_arguments` of what this returns.
-            arguments: Makes it with these instead of those that the model wrote.
+            arguments: Makes it with these instead of those that the model wrote. If they do not fit the tool, that is
+                `DecisionRefused`, and others can be given.
             by: Who decided, as you say; kept in the transcript. Nobody checks it: whoever reaches the task hub may
                 decide, unless the agent has `deciders`.
             reason: Kept in the transcript, too.
@@ -446,6 +448,8 @@ async def _call_of(
 ) -> _Call:
     """The call that somebody decides about, listed or named."""
     if asked is not None:
+        if not isinstance(asked, PendingDecision):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not type-check
+            raise TypeError(f"{asked!r} is no call that was listed: give that, or its `key=` and `thread=`")
         if any(given is not None for given in (key, thread, agent, digest)):
             raise TypeError("a call that was listed has its key, thread and digest: give it alone")
         return _Call.listed(asked)

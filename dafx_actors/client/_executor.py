@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import anyio
+import attrs
 from durabletask.client import OrchestrationState, OrchestrationStatus
 
 from dafx_actors._durable.backend import Backend
@@ -57,7 +58,7 @@ _GRACE = 1.0
 """Seconds that a worker which starts at the same time as its client has, where the scheduler tells what is hosted."""
 _START_TIMEOUT = 10.0
 """Seconds that it has where the scheduler cannot tell."""
-_AWAY = 30.0
+AWAY = 30.0
 """Seconds that it has where the agent was hosted a while ago: it is being deployed, or restarted. A caller who has said
 how long to wait waits so long."""
 _LOOK_AGAIN, _LONGEST_PAUSE = 10.0, 60.0
@@ -69,12 +70,14 @@ _A_WHILE = 600.0
 class _Vigil:
     """When a turn that no worker has begun is looked at."""
 
-    def __init__(self, first: float) -> None:
+    def __init__(self, first: float, patience: float | None = None) -> None:
         """Begin it.
 
         Args:
             first: Seconds until the first look.
+            patience: Seconds for which an agent is waited for that was hosted a while ago; None: as for a turn.
         """
+        self.patience = patience
         self.begin()
         self._look = self._since + first
 
@@ -235,6 +238,7 @@ class ClientAgentExecutor:
         sent: Sent | None = None,
         *,
         leaves_record: bool = True,
+        patience: float | None = None,
     ) -> Outcome:
         """Tell a thread something, and hear what it says. A worker that hosts the agent carries it there.
 
@@ -243,6 +247,7 @@ class ClientAgentExecutor:
             message: What it is told.
             sent: Told whether it may have arrived.
             leaves_record: False: the orchestration that carried it is removed when it has ended.
+            patience: Seconds to wait for a worker where one hosted the agent a while ago; by default as for a turn.
 
         Raises:
             AgentNotHosted: None does; nothing was changed.
@@ -256,11 +261,11 @@ class ClientAgentExecutor:
         telling_input = Telling.of(thread, message).dump()
         await self._backend.start(tell_name(thread.agent), telling, telling_input, sent=sent)
         try:
-            state = await self._end_of(thread, telling, self._vigil())
-        except AgentNotHosted:
+            state = await self._end_of(thread, telling, _Vigil(self._first_look, patience))
+        except AgentNotHosted as error:
             if not leaves_record:
                 await self._backend.purge(telling)
-            raise
+            raise attrs.evolve(error, operation=message.operation) from None
         if not leaves_record:
             await self._backend.purge(telling)
         return _said(state, thread)
@@ -401,22 +406,29 @@ class ClientAgentExecutor:
     def _see(self, agent: str) -> None:
         self._seen[agent] = time.monotonic()
 
-    def _patience(self, agent: str, *, is_told: bool, had_workers: bool) -> float:
+    def _patience(self, agent: str, vigil: _Vigil, *, is_told: bool, had_workers: bool) -> float:
         """Seconds that a turn is left to wait for a worker, where none takes the agent's turns now.
 
         Args:
             agent: The agent.
+            vigil: Says how long, where that is not for a turn.
             is_told: Whether the scheduler tells what is hosted.
             had_workers: Whether it tells that somebody took them a while ago.
         """
         if self._given is not None:
             return self._given
         if had_workers or time.monotonic() - self._seen.get(agent, -math.inf) < _A_WHILE:
-            return _AWAY if math.isinf(anyio.current_effective_deadline()) else math.inf
+            if vigil.patience is not None:
+                return vigil.patience
+            return AWAY if math.isinf(anyio.current_effective_deadline()) else math.inf
         return _GRACE if is_told else _START_TIMEOUT
 
     def _vigil(self) -> _Vigil:
-        return _Vigil(_GRACE if self._given is None else self._given)
+        return _Vigil(self._first_look)
+
+    @property
+    def _first_look(self) -> float:
+        return _GRACE if self._given is None else self._given
 
     async def _end_of(self, thread: AgentThread, correlation_id: str, vigil: _Vigil) -> OrchestrationState:
         """An orchestration when it has ended, or when its turn was handed over.
@@ -465,7 +477,7 @@ class ClientAgentExecutor:
             vigil.begin()
             return None  # its workers are busy, and will come to it
         had_workers = hosted is not None and hosted.lately.orchestrations.take(turn_name(agent))
-        patience = self._patience(agent, is_told=names is not None, had_workers=had_workers)
+        patience = self._patience(agent, vigil, is_told=names is not None, had_workers=had_workers)
         is_last = vigil.waited >= patience
         request = request_in(state)
         if request is not None and (is_last or names is not None) and await self._peer.hosts(agent):

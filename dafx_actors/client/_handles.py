@@ -67,7 +67,7 @@ class TurnStatus:
     """While `retrying`: the model call's attempts that failed."""
     waits_for: tuple[str, ...] = ()
     """While `blocked`: the tools and agents that no worker has; the turn's own agent, where no worker hosts that and
-    the scheduler can tell."""
+    the scheduler can tell. While `waiting`: the tools whose calls a person is asked about."""
     error: str | None = None
     """While `retrying`, what the latest attempt failed with; of a turn that failed, its error."""
     finish_reason: str | None = None
@@ -153,12 +153,15 @@ class TurnHandle(Generic[T]):
             reason = finish_reason_in(output_of(state)) if state_name == "completed" else None
             return TurnStatus(state=state_name, steps=steps, finish_reason=reason)
         outline = Outline.of(await self._executor.document(thread))
+        waits_for = shown.waits_for
+        if shown.state == "waiting" and outline.active == self.correlation_id:
+            waits_for = tuple(asked.tool for asked in outline.questions if asked.decision is None)
         return TurnStatus(
             state=cast("TurnState", shown.state),
             steps=steps,
             progress=outline.progress.get(self.correlation_id, {}),
             attempt=shown.attempt,
-            waits_for=shown.waits_for,
+            waits_for=waits_for,
             error=shown.error,
         )
 

@@ -20,6 +20,7 @@ from durabletask.grpc_options import GrpcChannelOptions
 from durabletask.worker import TaskHubGrpcWorker
 
 from dafx_actors._durable.connect import DEFAULT_TASK_HUB
+from dafx_actors.agents import definition_of
 from dafx_actors.client._client import DurableAIAgentClient
 from dafx_actors.client._handles import OrchestrationHandle, TurnHandle
 from dafx_actors.scheduler import EmbeddedScheduler
@@ -35,7 +36,7 @@ _LOOK_AGAIN = 0.001
 """Seconds between two looks at whether all is quiet."""
 _ANSWER_TAKES = 0.1
 """Seconds after which an awaitable that no client call stands for counts as waiting."""
-_SURELY = 10.0
+_SURELY = 5.0
 """Seconds of quiet after which nothing comes any more."""
 _MOST_BYTES = 128 * 2**20
 
@@ -175,7 +176,8 @@ class AgentHost:
                     # Before that is said, a busy machine has time to bring the answer.
                     if await self._done_at_this_time(waiting, quiet=_SURELY):
                         break
-                    raise NotSettled("nothing is left that could happen by itself, and this is still waited for")
+                    nothing = "nothing is left that could happen by itself, and this is still waited for"
+                    raise NotSettled(f"{nothing}{await self._asked_of_persons()}")
                 self._clock.move_to(max(due, self.now))
             return await waiting
         finally:
@@ -248,6 +250,16 @@ class AgentHost:
         if self._running is None:
             raise RuntimeError("the host is not running: use it with `async with`")
         return self._running
+
+    async def _asked_of_persons(self) -> str:
+        """What persons are asked, for the end of a sentence."""
+        waits: list[str] = []
+        for agent in self._agents:
+            if definition_of(agent) is None:
+                continue
+            waits += [f"{each.tool!r} for an approval" for each in await self.client.pending_approvals(agent)]
+            waits += [f"{each.tool!r} for its outcome" for each in await self.client.pending_outcomes(agent)]
+        return f": a person is asked about {', '.join(waits)}" if waits else ""
 
     async def _done_at_this_time(self, waiting: asyncio.Future[Any], *, quiet: float | None = None) -> bool:
         """Whether it is done when all that can happen at this time has happened, or after so long a quiet."""

@@ -51,7 +51,13 @@ def chunks(*pieces: str) -> Chunks:
 
 
 def late(reply: Reply, seconds: float) -> Late:
-    """A reply that takes so many real seconds, for time-outs: a model call has no durable timer."""
+    """A reply that takes so many real seconds, for time-outs: `late("At last.", 0.5)`. No clock of a test moves it.
+
+    Raises:
+        TypeError: `seconds` is no number.
+    """
+    if not isinstance(seconds, int | float):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may not type-check
+        raise TypeError(f"late(reply, seconds): {seconds!r} is no number of seconds")
     return Late(reply, seconds)
 
 

@@ -38,6 +38,7 @@ from dafx_actors.ids import entity_name, model_step_name, probe_name, tell_name,
 from dafx_actors.orchestration._agents import recordable
 from dafx_actors.orchestration._context import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
+from dafx_actors.worker import _exit
 from dafx_actors.worker._gate import Gate
 from dafx_actors.worker._host import WorkerHost
 from dafx_actors.worker._intake import AsyncActivity, Intake, activity_work
@@ -280,6 +281,9 @@ class DurableAIAgentWorker:
     def start(self) -> None:
         """Start to take work, on threads of the worker's own; agents run on an event loop of their own.
 
+        Call `stop()` before the program ends, in a `finally` block: where it was forgotten, the worker is stopped when
+        the main thread has ended, with a warning. A program that does nothing else is `await worker.serve()`.
+
         Raises:
             RuntimeError: The worker is running.
             SchedulerCredentialError: The scheduler wants a token, and there is none; nothing was started.
@@ -287,6 +291,7 @@ class DurableAIAgentWorker:
         if self._sign_in is not None:
             self._sign_in()
         self._start()
+        _exit.began(self)
 
     def _start(self) -> None:
         if _logger.isEnabledFor(logging.INFO):  # what it says takes milliseconds to find out
@@ -392,6 +397,7 @@ class DurableAIAgentWorker:
         return _named(announced, function.__name__)
 
     def _drain(self) -> None:
+        _exit.ended(self)
         # With the stream still open: durabletask's own `stop` closes it first, and all that is in flight would be
         # handed out a second time.
         ended = self._gate.close(self.stop_timeout)

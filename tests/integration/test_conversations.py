@@ -168,12 +168,18 @@ async def test_a_timeout_says_how_to_pick_the_answer_up(hosting: Hosting) -> Non
     async with hosting(agent_with(ScriptedModel(slow))) as client:
         joker = client.get_agent("Joker")
         thread = joker.get_new_thread()
-        with pytest.raises(TurnTimeout) as caught:
-            await joker.run("Hello", thread=thread, timeout=0.1)
+        late, seconds = None, 0.1
+        while late is None:
+            try:
+                await joker.run("Hello", thread=thread, timeout=seconds)
+            except TurnTimeout as error:
+                late = error
+            except SchedulerUnreachable:  # a machine that does other things, too: nothing was sent
+                seconds *= 4
         release.set()
-        answer = await joker.run("Hello", thread=thread, correlation_id=caught.value.correlation_id)
+        answer = await joker.run("Hello", thread=thread, correlation_id=late.correlation_id)
     assert answer.text == "Hello (2 messages)"
-    assert repr(caught.value.correlation_id) in str(caught.value)
+    assert repr(late.correlation_id) in str(late)
 
 
 async def test_an_agent_that_nobody_hosts_is_an_error_that_lists_what_is_hosted(

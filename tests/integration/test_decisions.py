@@ -414,3 +414,26 @@ async def test_a_decision_survives_kill_9_of_the_scheduler_that_was_alone(tmp_pa
                 victim.kill()
     assert (made.by, made.call_arguments) == ("ana", {"amount": 5})
     assert (answer.text, book.read_text()) == ("paid 5", "5\n")
+
+
+async def test_arguments_of_a_persons_own_that_do_not_fit_can_be_given_again(hosting: Hosting) -> None:
+    paid: list[int] = []
+
+    @tool(approval=True)
+    def pay(amount: int) -> str:
+        paid.append(amount)
+        return "paid"
+
+    async with hosting(agent(whenever_asked(("pay", {"amount": 5})), pay)) as client:
+        turn = await client.get_agent("Worker").start("Pay", thread="here")
+        pending = await asked_of(client)
+        assert (await turn.status()).waits_for == ("pay",)
+        with pytest.raises(DecisionRefused, match="amount") as refused:
+            await client.approve(pending, arguments={"amout": 7}, timeout=60)
+        assert refused.value.why == "unfit"
+        assert await client.pending_approvals("Worker", "here") == [pending]
+        await client.approve(pending, arguments={"amount": 7}, timeout=60)
+        assert (await turn).text == "paid"
+        with pytest.raises(TypeError, match="is no call that was listed"):
+            await client.approve("pay")  # type: ignore[call-overload] # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert paid == [7]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 
+import anyio
 import pytest
 
 from dafx_actors import DurableAIAgentWorker
@@ -69,3 +71,30 @@ async def test_a_turn_that_was_cancelled_is_no_warning(caplog: pytest.LogCapture
             await turn
     assert any("Turn c1" in each and "cancelled" in each for each in lines(caplog, logging.INFO))
     assert lines(caplog, logging.WARNING) == []
+
+
+FORGETS = """
+import sys
+from dafx_actors import DurableAIAgentWorker, durable_agent
+from dafx_actors.sync import DurableAIAgentClient
+
+@durable_agent
+class Echo:
+    async def respond(self, turn):
+        return turn.text
+
+worker = DurableAIAgentWorker.connect(sys.argv[1])
+worker.add_agent(Echo)
+worker.start()
+print(DurableAIAgentClient.connect(sys.argv[1]).get_agent("Echo").run("Hello").text)
+raise RuntimeError("before it was stopped")
+"""
+
+
+async def test_a_worker_that_its_program_forgets_to_stop_is_stopped() -> None:
+    async with EmbeddedScheduler() as scheduler:
+        done = await anyio.run_process([sys.executable, "-W", "error", "-c", FORGETS, scheduler.endpoint], check=False)
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout.decode()) == (1, "Hello\n")
+    assert "RuntimeError: before it was stopped" in said
+    assert said.splitlines()[-1].startswith("The program ends without having stopped its worker")
