@@ -54,6 +54,7 @@ from dafx_actors._json.steps import (
     ModelResult,
     ModelStep,
     NotMade,
+    NotRecorded,
     Plan,
     Probe,
     Probed,
@@ -124,6 +125,8 @@ class Work:
     waited_for: Open
     phase: str = "start"
     token: str = ""
+    length: int = 0
+    """Of the thread, as the step saw it."""
 
 
 def unanswered(messages: Iterable[ChatMessage]) -> list[str]:
@@ -278,7 +281,7 @@ class Turns(RuleBasedStateMachine):
         overlap=st.sampled_from([None, None, None, *OVERLAPS]),
         schema=st.sampled_from([None, None, {"type": "object"}]),
         eager=st.booleans(),
-        form=st.sampled_from([FORM, FORM, FORM, 0, 1, 2]),
+        form=st.sampled_from([FORM, FORM, FORM, FORM, 0, 1, 2, 3]),
         data=st.data(),
         times=st.integers(0, 30),
     )
@@ -459,8 +462,12 @@ class Turns(RuleBasedStateMachine):
         """A model step ends. One that was asked together with `begin` looks first whether that was granted."""
         step = ModelStep.load(called.input)
         self.check_conversation(step.turn)
-        if not step.begins:
-            seen = seen_by(self.state, step.turn)
+        seen = seen_by(self.state, step.turn)
+        if step.records:
+            is_there = seen.active == step.turn and seen.length >= step.length
+            found = attrs.evolve(answer, length=seen.length) if is_there else ModelAnswer()
+            called.complete(found.dump())
+        elif not step.begins:
             assert seen.active != step.turn or seen.length >= step.length
             called.complete(answer.dump())
         elif is_granted(self.state, step.turn):
@@ -489,9 +496,13 @@ class Turns(RuleBasedStateMachine):
     def go_on_with(self, work: Work, knows: bool) -> None:
         step, key, name = work.step, work.step.key, work.step.name
         seen = seen_by(self.state, step.turn)
+        if work.phase == "start":
+            work.length = seen.length
         match work.phase:
             case "start":
-                if seen.active != step.turn or seen.length < step.length:
+                if step.records and (seen.active != step.turn or seen.length < step.length):
+                    self.finish(work, NotRecorded())
+                elif seen.active != step.turn or seen.length < step.length:
                     self.finish(work, Failed("stale"))
                 elif not _calls.may_act(seen, step.turn, step.retry):
                     self.finish(work, Failed("cancelled", stopped=True))
@@ -535,8 +546,10 @@ class Turns(RuleBasedStateMachine):
 
     def finish(self, work: Work, outcome: ToolOutcome) -> None:
         self.work.remove(work)
+        step = work.step
+        says = step.records and not isinstance(outcome, NotRecorded) and work.length
         if work.waited_for in work.waited_for.owner.open:
-            work.waited_for.complete(dump_tool_outcome(outcome))
+            work.waited_for.complete(dump_tool_outcome(outcome, work.length if says else None))
 
     # --- People ---
 

@@ -175,6 +175,8 @@ class Record(Shown):
     children: tuple[ChildRecord, ...] = ()
     retry: int = 0
     """How often the turn was taken up again: what was left over from before does nothing."""
+    told: bool = False
+    """Whether nobody waits for the reply: a step was asked for at the same time, and looks whether this is there."""
 
     def dump(self) -> dict[str, Json]:
         """The message as JSON."""
@@ -185,6 +187,7 @@ class Record(Shown):
             **({"asks": [question.raw for question in self.questions]} if self.questions else {}),
             **({"children": [child.raw for child in self.children]} if self.children else {}),
             **({"retry": self.retry} if self.retry else {}),
+            **({"told": True} if self.told else {}),
         }
 
     @classmethod
@@ -201,6 +204,7 @@ class Record(Shown):
             questions=tuple(map(QuestionRecord.load, _field_or_none(raw, "asks", as_list) or ())),
             children=tuple(map(ChildRecord.load, _field_or_none(raw, "children", as_list) or ())),
             retry=_retry(raw),
+            told=bool(as_object(raw).get("told")),
         )
 
 

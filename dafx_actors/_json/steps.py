@@ -103,11 +103,11 @@ class Spent(Shown):
 
 # --- The input of a turn ------------------------------------------------------------------------------------------
 
-FORM = 3
+FORM = 4
 """In which a turn's orchestration goes, on record in its input: what began under an older one goes on under that.
 
 0: turns of versions that wrote none. 1: a turn looks after names that nobody hosts, and says that it has begun.
-2: see `OF_THE_TREE`. 3: see `SHORT_QUESTIONS`.
+2: see `OF_THE_TREE`. 3: see `SHORT_QUESTIONS`. 4: see `TOLD_TOGETHER`.
 """
 OF_THE_TREE = 2
 """From this form on, limits and cancels are of the whole tree of agents, a request cannot lift what an agent's author
@@ -115,6 +115,9 @@ wrote, and the keys of calls are hashes."""
 SHORT_QUESTIONS = 3
 """From this form on, a turn that waits in line asks its thread without its request, if that is large; and a source of
 tools that is down is tried again as a model is."""
+TOLD_TOGETHER = 4
+"""From this form on, a turn tells its thread what it records together with the step that follows, and does not wait for
+an answer; the step looks whether it is there."""
 
 
 @attrs.frozen(repr=False)
@@ -447,6 +450,8 @@ class ModelStep(Shown):
     callers: tuple[Caller, ...] = ()
     begins: bool = False
     """Whether it is asked together with `begin`, so that it first looks whether that was granted."""
+    records: bool = False
+    """Whether it is asked together with `record`, so that it first waits for that; its answer says the length."""
     seconds: float | None = None
     """With `begins`: after which the turn ends, as there is a timer for."""
     limited: bool = False
@@ -467,6 +472,7 @@ class ModelStep(Shown):
             **({} if self.enable_tool_calls else {"enableToolCalls": False}),
             **_above(self.callers),
             **({"begins": True} if self.begins else {}),
+            **({"records": True} if self.records else {}),
             **({} if self.seconds is None else {"seconds": self.seconds}),
             **({"limited": True} if self.limited else {}),
             **({"stream": True} if self.stream else {}),
@@ -486,6 +492,7 @@ class ModelStep(Shown):
             cache_token=raw.get("state"),
             callers=load_callers(raw.get("callers")),
             begins=bool(raw.get("begins")),
+            records=bool(raw.get("records")),
             seconds=raw.get("seconds"),
             limited=bool(raw.get("limited")),
             stream=bool(raw.get("stream")),
@@ -568,13 +575,16 @@ class Begun(Shown):
 class ModelAnswer(Shown):
     """All that a model step says.
 
-    With neither a result nor an error it did nothing: its turn was not granted its thread, or nobody knows yet; or,
-    where it says that the turn has begun, a time limit is to be seen to first.
+    With neither a result nor an error it did nothing: its turn was not granted its thread, or what was told together
+    with it is not there, or nobody knows yet; or, where it says that the turn has begun, a time limit is to be seen to
+    first.
     """
 
     result: ModelResult | None = None
     error: DafxError | None = None
     begun: Begun | None = None
+    length: int | None = None
+    """Of the thread as the step saw it, where it was asked together with `record`."""
 
     def dump(self) -> dict[str, Json]:
         """The answer as JSON."""
@@ -582,6 +592,7 @@ class ModelAnswer(Shown):
             **(self.result.dump() if self.result else {}),
             **({"error": dump_error(self.error)} if self.error else {}),
             **({"begun": self.begun.dump()} if self.begun else {}),
+            **({} if self.length is None else {"length": self.length}),
         }
 
     @classmethod
@@ -592,6 +603,7 @@ class ModelAnswer(Shown):
             result=ModelResult.load(answer) if "message" in answer else None,
             error=error_in(answer["error"], thread, turn) if "error" in answer else None,
             begun=Begun.load(answer["begun"]) if "begun" in answer else None,
+            length=answer.get("length"),
         )
 
 
@@ -620,6 +632,8 @@ class ToolStep(Shown):
     callers: tuple[Caller, ...] = ()
     retry: int = 0
     """How often the turn was taken up again, when the call was planned."""
+    records: bool = False
+    """As with a model step."""
 
     def dump(self) -> dict[str, Json]:
         """The step's input."""
@@ -637,6 +651,7 @@ class ToolStep(Shown):
             **({} if self.offer is None else {"source": self.source, "offer": self.offer}),
             **_above(self.callers),
             **({"retry": self.retry} if self.retry else {}),
+            **({"records": True} if self.records else {}),
         }
 
     @classmethod
@@ -657,6 +672,7 @@ class ToolStep(Shown):
             offer=raw.get("offer"),
             callers=load_callers(raw.get("callers")),
             retry=raw.get("retry", 0),
+            records=bool(raw.get("records")),
         )
 
     @staticmethod
@@ -706,12 +722,30 @@ class StillRunning(Shown):
     """After which it is."""
 
 
-ToolOutcome: TypeAlias = Returned | Failed | Unknown | NotMade | StillRunning
+@attrs.frozen(repr=False)
+class NotRecorded(Shown):
+    """The step did nothing: what was told the thread together with it is not there."""
 
 
-def dump_tool_outcome(outcome: ToolOutcome) -> dict[str, Json]:
-    """What a tool step gives, as JSON."""
+ToolOutcome: TypeAlias = Returned | Failed | Unknown | NotMade | StillRunning | NotRecorded
+
+
+def dump_tool_outcome(outcome: ToolOutcome, length: int | None = None) -> dict[str, Json]:
+    """What a tool step gives, as JSON; with the length of the thread as it saw it, where it is to say that."""
+    said = _tool_outcome(outcome)
+    return said if length is None else {**said, "length": length}
+
+
+def length_seen(raw: Json) -> int | None:
+    """The length of the thread as a tool step saw it; None where it does not say."""
+    length = object_in(raw).get("length")
+    return length if isinstance(length, int) else None
+
+
+def _tool_outcome(outcome: ToolOutcome) -> dict[str, Json]:
     match outcome:
+        case NotRecorded():
+            return {"notRecorded": True}
         case Returned(value, unkept):
             return {"result": value, **({"unkept": True} if unkept else {})}
         case Failed(text):
@@ -728,6 +762,8 @@ def dump_tool_outcome(outcome: ToolOutcome) -> dict[str, Json]:
 def load_tool_outcome(raw: Json) -> ToolOutcome:
     """Read what a tool step gave."""
     outcome = as_object(raw)
+    if outcome.get("notRecorded"):
+        return NotRecorded()
     if outcome.get("unknown"):
         return Unknown()
     if "wait" in outcome:

@@ -28,6 +28,7 @@ from dafx_actors._json.steps import (
     ModelAnswer,
     ModelStep,
     NotMade,
+    NotRecorded,
     Probe,
     Probed,
     Returned,
@@ -46,7 +47,7 @@ from dafx_actors._turns import above as _above
 from dafx_actors._turns.asking import AgentSteps
 from dafx_actors._turns.entity import settings_of
 from dafx_actors._turns.host import TurnEnded
-from dafx_actors._turns.recent import RecentDocuments, RecentEntries, begin_token
+from dafx_actors._turns.recent import RecentDocuments, RecentEntries, begin_token, record_token
 from dafx_actors.decisions import call_digest
 from dafx_actors.errors import DafxError, StaleTranscript, TurnCancelled, TurnSuperseded
 from dafx_actors.exchange import RunRequest
@@ -99,6 +100,8 @@ class Steps:
         thread = AgentThread(self.asking.agent.name, asked.thread_id)
         if asked.begins:
             return (await self._first_model_step(thread, asked)).dump()
+        if asked.records:
+            return (await self._model_step_after_record(thread, asked)).dump()
         try:
             if (document := self.documents.take(asked.cache_token)) is not None:
                 state = _state.load(document)
@@ -107,6 +110,37 @@ class Steps:
         except DafxError as error:
             return ModelAnswer(error=error).dump()
         return (await self._model_step(thread, asked, document, state)).dump()
+
+    async def _model_step_after_record(self, thread: AgentThread, asked: ModelStep) -> ModelAnswer:
+        """A model call that is made together with `record`: its answer says the length of the thread."""
+        token = record_token(thread, asked.turn, asked.length - 1)
+        if (found := await self._recorded(thread, asked.turn, asked.length, token)) is None:
+            return ModelAnswer()
+        document, state = found
+        answer = await self._model_step(thread, asked, document, state)
+        return attrs.evolve(answer, length=seen_by(state, asked.turn).length)
+
+    async def _recorded(
+        self, thread: AgentThread, turn: str, length: int, token: str, *, committed: bool = False
+    ) -> tuple[Json, _state.ThreadState] | None:
+        """The thread as soon as it has what was told it together with a step; None if it has not, or this takes long.
+
+        Another worker may see to the `record`, which is then found by reading. `committed`: only what is on disk
+        counts, since a tool is about to act; that this worker has stored it is but a sign that it is time to look.
+        """
+        for pause in _PAUSES:
+            is_here = await self.documents.wait_for(token, pause)
+            if is_here and not committed and (document := self.documents.take(token)) is not None:
+                return document, _state.load(document)
+            document = await self._document(thread)
+            seen = seen_by(state := _state.load(document), turn)
+            if seen.active != turn:
+                return None  # the turn is over, or its thread was reset: it finds out when it asks
+            if seen.length >= length:
+                return document, state
+            if is_here:
+                await anyio.sleep(min(pause, 0.02))
+        return None
 
     async def _first_model_step(self, thread: AgentThread, asked: ModelStep) -> ModelAnswer:
         """A model call that is made together with `begin`: its answer says whether the turn has its thread."""
@@ -169,10 +203,12 @@ class Steps:
         """A tool call of a turn, as a value, in the form of values that it was planned in."""
         asked = ToolStep.load(raw)
         with in_form(asked.form or 1):
-            return dump_tool_outcome(await self._tool_step(asked))
+            seen: list[int] = []
+            outcome = await self._tool_step(asked, seen)
+            return dump_tool_outcome(outcome, seen[0] if asked.records and seen else None)
 
-    async def _tool_step(self, asked: ToolStep) -> ToolOutcome:
-        """Make a call, if it may be made.
+    async def _tool_step(self, asked: ToolStep, seen: list[int]) -> ToolOutcome:
+        """Make a call, if it may be made; `seen` is given the length of the thread.
 
         It acts only after it has read in the thread that the turn goes on, and that what needs approval has it; one
         that may act only once, after its attempt is on record.
@@ -182,10 +218,18 @@ class Steps:
         needs_approval = await toolbox.needs_approval(asked.name, asked.arguments, asked.source)
         # As late as can be: what is cancelled after this does not reach the tool any more.
         try:
-            document, whole = await self._read(thread, turn, asked.length)
+            if asked.records:
+                token = record_token(thread, turn, asked.length - 1)
+                recorded = await self._recorded(thread, turn, asked.length, token, committed=True)
+                if recorded is None:
+                    return NotRecorded()
+                document, whole = recorded
+            else:
+                document, whole = await self._read(thread, turn, asked.length)
         except DafxError as error:
             return Failed(str(error))
         state = seen_by(whole, turn)
+        seen.append(state.length)
         if not may_act(state, turn, asked.retry):
             return _CANCELLED
         if is_given_up(state, key, asked.attempt):

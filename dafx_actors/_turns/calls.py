@@ -17,11 +17,13 @@ from dafx_actors._json.operations import Decide, Decided, GivenUp, GiveUp, ReadD
 from dafx_actors._json.steps import (
     Failed,
     NotMade,
+    NotRecorded,
     Returned,
     StillRunning,
     ToolOutcome,
     ToolStep,
     Unknown,
+    length_seen,
     load_tool_outcome,
 )
 from dafx_actors._rules import turn as _turn
@@ -60,6 +62,8 @@ class ToolCalls:
         self._calls: tuple[_turn.Call, ...] = ()
         """On their way: recorded without their results."""
         self._outcomes: dict[str, CallOutcome] = {}
+        self._are_told = False
+        """Whether the thread was told the results together with a step that has not said yet that they are there."""
         self._begun: set[str] = set()
         """The keys of those that a step or another agent was given: they may have acted."""
         self._decisions: dict[str, DecisionRecord] = {}
@@ -80,7 +84,11 @@ class ToolCalls:
             self._question("approval", call, call.content.arguments) for call in asked.calls if call.plan.approval
         ]
         children = self._agents.plan(asked.calls)
-        await self._turn.record((asked.message,), questions=questions, children=children)
+        acts = any(call.plan.activity and call.plan.refusal is None for call in asked.calls)
+        if acts and not questions and not children and self._turn.can_tell((asked.message,)):
+            self._turn.tell((asked.message,))
+        else:
+            await self._turn.record((asked.message,), questions=questions, children=children)
         self._calls, self._outcomes, self._decisions, self._resolved = asked.calls, {}, {}, {}
         self._turn.show("running")
         for batch in _turn.batches(asked.calls):
@@ -89,9 +97,18 @@ class ToolCalls:
             await self._turn.unless_stopped(when_all([self._make_one(call) for call in batch]))
             if self.fatal is not None:
                 return
-        await self._turn.record(self.unrecorded())
-        self._calls = ()
+        await self._turn.make_sure()
+        if self._turn.can_tell(unrecorded := self.unrecorded()):
+            self._turn.tell(unrecorded)
+            self._are_told = True
+        else:
+            await self._turn.record(unrecorded)
+            self.settle()
         self._agents.done()
+
+    def settle(self) -> None:
+        """The results are in the thread."""
+        self._calls, self._are_told = (), False
 
     def unrecorded(self, *, kept: bool = True) -> Sequence[ChatMessage]:
         """The results that the thread does not have yet; of calls that were decided about, also where there is none.
@@ -99,6 +116,8 @@ class ToolCalls:
         `kept`: False where they are more than the thread can hold, so that it only learns which calls were made.
         """
         results: dict[str, CallOutcome] = {}
+        if self._are_told and kept:
+            return []
         for call in self._calls:
             outcome = self._outcomes.get(call.key)
             if outcome is None:
@@ -154,6 +173,9 @@ class ToolCalls:
         policy, began_at, number, failures = call.plan.retry, self._turn.context.current_utc_datetime, 1, 1
         while True:
             outcome = await self._attempt(call, arguments, number)
+            if isinstance(outcome, NotRecorded):
+                await self._turn.make_sure()
+                continue
             if isinstance(outcome, Unknown):
                 resolved = await self._resolve(call, arguments, number)
                 if resolved is not None:
@@ -195,6 +217,7 @@ class ToolCalls:
             offer=plan.offer,
             callers=self._turn.callers,
             retry=self._turn.retry,
+            records=self._turn.told is not None,
         )
         outcome = await self._turn.as_value(self._step(call, number, asked), lambda outcome: outcome)
         return _of_broken(call, outcome) if isinstance(outcome, Broken) else outcome
@@ -215,6 +238,7 @@ class ToolCalls:
         if record is not None:
             return given_up(call.content.name, once=call.plan.once, begun=record.begun)
         raw = await step
+        self._turn.see(length_seen(raw))
         return None if raw is None else load_tool_outcome(raw)
 
     async def _resolve(self, call: _turn.Call, arguments: Mapping[str, Json], number: int) -> CallOutcome | None:

@@ -15,6 +15,7 @@ from dafx_actors._json.operations import (
     Ended,
     Granted,
     Queued,
+    Record,
     Refused,
     Reply,
     Telling,
@@ -26,7 +27,7 @@ from dafx_actors._rules import operations as _operations
 from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
 from dafx_actors._turns.host import Host
-from dafx_actors._turns.recent import RecentDocuments, begin_token
+from dafx_actors._turns.recent import RecentDocuments, begin_token, record_token
 from dafx_actors._turns.whole import WholeTurn
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import DafxError, ThreadBusy, UnsupportedTranscript
@@ -37,6 +38,13 @@ from dafx_actors.transcript import Json
 def settings_of(definition: AgentDefinition) -> Settings:
     """The settings that a turn keeps of an agent's declaration."""
     return Settings(limits=definition.limits, retry=definition.retry)
+
+
+def _told_token(context: EntityContext, incoming: _operations.Incoming) -> str | None:
+    """The token of a `record` that a step came with."""
+    if context.operation != Record.operation or not (record := Record.load(incoming.raw)).told:
+        return None
+    return record_token(incoming.thread, record.turn, record.length)
 
 
 @attrs.frozen
@@ -81,7 +89,7 @@ class ThreadEntity:
             document = None if changed == _state.ThreadState() else _state.dump(changed)
             context.set_state(document)
             if isinstance(outcome, Granted):
-                known = begin_token(thread, incoming.turn) if begins else None
+                known = begin_token(thread, incoming.turn) if begins else _told_token(context, incoming)
                 token = self.recent.keep(document, changed.length, known)
         if begins and not isinstance(outcome, Granted):
             self.recent.keep(None, 0, begin_token(thread, incoming.turn))

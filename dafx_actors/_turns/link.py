@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
@@ -12,8 +13,9 @@ from durabletask import task
 from durabletask.task import RetryPolicy
 
 from dafx_actors._json.books import CancelMark, ChildRecord, QuestionRecord
+from dafx_actors._json.messages import dump_message
 from dafx_actors._json.operations import Granted, Message, Record, Refused, Reply
-from dafx_actors._json.steps import OF_THE_TREE, Caller, ShownStatus, Spent
+from dafx_actors._json.steps import OF_THE_TREE, TOLD_TOGETHER, Caller, ShownStatus, Spent
 from dafx_actors._rules.retries import pause_before
 from dafx_actors._rules.turn import KeyOf, Progress
 from dafx_actors._turns.context import TurnContext
@@ -25,6 +27,9 @@ from dafx_actors.orchestration._coroutines import DurableTask, when_any
 from dafx_actors.transcript import ChatMessage, Json
 
 T = TypeVar("T")
+
+_MOST_TOLD = 64 * 1024
+"""Characters of a message that is told a thread together with a step. Of more it is to say that it can hold it."""
 
 
 class Logger(Protocol):
@@ -100,6 +105,8 @@ class TurnBase:
         self.limits: Limits = Limits()
         self.length: int = 0
         """The length of the thread, as the turn knows it."""
+        self.told: Record | None = None
+        """What the thread was told together with a step, as long as none has said that it is there."""
         self.cache_token: str | None = None
         """The token under which a worker may still have what the thread's last operation stored."""
         self.blocked: list[str] = []
@@ -152,6 +159,41 @@ class TurnBase:
         """Take over what the thread says of its length."""
         self.length, self.cache_token = granted.length, cache_token
 
+    def see(self, length: int | None) -> None:
+        """Take over the length that a step has seen, which came together with a `record`: that is there."""
+        if length is not None and self.told is not None:
+            self.told, self.length = None, length
+
+    def can_tell(self, messages: Sequence[ChatMessage]) -> bool:
+        """Say whether this can be told together with the next step: one small message, in a form that knows how."""
+        if self.form < TOLD_TOGETHER or self.told is not None or len(messages) != 1:
+            return False
+        return len(json.dumps(dump_message(messages[0]))) <= _MOST_TOLD
+
+    def tell(self, messages: Sequence[ChatMessage]) -> None:
+        """Have the thread keep a message, without waiting: the step that is asked for next looks whether it is there.
+
+        What such a step says of the length is given to `see`. Where none says anything, `make_sure` is to be called
+        before the turn records anything else.
+        """
+        record = Record(turn=self.id, length=self.length, messages=tuple(messages), retry=self.retry, told=True)
+        self.context.signal_entity(self.thread.entity_id, record.operation, record.dump())
+        self.told, self.cache_token = record, None
+        self.length += len(record.messages)
+
+    async def make_sure(self) -> None:
+        """Ask the thread for what it was told together with a step that has not said that it is there.
+
+        The same record changes nothing if it has arrived.
+
+        Raises:
+            DafxError: The thread works on another turn, or cannot hold it.
+        """
+        if (record := self.told) is None:
+            return
+        self.told = None
+        await self._record(attrs.evolve(record, told=False))
+
     async def record(
         self,
         messages: Sequence[ChatMessage],
@@ -172,6 +214,10 @@ class TurnBase:
             children=tuple(children),
             retry=self.retry,
         )
+        await self.make_sure()
+        await self._record(attrs.evolve(record, length=self.length))
+
+    async def _record(self, record: Record) -> None:
         reply = self.checked(await self.tell_thread(record))
         if isinstance(reply.outcome, Granted):
             self.settle(reply.outcome, reply.cache_token)

@@ -22,6 +22,14 @@ def begin_token(thread: AgentThread, turn: str) -> str:
     return f"{thread.thread_id}/{turn}"
 
 
+def record_token(thread: AgentThread, turn: str, length: int) -> str:
+    """Under which what a `record` stored is kept, or that it was made: the step that came with it knows no other.
+
+    `length` is that of the thread before it, as its turn knows it; one message comes to it.
+    """
+    return f"{thread.thread_id}/{turn}/{length}"
+
+
 @attrs.frozen
 class _Kept:
     document: Json
@@ -34,9 +42,10 @@ class RecentDocuments:
 
     An operation keeps what it stores under a token of its own, which goes with its outcome. So whoever has the token
     has it from an outcome that was committed, and what is found under it is what was committed with it: an operation
-    that was lost and made again has another one. Only a `begin` has a token that its turn knows beforehand: what it
-    stored may be seen before it is committed. Made again, it comes first in its thread's mailbox again, and stores the
-    same. What is not found, because another worker made the operation, or because it was long ago or too much, is read.
+    that was lost and made again has another one. Only a `begin`, and a `record` that a step came with, have a token
+    that their turn knows beforehand: what they stored may be seen before it is committed. Made again, they come first
+    in their thread's mailbox again, and store the same. That is good enough to ask a model, and not to let a tool act.
+    What is not found, because another worker made the operation, or because it was long ago or too much, is read.
     """
 
     def __init__(

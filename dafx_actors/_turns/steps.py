@@ -149,6 +149,10 @@ class TurnSteps(TurnBase):
                 answer = None
         except Stopped as stopped:
             self._calls.cancel_children(stopped.error)
+            try:
+                await self.make_sure()
+            except MessageTooLarge:
+                return await self._abort(stopped.error, self._calls.unrecorded(kept=False))
             return await self._abort(stopped.error, self._calls.unrecorded())
         except MessageTooLarge as error:
             # The thread cannot hold what was said, and is as it was before.
@@ -158,6 +162,8 @@ class TurnSteps(TurnBase):
     async def _round(self, answer: ModelAnswer | Broken | None = None) -> Json:
         """A model call, unless its answer is there, and what follows; the response, where that ended the turn."""
         answer = await self._model_step(answer)
+        await self.make_sure()
+        self._calls.settle()
         if (result := None if isinstance(answer, Broken) else answer.result) is None:
             no_answer = TurnFailed(self.thread.agent, self.id, "an error", "the step gave no result")
             return await self._abort(answer.error or no_answer)
@@ -374,6 +380,7 @@ class TurnSteps(TurnBase):
             options=self._request.options,
             reply=self.progress.replies + 1,
             cache_token=self.cache_token,
+            records=self.told is not None,
             tool_choice=self._request.tool_choice,
             enable_tool_calls=self._request.enable_tool_calls,
             callers=self.callers,
@@ -391,7 +398,10 @@ class TurnSteps(TurnBase):
         def load(raw: Json) -> ModelAnswer:
             return ModelAnswer.load(raw, self.thread, self.id)
 
-        return await self.as_value(self.unless_stopped(step), load)
+        answer = await self.as_value(self.unless_stopped(step), load)
+        if isinstance(answer, ModelAnswer):
+            self.see(answer.length)
+        return answer
 
     async def _model_step(self, answer: ModelAnswer | Broken | None = None) -> ModelAnswer | Broken:
         """A model call, with its attempts: what may go better is tried again, by a durable timer.
@@ -403,6 +413,10 @@ class TurnSteps(TurnBase):
         self.show("running")
         while True:
             if answer is None:
+                answer = await self._ask_model(asked)
+            if asked.records and isinstance(answer, ModelAnswer) and not (answer.result or answer.error):
+                await self.make_sure()
+                asked = self._asked()
                 answer = await self._ask_model(asked)
             error = answer.error
             is_model = isinstance(error, ModelError) and error.retryable

@@ -327,7 +327,8 @@ async def test_a_deadline_reaches_a_running_tools_inner_turn(hosting: Hosting) -
                 await client.get_agent("Worker").run(
                     "Go", thread="here", correlation_id=turn, timeout=seconds, cancel_on_timeout=True
                 )
-        await in_state(client.get_agent("Inner").get_turn(key_of(turn)), "cancelled")
+        # By the turn above, or by the time that this left it, whichever comes first.
+        await in_state(client.get_agent("Inner").get_turn(key_of(turn)), "cancelled", "failed")
         held.release.set()
 
 

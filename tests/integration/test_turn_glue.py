@@ -151,7 +151,7 @@ async def test_a_turn_that_was_stopped_while_its_calls_were_put_on_record_makes_
     token = anyio.lowlevel.current_token()
 
     @tool
-    def pay() -> str:
+    def pay(note: str) -> str:
         acted.append("paid")
         return "paid"
 
@@ -162,7 +162,8 @@ async def test_a_turn_that_was_stopped_while_its_calls_were_put_on_record_makes_
 
     async with EmbeddedScheduler() as scheduler, sdk(scheduler.endpoint) as operator:
         worker = DurableAIAgentWorker(TaskHubGrpcWorker(host_address=scheduler.endpoint), on_work=on_work)
-        worker.add_agent(agent(using(asks(("pay", {}))), pay))
+        # So large that it is told the thread by itself, and not together with the call.
+        worker.add_agent(agent(using(asks(("pay", {"note": "x" * 70_000}))), pay))
         async with worker, DurableAIAgentClient.connect(scheduler.endpoint) as client:
             turn = await client.get_agent("Worker").start("Go")
             await recording.wait()
