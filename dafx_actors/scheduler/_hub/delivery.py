@@ -193,6 +193,10 @@ class Delivery:
         one = next(islice(reversed(self._out.values()), pieces - 1, None), None)
         return one is not None and one.given > self._clock.now() - _JUST_NOW
 
+    def has_worker_for(self, lane: Lane) -> bool:
+        """Whether a connected worker takes such work."""
+        return self.queue.wanted(lane)
+
     def under_way(self) -> list[Work]:
         """What workers hold, what is on its way to one, and what a connected one will be given next."""
         every = dict.fromkeys((*self._works.values(), *self._out.values()))

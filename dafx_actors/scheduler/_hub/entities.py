@@ -231,6 +231,8 @@ class Entities:
                 self._emit(changes, effect)
         self._write(changes, entity)
         self._grant(changes)
+        if not (verdict.answers or verdict.effects or entity.mailbox):
+            changes.follow = True  # signals only: nobody waits, and whoever sent them is at its next step
 
     def fail(self, changes: Changes, entity: Entity, failure: pb.TaskFailureDetails) -> None:
         """Its batch cannot be done by anybody: callers are told, signals come to nothing, its state stays."""

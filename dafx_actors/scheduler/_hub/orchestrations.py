@@ -174,7 +174,11 @@ class Orchestrations:
             timer.cancel()
 
     def _deliver(self, it: Orchestration) -> None:
-        self._ground.delivery.offer(it, Lane(kind="orchestration", name=it.name, version=it.version or ""))
+        self._ground.delivery.offer(it, self._lane(it))
+
+    @staticmethod
+    def _lane(it: Orchestration) -> Lane:
+        return Lane(kind="orchestration", name=it.name, version=it.version or "")
 
     @property
     def resting(self) -> list[str]:
@@ -225,6 +229,8 @@ class Orchestrations:
         it = self.find_by_id(row)
         if it is not None and it.execution_id == execution_id:
             self.tell(changes, it, "answer", event)
+            if self._ground.delivery.has_worker_for(self._lane(it)):
+                changes.follow = True
 
     def fire(self, changes: Changes, it: Orchestration, event: bytes) -> None:
         """One of its timers is due."""

@@ -49,6 +49,11 @@ QUICK = 0.001
 GATHER = 0.001
 """Seconds that a group waits for changes that are about to come."""
 
+FOLLOWS = 0.005
+"""Seconds that changes wait at most for those that follow from them: an answer has been delivered to an orchestration,
+whose worker is at its next episode, and what that decides is written with it. Nobody else waits meanwhile: whatever is
+submitted, and whoever reads, has the group written at once."""
+
 _LOCKED_PAUSE = 0.02
 """Seconds between attempts where another program has locked the file; the loop goes on meanwhile."""
 
@@ -74,11 +79,13 @@ _LONGEST_SETTLING = 0.005
 class Changes:
     """What one request changes: statements for the store, and what is done once they are on disk."""
 
-    __slots__ = ("_after", "_first", "_outcome", "_waiters", "heavy", "seq", "writes")
+    __slots__ = ("_after", "_first", "_outcome", "_waiters", "follow", "heavy", "seq", "writes")
 
     def __init__(self, seq: int) -> None:
         self.seq = seq
         """Where these changes stand in the order of all."""
+        self.follow = False
+        """Others follow from these in a moment, and nobody waits for these alone."""
         self.heavy = False
         """The statements take long: they delete very much, or hold large values."""
         self.writes: list[tuple[str, Row]] = []
@@ -228,7 +235,7 @@ class Committer:
         """
         changes.complete()
         self._waiting.append(changes)
-        self._soon(gather=more)
+        self._soon(FOLLOWS if changes.follow else GATHER if more else None)
 
     @contextmanager
     def together(self) -> Generator[None]:
@@ -248,14 +255,16 @@ class Committer:
             if self._group is None:
                 self._go_on()
 
-    def _soon(self, *, gather: bool = False) -> None:
-        if self._together or self._group is not None or (self._next is not None and (gather or not self._gathering)):
+    def _soon(self, gather: float | None = None) -> None:
+        """Write the next group: after so many seconds at most, or as soon as the loop is at it."""
+        pending = self._next is not None
+        if self._together or self._group is not None or (pending and (gather is not None or not self._gathering)):
             return
         if self._next is not None:
             self._next.cancel()
-        self._gathering = gather
+        self._gathering = gather is not None
         # Never at once: whatever else is ready to run on the loop joins the group.
-        self._next = self._loop.call_later(GATHER, self._flush) if gather else self._loop.call_soon(self._flush)
+        self._next = self._loop.call_soon(self._flush) if gather is None else self._loop.call_later(gather, self._flush)
 
     async def reached(self, seq: int) -> None:
         """Wait until these changes, and all before them, are on disk.
@@ -265,6 +274,7 @@ class Committer:
         """
         if seq <= self.committed:
             return
+        self._soon()
         for changes in (*(self._group or ()), *self._waiting):
             if changes.seq >= seq:
                 await changes.committed()
