@@ -25,6 +25,9 @@ Synchronous = Literal["full", "normal"]
 IN_MEMORY = ":memory:"
 
 _CACHED_STATEMENTS = 256
+_PAGE = 2048
+"""Bytes."""
+
 _CACHE_KIB = 32 * 1024
 
 _LOG_KEPT = 32 * 2**20
@@ -141,6 +144,8 @@ def connect(path: str, *, synchronous: Synchronous, steps: Sequence[str] = schem
         raise SchedulerDatabaseError(path, str(error)) from error
     try:
         _check_ours(connection, path, len(steps))
+        # Of a new file. A commit writes whole pages, and most of what it changes are small rows.
+        connection.execute(f"PRAGMA page_size = {_PAGE}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous.upper()}")
         # Checkpoints are made between commits, by whoever commits: see Committer.
