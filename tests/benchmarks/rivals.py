@@ -417,7 +417,7 @@ def _arguments(given: Sequence[str]) -> argparse.Namespace:
         epilog="`prepare [FOLDER]` installs the rivals.",
     )
     parser.add_argument("rows", nargs="*", metavar="row", help=" ".join(ROWS))
-    parser.add_argument("--quick", action="store_true", help="smaller, in about five minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller, in about ten minutes")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, help="how often each system is measured")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and goals there")
