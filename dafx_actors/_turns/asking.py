@@ -74,20 +74,29 @@ def _limit_of(options: Mapping[str, Json], reply: ModelReply) -> str:
     return f"{asked or 'the limit of tokens for an answer (max_tokens)'}{tokens}"
 
 
-async def _streamed(model: StreamingModel, asked: ModelRequest, words: Callable[[str], None]) -> ModelReply:
+async def _streamed(model: StreamingModel, asked: ModelRequest, words: Callable[[str], None]) -> ModelReply | None:
     """A model call whose words are told while they come. The reply counts, which may say otherwise.
+
+    None where the server has refused the call before it said anything: `complete` may know another way to ask, and
+    there are servers that do not stream.
 
     Raises:
         ModelError: The call failed, or did not end with a reply.
     """
     reply: ModelReply | None = None
+    has_spoken = False
     pieces: Any = model.stream(asked)
     try:
         async for piece in pieces:
             if isinstance(piece, ModelReply):
                 reply = piece
             elif isinstance(piece, ModelDelta):
+                has_spoken = True
                 words(piece.text)
+    except ModelError as error:
+        if has_spoken or error.kind not in {"bad_request", "server_error"}:
+            raise
+        return None
     finally:
         if hasattr(pieces, "aclose"):  # it is an iterator, and nothing more is said of it
             await pieces.aclose()
@@ -167,10 +176,12 @@ class AgentSteps:
             await wanted()  # the agent's instructions, or its code, may have taken a while
             asked = attrs.evolve(asked, options=options_of(asked.options))
             model = self.host.model_of(self.agent)
-            # What an agent's own code asks its model need not be its answer.
-            if words is not None and not self.agent.responds and isinstance(model, StreamingModel):
-                return await _streamed(model, asked, words)
-            return await model.complete(asked)
+            # What an agent's own code asks its model need not be its answer; and an answer of a form is read as a
+            # whole, for which a model may make several calls.
+            is_read = words is not None and not self.agent.responds and asked.response_schema is None
+            if words is None or not is_read or not isinstance(model, StreamingModel):
+                return await model.complete(asked)
+            return await _streamed(model, asked, words) or await model.complete(asked)
 
         conversation = seen_by_model(transcript, request.correlation_id, beside)
         turn = Turn(

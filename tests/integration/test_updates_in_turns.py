@@ -347,6 +347,8 @@ async def test_a_terminal_chat(hosting: Hosting) -> None:
                     case Ended(error=None):
                         assert update.response is not None
                         screen[0] = update.response.text
+                    case _:
+                        pass
     assert screen == {1: "Why did the hen?", 0: "Why did the hen?"}
 
 
