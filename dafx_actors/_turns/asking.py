@@ -74,29 +74,20 @@ def _limit_of(options: Mapping[str, Json], reply: ModelReply) -> str:
     return f"{asked or 'the limit of tokens for an answer (max_tokens)'}{tokens}"
 
 
-async def _streamed(model: StreamingModel, asked: ModelRequest, words: Callable[[str], None]) -> ModelReply | None:
+async def _streamed(model: StreamingModel, asked: ModelRequest, words: Callable[[str], None]) -> ModelReply:
     """A model call whose words are told while they come. The reply counts, which may say otherwise.
-
-    None where the server has refused the call before it said anything: `complete` may know another way to ask, and
-    there are servers that do not stream.
 
     Raises:
         ModelError: The call failed, or did not end with a reply.
     """
     reply: ModelReply | None = None
-    has_spoken = False
     pieces: Any = model.stream(asked)
     try:
         async for piece in pieces:
             if isinstance(piece, ModelReply):
                 reply = piece
             elif isinstance(piece, ModelDelta):
-                has_spoken = True
                 words(piece.text)
-    except ModelError as error:
-        if has_spoken or error.kind not in {"bad_request", "server_error"}:
-            raise
-        return None
     finally:
         if hasattr(pieces, "aclose"):  # it is an iterator, and nothing more is said of it
             await pieces.aclose()
@@ -181,7 +172,7 @@ class AgentSteps:
             is_read = words is not None and not self.agent.responds and asked.response_schema is None
             if words is None or not is_read or not isinstance(model, StreamingModel):
                 return await model.complete(asked)
-            return await _streamed(model, asked, words) or await model.complete(asked)
+            return await _streamed(model, asked, words)
 
         conversation = seen_by_model(transcript, request.correlation_id, beside)
         turn = Turn(

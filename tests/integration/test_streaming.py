@@ -169,22 +169,6 @@ async def test_a_stream_without_a_reply_is_a_failure_of_the_model(hosting: Hosti
     assert screen.steps == [[]]
 
 
-async def test_a_call_that_is_refused_as_a_stream_is_made_whole(hosting: Hosting) -> None:
-    class Whole(Speaker):
-        async def stream(self, request: ModelRequest) -> AsyncIterator[ModelDelta | ModelReply]:
-            raise ModelError("bad_request", "`stream` is not supported", attempts=1)
-            yield ModelDelta(text="")
-
-        async def complete(self, request: ModelRequest) -> ModelReply:
-            self.completed += 1
-            return ModelReply(message=ChatMessage("assistant", "Whole."))
-
-    model = Whole()
-    async with hosting(agent(model)) as client, client.get_agent("Worker").run_stream("Hello") as stream:
-        assert (await stream.response()).text == "Whole."
-    assert model.completed == 1
-
-
 async def test_a_typed_answer_is_asked_for_as_a_whole(hosting: Hosting) -> None:
     model = Speaker(["4", "2"])
     async with (
