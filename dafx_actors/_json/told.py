@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import attrs
 
@@ -46,7 +46,7 @@ def _json_of(value: Any) -> Json:
     if isinstance(value, Decision):
         return dump_decision(value)
     if isinstance(value, AgentRunResponse):
-        return _response(value)
+        return _response(cast("AgentRunResponse[Any]", value))
     if isinstance(value, Exception):
         said = {"type": kind_of(value), "message": text_of(value)}
         return dump_error(value) if crosses(value) else said
@@ -55,7 +55,7 @@ def _json_of(value: Any) -> Json:
     if isinstance(value, datetime):
         return dump_time(value)
     if isinstance(value, tuple):
-        return [_json_of(each) for each in value]
+        return [_json_of(each) for each in cast("tuple[Any, ...]", value)]
     return value
 
 

@@ -167,10 +167,12 @@ class AgentSteps:
             await wanted()  # the agent's instructions, or its code, may have taken a while
             asked = attrs.evolve(asked, options=options_of(asked.options))
             model = self.host.model_of(self.agent)
-            # What an agent's own code asks its model need not be its answer.
-            if words is not None and not self.agent.responds and isinstance(model, StreamingModel):
-                return await _streamed(model, asked, words)
-            return await model.complete(asked)
+            # What an agent's own code asks its model need not be its answer; and an answer of a form is read as a
+            # whole, for which a model may make several calls.
+            is_read = words is not None and not self.agent.responds and asked.response_schema is None
+            if words is None or not is_read or not isinstance(model, StreamingModel):
+                return await model.complete(asked)
+            return await _streamed(model, asked, words)
 
         conversation = seen_by_model(transcript, request.correlation_id, beside)
         turn = Turn(

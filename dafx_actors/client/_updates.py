@@ -73,7 +73,7 @@ class Following:
         self._was_end = cursor is not None and cursor.is_end
         self._reading = Reading(cursor)
         self._ready: deque[Update] = deque()
-        self._is_over = False
+        self._is_opened = self._is_over = False
         self._ending: asyncio.Task[AgentRunResponse[Any]] | None = None
         self._ends_at = math.inf
         self._pause, self._next_look = _FIRST_PAUSE, -math.inf
@@ -88,7 +88,14 @@ class Following:
         """The questions that were told and are open: their turns and keys."""
 
     async def begin(self) -> None:
-        """Start the turn, or find it, and begin to wait for its end."""
+        """Start the turn, or find it, and begin to wait for its end.
+
+        Raises:
+            RuntimeError: That was done before.
+        """
+        if self._is_opened:
+            raise RuntimeError("a stream is opened once: take another by `turn.updates(after=cursor)`")
+        self._is_opened = True
         followed = self._followed
         if followed.timeout is not None:
             self._ends_at = time.monotonic() + followed.timeout
@@ -105,12 +112,14 @@ class Following:
 
     async def leave(self) -> None:
         """Follow it no more; the turn goes on."""
-        watch, self._watch = self._watch, None
+        ending, watch = self._ending, self._watch
+        self._watch = None
+        if ending is not None:
+            ending.cancel()  # before anything is awaited, which may be cancelled
         if watch is not None:
             await self._followed.executor.views.leave(self._followed.turn, watch)
-        if self._ending is not None and not self._ending.done():
-            self._ending.cancel()
-            await asyncio.wait({self._ending})
+        if ending is not None:
+            await asyncio.wait({ending})
 
     async def response(self) -> AgentRunResponse[Any]:
         """The answer, or what the turn ended with is raised."""

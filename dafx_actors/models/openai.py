@@ -40,6 +40,7 @@ from dafx_actors.models._settings import (
     misplaced_options,
     without_version,
 )
+from dafx_actors.models._structured import is_refusal
 from dafx_actors.models._wire import Outgoing
 from dafx_actors.transcript import Json
 
@@ -207,8 +208,18 @@ class _ChatCompletionsModel(ABC):
         base = str(client.base_url)
         defaults: dict[str, Json] = {"stream_options": {"include_usage": True}, **self.options}
         going = self._asks(base).outgoing(model, request, defaults)
-        with typed_failures(base, trust_env=self.trust_env):
-            chunks = await client.chat.completions.create(stream=True, **_as_arguments(going.body))
+        try:
+            with typed_failures(base, trust_env=self.trust_env):
+                chunks = await client.chat.completions.create(stream=True, **_as_arguments(going.body))
+        except ModelError as error:
+            if not is_refusal(error):
+                raise
+            # `complete` knows other ways to ask, and there are servers that do not stream.
+            whole = await self.complete(request)
+            if whole.message.text:
+                yield ModelDelta(text=whole.message.text)
+            yield whole
+            return
         if "json" in chunks.response.headers.get("content-type", ""):
             # No stream: an error with the status of a success, or a server that gives all at once.
             with typed_failures(base, trust_env=self.trust_env, answering=True), _located(base):

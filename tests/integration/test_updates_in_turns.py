@@ -326,6 +326,10 @@ async def test_what_is_not_there_and_what_is_not_open(hosting: Hosting) -> None:
         closed = worker.run_stream("Hello")
         with pytest.raises(RuntimeError, match="async with"):
             await anext(closed)
+        async with closed:
+            pass
+        with pytest.raises(RuntimeError, match="opened once"):
+            await closed.__aenter__()
         with pytest.raises(ValueError, match="as it was told, or None"):
             worker.get_turn("nobody").updates(after="x")
 
@@ -347,6 +351,8 @@ async def test_a_terminal_chat(hosting: Hosting) -> None:
                     case Ended(error=None):
                         assert update.response is not None
                         screen[0] = update.response.text
+                    case _:
+                        pass
     assert screen == {1: "Why did the hen?", 0: "Why did the hen?"}
 
 

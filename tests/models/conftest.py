@@ -70,8 +70,13 @@ class Misbehaving:
 
 
 @asynccontextmanager
-async def misbehaving(answer: bytes, *, then_wait: bool = False) -> AsyncGenerator[Misbehaving]:
-    """Serve `answer` on a free port of loopback; with `then_wait`, leave the rest of the answer open."""
+async def misbehaving(
+    answer: bytes, *, then_wait: bool = False, streamed: bytes | None = None
+) -> AsyncGenerator[Misbehaving]:
+    """Serve `answer` on a free port of loopback; with `then_wait`, leave the rest of the answer open.
+
+    What is asked for as a stream is answered with `streamed`, where that is given.
+    """
     served = Misbehaving()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,7 +86,7 @@ async def misbehaving(answer: bytes, *, then_wait: bool = False) -> AsyncGenerat
         body = json.loads(await reader.readexactly(int(headers["content-length"])))
         served.received.append(Received(first.split(" ")[1], headers, body))
         served.arrived.set()
-        writer.write(answer)
+        writer.write(streamed if streamed is not None and body.get("stream") else answer)
         try:
             await writer.drain()
             if then_wait:

@@ -166,6 +166,18 @@ async def test_failed_stream(response: bytes, kind: ModelFailure, before: list[s
     assert pieces == [ModelDelta(text=text) for text in before]
 
 
+async def test_a_stream_that_a_server_refuses_is_asked_for_as_a_whole() -> None:
+    """`complete()` knows other ways to ask, and there are servers that do not stream."""
+    refused = http("400 Bad Request", error(None, "`stream` is not supported"))
+    async with misbehaving(http("200 OK", completion("Hi")), streamed=refused) as server:
+        model = server.model()
+        *pieces, last = [piece async for piece in model.stream(HELLO)]
+        await model.aclose()
+    assert pieces == [ModelDelta(text="Hi")]
+    assert isinstance(last, ModelReply)
+    assert [received.body.get("stream", False) for received in server.received] == [True, False]
+
+
 async def test_stream_that_falls_silent() -> None:
     """A timeout also counts between two pieces."""
     async with misbehaving(stream_head() + HALF, then_wait=True) as server:

@@ -37,10 +37,11 @@ async def _tell(_: Engine, hub: TaskHub, request: bytes) -> bytes:
     try:
         told = json.loads(request)
         token, step, position, text = told["token"], told["step"], told["position"], told["text"]
+        if not (isinstance(token, str) and _is_count(step) and _is_count(position) and isinstance(text, str)):
+            raise TypeError
     except _UNREADABLE:
-        token = step = position = text = None
-    if not (isinstance(token, str) and _is_count(step) and _is_count(position) and isinstance(text, str)):
-        raise Refused("INVALID_ARGUMENT", "Send a JSON object with the texts `token`, `text` and `step`, `position`.")
+        message = 'Send a JSON object: {"token": "t", "step": 1, "position": 0, "text": "Hello"}.'
+        raise Refused("INVALID_ARGUMENT", message) from None
     return json.dumps({"known": hub.views.tell(token, step, position, text)}).encode()
 
 
