@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -257,9 +258,10 @@ def _reader(prompt: str) -> Callable[[], str]:
     from contextlib import suppress
     from importlib import import_module
 
-    with suppress(ImportError):
-        session: Any = import_module("prompt_toolkit").PromptSession()
-        return lambda: str(session.prompt(prompt))
+    if os.environ.get("TERM", "dumb") != "dumb":
+        with suppress(ImportError):
+            session: Any = import_module("prompt_toolkit").PromptSession()
+            return lambda: str(session.prompt(prompt))
     with suppress(ImportError):
         import_module("readline")
     return lambda: input(prompt)
@@ -267,7 +269,6 @@ def _reader(prompt: str) -> Callable[[], str]:
 
 def _say(text: str, *, is_terminal: bool) -> None:
     """An answer: as Markdown on a terminal that may have colours, where `rich` is installed."""
-    import os
     from contextlib import suppress
     from importlib import import_module
 
