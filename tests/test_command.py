@@ -30,7 +30,8 @@ PATIENCE = 60.0
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("ENDPOINT", "TASKHUB", "NO_COLOR")}
-    return {**kept, "TERM": "xterm", "PYTHONPATH": str(APP.parent.parent), "COLUMNS": "200", **more}
+    # A terminal that does nothing but show text, so that it is the same with the extra `cli` and without.
+    return {**kept, "TERM": "dumb", "PYTHONPATH": str(APP.parent.parent), "COLUMNS": "200", **more}
 
 
 def ran(*arguments: str, endpoint: str = "", code: int = 0, stdin: str = "") -> str:

@@ -53,7 +53,7 @@ class App:
 
 
 def load(target: str) -> App:
-    """Import a file such as `app.py`, or `app.py:object`, `module`, `module:object`, and see what is in it.
+    """Import a file, or a module, and see what is in it, or in the object that is named behind a colon.
 
     Raises:
         Mistake: It cannot be imported, or there is nothing to host in it.

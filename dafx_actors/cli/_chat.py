@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from dafx_actors.cli._io import (
@@ -120,7 +122,7 @@ class _Chat:
             self._out.text(entry_text(entry))
         if running is not None:
             self._out.text(f"turn {running} runs")
-            self._follow(self._agent.get_turn(running))
+            self._see_to(self._agent.get_turn(running))
 
     async def _before(self) -> tuple[list[Any], str | None]:
         entries = [entry async for entry in self._client.threads.history(self._thread)]
@@ -135,38 +137,36 @@ class _Chat:
         from dafx_actors.ids import new_id
 
         correlation_id = new_id()  # known before it is sent: so it can be cancelled at any time
-        turn: TurnHandle[Any] = self._agent.get_turn(correlation_id)
+        starting = functools.partial(self._agent.start, said, thread=self._thread, correlation_id=correlation_id)
+        self._see_to(self._agent.get_turn(correlation_id), starting)
+
+    def _see_to(self, turn: TurnHandle[Any], begin: Callable[[], Coroutine[Any, Any, object]] | None = None) -> None:
+        """See a turn through to its end; Ctrl+C cancels it, whenever that comes."""
         try:
-            self._runner.run(self._agent.start(said, thread=self._thread, correlation_id=correlation_id))
+            if begin is not None:
+                self._runner.run(begin())
+            self._follow(turn)
         except KeyboardInterrupt:
             self._cancel(turn)
-            return
         except (DafxError, OSError, Mistake) as error:
             _tell(error)
-            return
-        self._follow(turn)
 
     def _follow(self, turn: TurnHandle[Any]) -> None:
         from dafx_actors.cli._inbox import ask, decide
         from dafx_actors.cli._turns import who
 
         watch = _Watch(self._client, turn, self._out, self._left)
-        try:
-            while True:
-                found = self._runner.run(watch.until_something())
-                if isinstance(found, tuple):
-                    self._answered(*found)
-                    return
-                decided = ask(self._out, found)
-                if decided is None:
-                    self._left.add(found.key)
-                    self._out.text(f"left open: dafx inbox decides it; Ctrl+C cancels the turn ({turn})")
-                else:
-                    self._out.text(f"[{self._runner.run(decide(self._client, found, decided, who()))}]")
-        except KeyboardInterrupt:
-            self._cancel(turn)
-        except (DafxError, OSError, Mistake) as error:
-            _tell(error)
+        while True:
+            found = self._runner.run(watch.until_something())
+            if isinstance(found, tuple):
+                self._answered(*found)
+                return
+            decided = ask(self._out, found)
+            if decided is None:
+                self._left.add(found.key)
+                self._out.text(f"left open: dafx inbox decides it; Ctrl+C cancels the turn ({turn})")
+            else:
+                self._out.text(f"[{self._runner.run(decide(self._client, found, decided, who()))}]")
 
     def _answered(self, response: AgentRunResponse[Any], steps: int) -> None:
         _say(response.text, is_terminal=self._is_terminal)
@@ -258,9 +258,10 @@ def _reader(prompt: str) -> Callable[[], str]:
     from contextlib import suppress
     from importlib import import_module
 
-    with suppress(ImportError):
-        session: Any = import_module("prompt_toolkit").PromptSession()
-        return lambda: str(session.prompt(prompt))
+    if os.environ.get("TERM", "dumb") != "dumb":
+        with suppress(ImportError):
+            session: Any = import_module("prompt_toolkit").PromptSession()
+            return lambda: str(session.prompt(prompt))
     with suppress(ImportError):
         import_module("readline")
     return lambda: input(prompt)
@@ -268,7 +269,6 @@ def _reader(prompt: str) -> Callable[[], str]:
 
 def _say(text: str, *, is_terminal: bool) -> None:
     """An answer: as Markdown on a terminal that may have colours, where `rich` is installed."""
-    import os
     from contextlib import suppress
     from importlib import import_module
 

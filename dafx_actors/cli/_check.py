@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from dafx_actors.cli._app import load
-    from dafx_actors.testing import History, ReplayMismatch, replay
+    from dafx_actors.client import History
+    from dafx_actors.worker._replay import ReplayMismatch, replay
 
     out, where = Output(as_json=arguments.json), Path(arguments.histories)
     files = sorted(where.glob("*.json")) if where.is_dir() else [where]

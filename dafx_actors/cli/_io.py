@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -116,7 +116,7 @@ def _cell(value: Any) -> str:
     if hasattr(value, "isoformat"):
         return str(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
     if isinstance(value, tuple | list):
-        return ", ".join(map(str, value)) or "-"
+        return ", ".join(map(str, cast("Sequence[object]", value))) or "-"
     return " ".join(str(value).split()) or "-"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dafx_actors.cli._io import NotThere, Output, actions, add_bulk, age, check_chosen, json_value, with_client
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from dafx_actors.client import DurableAIAgentClient
 
@@ -166,7 +166,7 @@ def run_change(arguments: argparse.Namespace) -> int:
     action = arguments.action
 
     async def run(client: DurableAIAgentClient, out: Output) -> int:
-        async def found() -> Any:
+        async def found() -> AsyncIterator[str]:
             listed = client.orchestrations.list(
                 arguments.name, state=arguments.state, older=arguments.older, of_agents=arguments.of_agents
             )

@@ -53,7 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
             out.record(where, str(turn))
             return
         response = await turn.result(arguments.timeout)
-        usage = None if response.usage is None else response.usage.total_tokens
-        out.record({**where, "text": response.text, "tokens": usage}, response.text)
+        out.record({**where, "text": response.text, "tokens": response.usage.total_tokens}, response.text)
 
     return with_client(arguments, ask, waits=not arguments.no_wait)

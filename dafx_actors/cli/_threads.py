@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dafx_actors.cli._io import NotThere, Output, actions, add_bulk, age, check_chosen, with_client
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from dafx_actors.client import DurableAIAgentClient, ThreadInfo
     from dafx_actors.ids import AgentThread
@@ -143,7 +143,7 @@ def run_change(arguments: argparse.Namespace) -> int:
             await (client.threads.delete if done == "deleted" else client.threads.reset)(thread)
             return {}
 
-        async def found() -> Any:
+        async def found() -> AsyncIterator[AgentThread]:
             async for info in client.threads.list(agent.name, state=arguments.state, older=arguments.older):
                 yield info.thread
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dafx_actors.cli._io import FAILED, OK, Output, actions, add_bulk, age, check_chosen, with_client
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from dafx_actors.client import DurableAIAgentClient, TurnInfo
     from dafx_actors.client._handles import TurnHandle
@@ -161,21 +161,25 @@ def run_retry(arguments: argparse.Namespace) -> int:
     return _change(arguments, do, "retried", lambda turn: turn.state == "failed")
 
 
-def _change(arguments: argparse.Namespace, do: Any, done: str, is_meant: Any) -> int:
+def _change(
+    arguments: argparse.Namespace,
+    do: Callable[[TurnHandle[Any]], Awaitable[Mapping[str, Any]]],
+    done: str,
+    is_meant: Callable[[TurnInfo], bool],
+) -> int:
     from dafx_actors.cli._bulk import each, from_list, turn_of
 
     check_chosen(arguments, arguments.turns)
 
     async def run(client: DurableAIAgentClient, out: Output) -> int:
-        async def ids() -> Any:
+        async def ids() -> AsyncIterator[str]:
             found: TurnInfo
             async for found in client.turns.list(arguments.agent, state=arguments.state, older=arguments.older):
                 if is_meant(found):
                     yield found.correlation_id
 
         async def change(turn: str) -> Mapping[str, Any]:
-            said: Mapping[str, Any] = await do(await turn_of(client, turn))
-            return said
+            return await do(await turn_of(client, turn))
 
         chosen = from_list(arguments.turns) if arguments.turns else ids()
         return await each(chosen, change, lambda turn: {"turn": turn}, arguments, out, done=done)

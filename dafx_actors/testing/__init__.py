@@ -56,7 +56,8 @@ from dafx_actors.testing._clock import HandClock
 from dafx_actors.testing._faults import Fault, Point
 from dafx_actors.testing._host import AgentHost, AgentHosts, NotSettled
 from dafx_actors.testing._model import ScriptedModel, call, chunks, late
-from dafx_actors.testing._replay import ReplayMismatch, history_of, replay
+from dafx_actors.testing._replay import history_of
+from dafx_actors.worker._replay import ReplayMismatch, replay
 
 __all__ = [
     "AgentHost",
