@@ -32,6 +32,9 @@ __all__ = [
     "DecisionAccepted",
     "DecisionKind",
     "DecisionSigner",
+    "InboxAsked",
+    "InboxEvent",
+    "InboxGone",
     "PendingApproval",
     "PendingDecision",
     "PendingOutcome",
@@ -46,6 +49,14 @@ ACTIONS: Mapping[DecisionKind, tuple[Action, ...]] = {
     "approval": ("approve", "deny"),
     "outcome": ("retry", "result", "fail"),
 }
+
+
+def _own_thread(asked: PendingDecision) -> AgentThread:
+    return asked.thread
+
+
+def _own_turn(asked: PendingDecision) -> str:
+    return asked.correlation_id
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +82,11 @@ class PendingDecision:
     asked_at: datetime
     deadline: datetime | None = None
     """When the turn stops waiting for it."""
+    top_thread: AgentThread = attrs.field(default=attrs.Factory(_own_thread, takes_self=True))
+    """The thread that a person knows: where this one's agent is used as a tool, perhaps by one that is used as a tool
+    itself, the thread at the top; else `thread`. Decide with `thread`, or with the whole question."""
+    top_turn: str = attrs.field(default=attrs.Factory(_own_turn, takes_self=True))
+    """The turn there; its answer waits for the decision."""
 
 
 @attrs.frozen(kw_only=True)
@@ -85,6 +101,25 @@ class PendingOutcome(PendingDecision):
     """A tool call that was made and cut off, and nobody knows whether it acted: `client.resolve`."""
 
     kind: DecisionKind = attrs.field(default="outcome", init=False)
+
+
+@attrs.frozen(kw_only=True)
+class InboxAsked:
+    """A question has come into the inbox, or was in it when the watch began."""
+
+    question: PendingApproval | PendingOutcome
+
+
+@attrs.frozen(kw_only=True)
+class InboxGone:
+    """A question that was told waits no more: it was decided, its deadline passed, or its turn or thread has ended."""
+
+    question: PendingApproval | PendingOutcome
+    """As it was told."""
+
+
+InboxEvent: TypeAlias = InboxAsked | InboxGone
+"""What `client.watch_inbox` tells."""
 
 
 @attrs.frozen(kw_only=True)

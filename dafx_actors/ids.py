@@ -20,10 +20,14 @@ from dafx_actors.errors import ConfigurationError, InvalidThreadId
 from dafx_actors.transcript import Json
 
 _PREFIX = "dafx-"
+_ASKS = "asks-"
+"""With the prefix: how the names of the entities begin that are the inbox."""
 _MAX_INSTANCE_ID = 100
 _CALL_KEY = 40
 """Hexadecimal digits: 160 bits."""
 _MAX_CALL_KEY = 64
+_ASKS_KEY = 31
+"""Hexadecimal digits: what is left in an id behind the longest name of an agent."""
 _TELLING = 24
 """Hexadecimal digits that name the thread in the id of an orchestration that tells it something."""
 _AGENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -64,6 +68,8 @@ def agent_name_mistake(name: object) -> str | None:
         return f"{name!r} cannot be an agent's name: use letters, digits, _ and -, and begin with a letter"
     if len(name) > longest:
         return f"{name!r} cannot be an agent's name: it is longer than {longest} characters"
+    if name.lower().startswith(_ASKS):
+        return f"{name!r} cannot be an agent's name: names that begin with {_ASKS!r} are those of the inbox"
     return None
 
 
@@ -143,7 +149,27 @@ def agent_of_turn(orchestration: str) -> str | None:
 
 def agent_of_entity(name: str) -> str | None:
     """The agent whose threads are entities of this name, which schedulers write in small letters; else None."""
+    if name.lower().startswith(_PREFIX + _ASKS):
+        return None
     return name[len(_PREFIX) :] or None if name.startswith(_PREFIX) else None
+
+
+def asks_name(agent: str) -> str:
+    """The entity that holds what a turn of `agent` asks a person, as it is registered."""
+    return f"{_PREFIX}{_ASKS}{agent}"
+
+
+def asks_id(agent: str, turn: str) -> EntityInstanceId:
+    """The entity that holds what this turn asks a person; its key is a hash where the turn's id is too long for one."""
+    name = asks_name(agent)
+    if len(f"@{name}@{turn}") > _MAX_INSTANCE_ID or instance_id_mistake(turn) is not None:
+        turn = hashlib.sha256(turn.encode(errors="replace")).hexdigest()[:_ASKS_KEY]
+    return EntityInstanceId(name, turn)
+
+
+def asks_prefix(agent: str | None) -> str:
+    """How the ids begin of the entities that hold what turns of an agent, or of any, ask a person."""
+    return f"@{_PREFIX}{_ASKS}" if agent is None else f"@{asks_name(agent).lower()}@"
 
 
 def tool_of_step(agent: str, activity: str) -> str | None:

@@ -29,6 +29,7 @@ from dafx_actors._durable import credentials as _credentials
 from dafx_actors._durable.backend import Backend
 from dafx_actors._durable.connect import Address, make_client
 from dafx_actors.client import _decisions as _async_decisions
+from dafx_actors.client import _inbox as _async_inbox
 from dafx_actors.client import _listing as _async_listing
 from dafx_actors.client import _orchestrations as _async_orchestrations
 from dafx_actors.client import _scheduler as _async_scheduler
@@ -51,6 +52,7 @@ from dafx_actors.errors import (
 )
 from dafx_actors.sync import DecisionStored, DurableAIAgentClient
 from dafx_actors.sync import _decisions as _sync_decisions
+from dafx_actors.sync import _inbox as _sync_inbox
 from dafx_actors.sync import _listing as _sync_listing
 from dafx_actors.sync import _orchestrations as _sync_orchestrations
 from dafx_actors.sync import _scheduler as _sync_scheduler
@@ -264,6 +266,7 @@ MIRRORED += [
         (_async_turns, _sync_turns, "Turns"),
     )
 ]
+MIRRORED += [(_async_inbox.Inbox, _sync_inbox.Inbox)]
 MIRRORED += [(_async_decisions.Deciding, _sync_decisions.Deciding), (_async_threads.Threads, _sync_threads.Threads)]
 
 

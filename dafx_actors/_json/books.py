@@ -35,6 +35,8 @@ from dafx_actors.transcript import Json, UsageStats
 
 RecordedAction: TypeAlias = Action | Literal["expire"]
 """What stands on record about a question: what a person did, or that the deadline passed."""
+_TOP = "top"
+"""In a question: the first of the turns that wait for its turn. Versions before this one do not write it."""
 RECORDED_ACTIONS = (*(action for actions in ACTIONS.values() for action in actions), "expire")
 
 
@@ -147,8 +149,12 @@ class QuestionRecord(Shown):
         arguments: Mapping[str, Json],
         asked_at: datetime,
         deadline: datetime | None = None,
+        top: tuple[AgentThread, str] | None = None,
     ) -> QuestionRecord:
-        """A new question about a call, which its `call_key` names."""
+        """A new question about a call, which its `call_key` names.
+
+        `top` is the first of the turns above, with its thread, where the turn is that of an agent used as a tool.
+        """
         return cls(
             {
                 "key": key,
@@ -160,6 +166,7 @@ class QuestionRecord(Shown):
                 "digest": call_digest(tool, arguments),
                 "askedAt": dump_time(asked_at),
                 **({} if deadline is None else {"deadline": dump_time(deadline)}),
+                **({} if top is None else {_TOP: _dump_top(*top)}),
             }
         )
 
@@ -189,6 +196,11 @@ class QuestionRecord(Shown):
         return cast("str", self.raw["digest"])
 
     @property
+    def asked_at(self) -> datetime:
+        """When it was asked."""
+        return load_time(self.raw["askedAt"])
+
+    @property
     def has_deadline(self) -> bool:
         """Whether the turn stops waiting for a decision some time."""
         return "deadline" in self.raw
@@ -204,11 +216,16 @@ class QuestionRecord(Shown):
 
     def asks_the_same(self, other: QuestionRecord) -> bool:
         """Whether `other`, which nobody has decided about, is this very question."""
-        return {name: value for name, value in self.raw.items() if name != "decision"} == dict(other.raw)
+        own, others = (
+            {name: value for name, value in each.raw.items() if name not in ("decision", _TOP)}
+            for each in (self, other)
+        )
+        return own == others
 
     def pending(self, thread: AgentThread, turn: str) -> PendingApproval | PendingOutcome:
         """The question as a client shows it, of a turn in a thread."""
         raw, made = self.raw, PendingApproval if self.kind == "approval" else PendingOutcome
+        top_thread, top_turn = _load_top(raw.get(_TOP)) or (thread, turn)
         return made(
             thread=thread,
             correlation_id=turn,
@@ -220,7 +237,24 @@ class QuestionRecord(Shown):
             digest=self.digest,
             asked_at=load_time(raw["askedAt"]),
             deadline=load_time(raw["deadline"]) if raw.get("deadline") else None,
+            top_thread=top_thread,
+            top_turn=top_turn,
         )
+
+
+def _dump_top(thread: AgentThread, turn: str) -> dict[str, Json]:
+    return {"agent": thread.agent, "thread": thread.thread_id, "correlationId": turn}
+
+
+def _load_top(raw: Json) -> tuple[AgentThread, str] | None:
+    """The first of the turns above; None where there is none, or what is kept there is none."""
+    if not is_object(raw):
+        return None
+    try:
+        check_texts(raw, "agent", "thread", "correlationId")
+        return AgentThread(raw["agent"], raw["thread"]), raw["correlationId"]
+    except ValueError:
+        return None
 
 
 @attrs.frozen(repr=False)

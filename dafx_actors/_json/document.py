@@ -12,8 +12,10 @@ from dafx_actors._json.books import AttemptRecord, CancelMark, ChildRecord, Plac
 from dafx_actors._json.messages import dump_message, load_entry, load_messages
 from dafx_actors._json.requests import dump_request, load_request
 from dafx_actors._json.shapes import as_list, as_object, as_text, as_whole_number, object_in, or_default, text_or_none
+from dafx_actors.decisions import PendingApproval, PendingOutcome
 from dafx_actors.errors import UnsupportedTranscript
 from dafx_actors.exchange import RunRequest
+from dafx_actors.ids import AgentThread
 from dafx_actors.transcript import ChatMessage, Entry, Json, Transcript
 
 T = TypeVar("T")
@@ -168,6 +170,12 @@ class Outline:
                 for each in as_list(or_default(ours.get(field), []))
             ),
         )
+
+    def asked_by(self, turn: str, thread: AgentThread) -> tuple[PendingApproval | PendingOutcome, ...]:
+        """The questions of a turn that wait for a person; none where it is not the one that runs, or was cancelled."""
+        if self.active != turn or self.is_cancelled:
+            return ()
+        return tuple(each.pending(thread, turn) for each in self.questions if each.decision is None)
 
 
 def response_in(document: Json, correlation_id: str) -> Json:

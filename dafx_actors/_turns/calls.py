@@ -280,6 +280,7 @@ class ToolCalls:
             arguments=arguments,
             asked_at=now,
             deadline=deadline,
+            top=next(((caller.thread, caller.turn) for caller in self._turn.callers), None),
         )
 
     async def _approval(self, call: _turn.Call) -> DecisionRecord | None:

@@ -9,6 +9,7 @@ import attrs
 from durabletask.entities import EntityContext
 
 from dafx_actors._json import peer as _peer_forms
+from dafx_actors._json.asks import Asks
 from dafx_actors._json.operations import (
     Begin,
     Cancelled,
@@ -23,6 +24,7 @@ from dafx_actors._json.operations import (
 )
 from dafx_actors._json.requests import load_request
 from dafx_actors._json.steps import Settings, TurnInput, WholeTurnInput
+from dafx_actors._rules import asks as _asks
 from dafx_actors._rules import operations as _operations
 from dafx_actors._rules import state as _state
 from dafx_actors._rules import thread as _thread
@@ -31,7 +33,7 @@ from dafx_actors._turns.recent import RecentDocuments, begin_token, record_token
 from dafx_actors._turns.whole import WholeTurn
 from dafx_actors.agents import AgentDefinition
 from dafx_actors.errors import DafxError, ThreadBusy, UnsupportedTranscript
-from dafx_actors.ids import AgentThread, tell_name, telling_id, turn_name
+from dafx_actors.ids import AgentThread, asks_id, tell_name, telling_id, turn_name
 from dafx_actors.transcript import Json
 
 
@@ -45,6 +47,17 @@ def _told_token(context: EntityContext, incoming: _operations.Incoming) -> str |
     if context.operation != Record.operation or not (record := Record.load(incoming.raw)).told:
         return None
     return record_token(incoming.thread, record.turn, record.length)
+
+
+def hear(context: EntityContext, raw: Json) -> None:
+    """One operation of the entity that holds what a turn asks a person: see `_rules/asks.py`.
+
+    Raises:
+        ValueError: It is told something else than a thread tells.
+    """
+    if context.operation != Asks.operation:
+        raise ValueError(f"the inbox has no operation {context.operation!r}; it has {Asks.operation}")
+    context.set_state(_asks.kept(context.get_state(), Asks.load(raw)))
 
 
 @attrs.frozen
@@ -88,6 +101,7 @@ class ThreadEntity:
         if changed is not state:
             document = None if changed == _state.ThreadState() else _state.dump(changed)
             context.set_state(document)
+            self._tell_inbox(context, thread, state, changed)
             if isinstance(outcome, Granted):
                 known = begin_token(thread, incoming.turn) if begins else _told_token(context, incoming)
                 token = self.recent.keep(document, changed.length, known)
@@ -104,12 +118,25 @@ class ThreadEntity:
     def _delete(self, context: EntityContext, thread: AgentThread) -> None:
         """Leave nothing of a thread, also where what it has kept cannot be read."""
         try:
-            lost = _thread.lost_by(_state.load(context.get_state()), "the thread was deleted")
+            state = _state.load(context.get_state())
+            lost = _thread.lost_by(state, "the thread was deleted")
+            self._tell_inbox(context, thread, state, _state.ThreadState())
         except UnsupportedTranscript:
             lost = ()
         context.set_state(None)
         for each in lost:
             self._tell_lost(context, thread, each)
+
+    @staticmethod
+    def _tell_inbox(
+        context: EntityContext, thread: AgentThread, before: _state.ThreadState, after: _state.ThreadState
+    ) -> None:
+        """Tell the inbox, in one batch with the state, where what a person is to decide has changed.
+
+        Nothing waits for it. Where only workers of an older version are left, it waits for one that has the entity.
+        """
+        for asks in _asks.told(before, after, thread):
+            context.signal_entity(asks_id(thread.agent, asks.turn), asks.operation, asks.dump())
 
     def _tell_lost(self, context: EntityContext, thread: AgentThread, lost: Cancelled) -> None:
         """Have a turn told that its thread has forgotten it: it may wait for a person whom nobody asks any more."""
@@ -140,12 +167,14 @@ class ThreadEntity:
             now = datetime.now(UTC)
             state, _ = _thread.abort(state, thread, request.correlation_id, busy, now, request=request)
             context.set_state(_state.dump(state))
+            self._tell_inbox(context, thread, before, state)
             return None
         if isinstance(outcome, Granted):
             taken = functools.partial(self.whole.take, thread, request, state, raw)
             state, outcome = self.host.run_operation(str(context.entity_id), taken)
         if state is not before:
             context.set_state(_state.dump(state))
+            self._tell_inbox(context, thread, before, state)
         if isinstance(outcome, Refused):
             raise outcome.error
         assert isinstance(outcome, Ended), "a whole turn ends, or is refused"

@@ -25,6 +25,7 @@ from dafx_actors._json.values import dump_value, returned_by
 from dafx_actors.client._decisions import Deciding
 from dafx_actors.client._executor import ClientAgentExecutor, PeerExecutor
 from dafx_actors.client._handles import OrchestrationHandle
+from dafx_actors.client._inbox import Inbox
 from dafx_actors.client._orchestrations import Orchestrations
 from dafx_actors.client._proxies import DurableAIAgent
 from dafx_actors.client._scheduler import HostedAgent, Scheduler, agents_in
@@ -38,7 +39,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class DurableAIAgentClient(Deciding):
+class DurableAIAgentClient(Deciding, Inbox):
     """Finds agents and starts orchestrations on one task hub.
 
     Wraps a durabletask client, sync or async; an async one is better for many conversations at a time, since each

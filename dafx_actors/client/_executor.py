@@ -386,8 +386,7 @@ class ClientAgentExecutor:
             outline = Outline.of(document)
             if outline.active is None or outline.is_cancelled:
                 continue
-            questions = [question for question in outline.questions if question.decision is None]
-            pending += [question.pending(where, outline.active) for question in questions]
+            pending += outline.asked_by(outline.active, where)
             if thread is not None:
                 todo += [(child.thread, await self.document(child.thread)) for child in outline.children]
         return pending

@@ -16,6 +16,7 @@ from dafx_actors.sync._agents import DurableAIAgent
 from dafx_actors.sync._calls import Caller
 from dafx_actors.sync._decisions import Deciding
 from dafx_actors.sync._handles import OrchestrationHandle
+from dafx_actors.sync._inbox import Inbox
 from dafx_actors.sync._orchestrations import Orchestrations
 from dafx_actors.sync._scheduler import Scheduler
 from dafx_actors.sync._threads import Threads
@@ -26,7 +27,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class DurableAIAgentClient(Deciding):
+class DurableAIAgentClient(Deciding, Inbox):
     """Finds agents and starts orchestrations on one task hub. Each call waits in the thread that makes it; any may.
 
     ::

@@ -31,10 +31,11 @@ from dafx_actors._durable.private import PrivateWorker
 from dafx_actors._json.steps import ToolStep
 from dafx_actors._json.values import dump_result, load_stored, parameters_of, returned_by
 from dafx_actors._raised import contained
+from dafx_actors._turns.entity import hear
 from dafx_actors._turns.hosted import HostedAgent
 from dafx_actors.agents import Agent, AgentRegistry
 from dafx_actors.errors import ConfigurationError
-from dafx_actors.ids import entity_name, model_step_name, probe_name, tell_name, turn_name
+from dafx_actors.ids import asks_name, entity_name, model_step_name, probe_name, tell_name, turn_name
 from dafx_actors.orchestration._agents import recordable
 from dafx_actors.orchestration._context import is_orchestrator, orchestrator
 from dafx_actors.transcript import Json
@@ -202,7 +203,7 @@ class DurableAIAgentWorker:
             name
             for each in hosted
             for agent in [each.agent.name]
-            for name in (entity_name(agent), turn_name(agent), tell_name(agent), *each.activities)
+            for name in (entity_name(agent), asks_name(agent), turn_name(agent), tell_name(agent), *each.activities)
         ]
         if taken := self._private.registered(names):
             raise ConfigurationError(f"the worker has {', '.join(taken)} already, which an agent of ours needs")
@@ -212,12 +213,13 @@ class DurableAIAgentWorker:
         name = agent.name
         self._hosted.append(hosted)
         self._worker.add_entity(self._announced("thread", name, hosted.entity), entity_name(name))
+        self._worker.add_entity(hear, asks_name(name))
         self._worker.add_orchestrator(self._announced("turn", name, hosted.turn()))
         self._worker.add_orchestrator(self._announced("tell", name, hosted.tell()))
         kinds: dict[str, WorkKind] = {model_step_name(name): "model", probe_name(name): "probe"}
         for step_name, step in hosted.activities.items():
             self._add_step(kinds.get(step_name, "tool"), name, step_name, step)
-        self._intake.entities.add(entity_name(name).lower())
+        self._intake.entities |= {entity_name(name).lower(), asks_name(name).lower()}
         if agent.definition.durability == "turn":
             self._limit("entity", self._max_concurrent_steps)
         if self._on_work is None:
