@@ -26,7 +26,7 @@ from dafx_actors._durable.private import PrivateWorker
 from dafx_actors.errors import NotDurableError
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import AgentHost, History, ScriptedModel
-from dafx_actors.testing import _replay as replaying
+from dafx_actors.worker import _replay as replaying
 from dafx_actors.worker import _sessions as sessions_module
 from dafx_actors.worker._sessions import Sessions
 from tests.histories.runs import FOLDER, HOSTED

@@ -30,11 +30,7 @@ from dafx_actors._durable.backend import Backend
 from dafx_actors._durable.connect import Address, make_client
 from dafx_actors.client import _decisions as _async_decisions
 from dafx_actors.client import _inbox as _async_inbox
-from dafx_actors.client import _listing as _async_listing
-from dafx_actors.client import _orchestrations as _async_orchestrations
-from dafx_actors.client import _scheduler as _async_scheduler
 from dafx_actors.client import _threads as _async_threads
-from dafx_actors.client import _turns as _async_turns
 from dafx_actors.decisions import DecisionAccepted, PendingOutcome
 from dafx_actors.errors import (
     ClientOfAnotherLoop,
@@ -53,11 +49,7 @@ from dafx_actors.errors import (
 from dafx_actors.sync import DecisionStored, DurableAIAgentClient
 from dafx_actors.sync import _decisions as _sync_decisions
 from dafx_actors.sync import _inbox as _sync_inbox
-from dafx_actors.sync import _listing as _sync_listing
-from dafx_actors.sync import _orchestrations as _sync_orchestrations
-from dafx_actors.sync import _scheduler as _sync_scheduler
 from dafx_actors.sync import _threads as _sync_threads
-from dafx_actors.sync import _turns as _sync_turns
 from tests.conftest import free_port
 from tests.sync_side import count
 from tests.test_connect import Faulty
@@ -159,8 +151,9 @@ def test_turns_are_started_looked_at_decided_and_cancelled(client: DurableAIAgen
     accepted = client.approve(key=key, thread=named, timeout=60)
     assert isinstance(accepted, DecisionAccepted)
     assert accepted.tool == "pay"
+    named.result(60)
     with pytest.raises(RetryRefused, match="answered"):
-        until(lambda: named.result()) and named.retry(timeout=60)
+        named.retry(timeout=60)
     other = payer.start("Pay.")
     assert other.cancel("enough", by="ana", timeout=60)
     with pytest.raises(TurnCancelled):
@@ -254,20 +247,14 @@ def test_orchestrations_are_started_waited_for_and_ended(client: DurableAIAgentC
 
 
 MIRRORED: list[tuple[Any, Any]] = [
-    (getattr(dafx_actors, name), getattr(sync, name))
-    for name in ("DurableAIAgentClient", "DurableAIAgent", "TurnHandle", "TurnStream", "OrchestrationHandle")
+    *(
+        (getattr(dafx_actors, name), getattr(sync, name))
+        for name in ("DurableAIAgentClient", "DurableAIAgent", "TurnHandle", "TurnStream", "OrchestrationHandle")
+    ),
+    (_async_inbox.Inbox, _sync_inbox.Inbox),
+    (_async_decisions.Deciding, _sync_decisions.Deciding),
+    (_async_threads.Threads, _sync_threads.Threads),
 ]
-MIRRORED += [
-    (getattr(asynchronous, name), getattr(synchronous, name))
-    for asynchronous, synchronous, name in (
-        (_async_listing, _sync_listing, "Listing"),
-        (_async_orchestrations, _sync_orchestrations, "Orchestrations"),
-        (_async_scheduler, _sync_scheduler, "Scheduler"),
-        (_async_turns, _sync_turns, "Turns"),
-    )
-]
-MIRRORED += [(_async_inbox.Inbox, _sync_inbox.Inbox)]
-MIRRORED += [(_async_decisions.Deciding, _sync_decisions.Deciding), (_async_threads.Threads, _sync_threads.Threads)]
 
 
 @pytest.mark.parametrize(("asynchronous", "synchronous"), MIRRORED, ids=lambda each: each.__name__)

@@ -20,7 +20,7 @@ import attrs
 from dafx_actors._json.books import Resumed
 from dafx_actors._json.crossing import error_content
 from dafx_actors._json.messages import dump_message, load_entry
-from dafx_actors._json.shapes import as_object, dump_time, object_in
+from dafx_actors._json.shapes import as_list, as_object, dump_time, is_list, object_in
 from dafx_actors._rules.open_calls import closed
 from dafx_actors._rules.state import Books, ThreadState, children_below, ended_in, find_entry, joined_in
 from dafx_actors.errors import ConfigurationError, DafxError, ModelError, RetryRefusal, TurnCancelled
@@ -140,7 +140,7 @@ def _come_to(
         replies=replies,
         steps=max(replies + calls, steps if isinstance(steps, int) else 0),
         usage=before.usage if before else None,
-        attempts=tuple(attempts) if isinstance(attempts, list) else (),
+        attempts=tuple(as_list(attempts)) if is_list(attempts) else (),
         failures=before.failures if before else (),
     )
 
@@ -150,7 +150,7 @@ def _failures(raw: Json, entry: Response) -> tuple[Json, ...]:
     error = entry.error
     said = {} if error is None else {"error": {"type": error.error_code, "message": error.message}}
     at = {} if entry.created_at is None else {"at": dump_time(entry.created_at)}
-    return (*(as_object(each) for each in (earlier if isinstance(earlier, list) else [])), {**at, **said})
+    return (*map(as_object, as_list(earlier) if is_list(earlier) else []), {**at, **said})
 
 
 def _going_on(messages: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:

@@ -10,7 +10,7 @@ import anyio
 import attrs
 import pytest
 
-from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, PendingApproval, PendingOutcome, as_tool, tool
+from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, PendingApproval, as_tool, tool
 from dafx_actors._json.asks import Asks
 from dafx_actors.decisions import InboxAsked, InboxGone
 from dafx_actors.errors import ConfigurationError, DafxError, DecisionRefused
@@ -36,7 +36,7 @@ def payer(name: str = "Worker", amount: Any = 5) -> type:
     return agent(whenever_asked(("pay", {"amount": amount})), pay, name=name)
 
 
-async def inbox(client: DurableAIAgentClient, agents: Any = None, **how: Any) -> list[PendingApproval | PendingOutcome]:
+async def inbox(client: DurableAIAgentClient, agents: Any = None, **how: Any) -> list[Any]:
     return [each async for each in client.inbox(agents, **how)]
 
 
@@ -223,6 +223,7 @@ async def test_a_watch_tells_what_comes_and_what_goes(hosting: Hosting) -> None:
             assert event.question.correlation_id == after.correlation_id
             await client.approve(first)
             assert await anext(watch) == InboxGone(question=first)
+            assert isinstance(event.question, PendingApproval)
             await client.deny(event.question)
             assert await anext(watch) == InboxGone(question=event.question)
         await before
@@ -241,6 +242,7 @@ async def test_a_program_without_an_event_loop_has_the_same_inbox(hosting: Hosti
                 watch = sync.watch_inbox(every=0.05)
                 first = next(watch)
                 (found,) = sync.inbox("Worker")
+                assert isinstance(found, PendingApproval)
                 sync.approve(found)
                 return [first, found, next(watch)]
 

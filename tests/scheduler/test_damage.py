@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-PAGE = 4_096
+PAGE = 2_048
 COUNT = 20
 TABLE_LEAF, INDEX_LEAF = 0x0D, 0x0A
 
@@ -64,7 +64,7 @@ async def db(tmp_path: Path) -> Path:
         await bench.worker(waits)
         for number in range(COUNT):
             name = f"needle-{number}"
-            await bench.client.schedule_new_orchestration(waits, instance_id=name, input=name + "x" * 2_500)
+            await bench.client.schedule_new_orchestration(waits, instance_id=name, input=name + "x" * 1_250)
             await bench.client.wait_for_orchestration_start(name, timeout=30)
     return path
 
@@ -170,15 +170,15 @@ async def test_a_timer_that_cannot_be_delivered_keeps_no_other_from_firing(tmp_p
         soon = datetime.fromtimestamp(clock.now() / 1e6 + 60, UTC)
         for name in names:
             entity = EntityInstanceId("counter", name)
-            await bench.client.signal_entity(entity, "append", name + "x" * 3_000)
+            await bench.client.signal_entity(entity, "append", name + "x" * 1_500)
             await bench.client.signal_entity(entity, "append", "y", signal_time=soon)
-            await state_of(bench, entity, f'["{name}{"x" * 3_000}"]')
+            await state_of(bench, entity, f'["{name}{"x" * 1_500}"]')
     damage(path, page_with(path, "secondxxx", TABLE_LEAF))
     async with Bench(path, clock=clock) as bench:
         await bench.worker(Counter)
         clock.move(clock.now() + 61 * 1_000_000)
         for name in ("first", "third"):
-            await state_of(bench, EntityInstanceId("counter", name), f'["{name}{"x" * 3_000}", "y"]')
+            await state_of(bench, EntityInstanceId("counter", name), f'["{name}{"x" * 1_500}", "y"]')
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await bench.client.get_entity(EntityInstanceId("counter", "second"))
         assert caught.value.code() is grpc.StatusCode.DATA_LOSS
