@@ -27,6 +27,8 @@ DAFX = [sys.executable, "-m", "dafx_actors.cli"]
 PATIENCE = 60.0
 """Seconds for what is about to be, on a machine that has much else to do."""
 
+pytestmark = pytest.mark.timeout(900)  # many programs, one after the other, on a machine that does other things
+
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("ENDPOINT", "TASKHUB", "NO_COLOR")}

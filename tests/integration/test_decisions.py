@@ -35,7 +35,7 @@ from dafx_actors.testing import ScriptedModel
 from tests.conftest import free_port
 from tests.integration.conftest import Hosting
 from tests.integration.test_approvals import CASHIER, Till
-from tests.integration.turns import agent, asked_of, key_of, results_in, sdk, whenever_asked
+from tests.integration.turns import agent, asked_of, in_state, key_of, results_in, sdk, whenever_asked
 from tests.scheduler.kills import Victim
 
 pytestmark = pytest.mark.anyio
@@ -427,7 +427,7 @@ async def test_arguments_of_a_persons_own_that_do_not_fit_can_be_given_again(hos
     async with hosting(agent(whenever_asked(("pay", {"amount": 5})), pay)) as client:
         turn = await client.get_agent("Worker").start("Pay", thread="here")
         pending = await asked_of(client)
-        assert (await turn.status()).waits_for == ("pay",)
+        assert (await in_state(turn, "waiting")).waits_for == ("pay",)
         with pytest.raises(DecisionRefused, match="amount") as refused:
             await client.approve(pending, arguments={"amout": 7}, timeout=60)
         assert refused.value.why == "unfit"
