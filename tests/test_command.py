@@ -402,6 +402,8 @@ def test_the_inbox_is_listed_and_decided_without_a_terminal(served: str, client:
     [asked] = until(lambda: records("inbox", "list", "--agent", "Payer", endpoint=served))
     assert (asked["agent"], asked["tool"], asked["arguments"]) == ("Payer", "pay", {"amount": 5})
     assert asked["key"][:12] in ran("inbox", endpoint=served)
+    assert asked["top"] == {"agent": "Payer", "thread": asked["thread"], "turn": asked["turn"]}
+    assert records("inbox", "list", "--thorough", endpoint=served) == [asked]
     ran("inbox", "resolve", asked["key"], "retry", endpoint=served, code=2)
     [said] = records(
         "inbox", "approve", asked["key"][:8], "--arguments", '{"amount": 6}', "--by", "ana", endpoint=served

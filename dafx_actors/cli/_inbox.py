@@ -57,27 +57,22 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def _add_where(parser: argparse.ArgumentParser) -> None:
     # The same option stands behind `inbox` and behind its actions: the latter must not forget what the former was told.
     parser.add_argument("--agent", default=argparse.SUPPRESS, help="only of this agent (default: all)")
+    parser.add_argument(
+        "--thorough", action="store_true", default=argparse.SUPPRESS,
+        help="ask all running turns: finds as well what workers of an older version have asked",
+    )  # fmt: skip
 
 
-async def pending(client: DurableAIAgentClient, agent: str | None = None) -> list[PendingDecision]:
-    """What waits for a person, of one agent or of all; every thread is read for it."""
-    found: dict[tuple[str, str], PendingDecision] = {}
-    async for info in client.threads.list(agent, state="waiting"):
-        # Schedulers write the names of entities in small letters; the record of the turn has the agent's.
-        name = await _agent_of(client, info.turn) or info.thread.agent
-        for asked in (
-            *await client.pending_approvals(name, info.thread.thread_id),
-            *await client.pending_outcomes(name, info.thread.thread_id),
-        ):
-            found[asked.correlation_id, asked.key] = asked
-    return list(found.values())
+def _where(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where to look, as it was said."""
+    return {name: getattr(arguments, name) for name in ("agent", "thorough") if hasattr(arguments, name)}
 
 
-async def _agent_of(client: DurableAIAgentClient, turn: str | None) -> str | None:
-    from dafx_actors.ids import agent_of_turn
-
-    state = None if turn is None else await client.get_orchestration(turn).state()
-    return None if state is None else agent_of_turn(state.name)
+async def pending(
+    client: DurableAIAgentClient, agent: str | None = None, *, thorough: bool = False
+) -> list[PendingDecision]:
+    """What waits for a person, of one agent or of all."""
+    return [asked async for asked in client.inbox(agent, thorough=thorough)]
 
 
 def record(asked: PendingDecision) -> dict[str, Any]:
@@ -90,6 +85,7 @@ def record(asked: PendingDecision) -> dict[str, Any]:
         "agent": asked.thread.agent,
         "thread": str(asked.thread),
         "turn": asked.correlation_id,
+        "top": {"agent": asked.top_thread.agent, "thread": str(asked.top_thread), "turn": asked.top_turn},
         "tool": asked.tool,
         "arguments": dict(asked.arguments),
         "asked": asked.asked_at,
@@ -102,7 +98,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     """List."""
 
     async def run(client: DurableAIAgentClient, out: Output) -> None:
-        found = await pending(client, getattr(arguments, "agent", None))
+        found = await pending(client, **_where(arguments))
         if out.as_json:
             out.table(map(record, found), _COLUMNS)
         elif not found:
@@ -129,7 +125,7 @@ def run_inbox(arguments: argparse.Namespace) -> int:
     with asyncio.Runner() as runner:
         client = DurableAIAgentClient.connect(arguments.endpoint, arguments.taskhub)
         try:
-            found = runner.run(pending(client, getattr(arguments, "agent", None)))
+            found = runner.run(pending(client, **_where(arguments)))
             if not found:
                 out.text("nothing waits for a person")
             for asked in found:
@@ -220,11 +216,7 @@ def _decided(arguments: argparse.Namespace, action: str) -> int:
     signer = _signer(arguments.signing_key, by) if arguments.signing_key else None
 
     async def run(client: DurableAIAgentClient, out: Output) -> None:
-        found = [
-            each
-            for each in await pending(client, getattr(arguments, "agent", None))
-            if each.key.startswith(arguments.key)
-        ]
+        found = [each for each in await pending(client, **_where(arguments)) if each.key.startswith(arguments.key)]
         if not found:
             raise NotThere(
                 f"no question with the key {arguments.key!r} waits any more; `dafx inbox list` shows what does"

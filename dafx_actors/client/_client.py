@@ -25,7 +25,7 @@ from dafx_actors._json.values import dump_value, returned_by
 from dafx_actors.client._decisions import Deciding
 from dafx_actors.client._executor import ClientAgentExecutor, PeerExecutor
 from dafx_actors.client._handles import OrchestrationHandle
-from dafx_actors.client._inbox import Inbox
+from dafx_actors.client._inbox import Inbox, Index
 from dafx_actors.client._orchestrations import Orchestrations
 from dafx_actors.client._proxies import DurableAIAgent
 from dafx_actors.client._scheduler import HostedAgent, Scheduler, agents_in
@@ -71,6 +71,7 @@ class DurableAIAgentClient(Deciding, Inbox):
         self._backend = backend
         self._executor = ClientAgentExecutor(backend, start_timeout)
         self._peers_executor = PeerExecutor(backend, start_timeout)
+        self._index = Index(backend, self._executor)
         self.threads = Threads(backend, self._executor)
         """Lists, reads, deletes, resets, exports and imports threads."""
         self.turns = Turns(backend, self._executor)

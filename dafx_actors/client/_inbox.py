@@ -33,16 +33,19 @@ _AT_ONCE = 16
 _STALE = timedelta(seconds=60)
 """What was told so long ago, and does not wait any more, is taken out of the index: some schedulers may show for a
 while how a thread stood before."""
+_MOST_SETTLED = 10_000
 _LOOK_AGAIN = 30.0
 """Seconds after which a watch reads a thread again of which it was told nothing new."""
 
 
 @attrs.frozen
-class _Index:
+class Index:
     """What threads told of what they ask."""
 
     _backend: Backend
     _executor: ClientAgentExecutor
+    _settled: dict[str, datetime] = attrs.field(init=False, factory=dict[str, datetime])
+    """The entities that were told to forget, and when they had changed: once each, as that waits for a worker."""
 
     async def page(self, names: Collection[str] | None, size: int, after: str) -> tuple[list[StoredEntity], str]:
         """Some of the turns that wait, and what names the next of them; empty where there are no more."""
@@ -68,11 +71,16 @@ class _Index:
 
     async def _settle(self, entity: StoredEntity, asks: Asks) -> None:
         """Take what waits no more out of the index: the word of it was lost, or came before that of the question."""
+        if self._settled.get(entity.id) == entity.modified_at:
+            return
+        if len(self._settled) >= _MOST_SETTLED:
+            self._settled.clear()
+        self._settled[entity.id] = entity.modified_at
         gone = attrs.evolve(asks, questions=())
         try:
             await self._backend.signal(EntityInstanceId.parse(entity.id), gone.operation, gone.dump())
         except SchedulerUnreachable:
-            return  # whoever looks next does it
+            self._settled.pop(entity.id, None)  # whoever looks next does it
 
 
 class Inbox:
@@ -80,6 +88,7 @@ class Inbox:
 
     _backend: Backend
     _executor: ClientAgentExecutor
+    _index: Index
     turns: Turns
 
     def inbox(
@@ -105,7 +114,7 @@ class Inbox:
         Args:
             agents: Of these alone, by name or class: those whose tool is to be called.
             verify: Whether to read the threads of what is found. Without, what was decided a moment ago may be shown,
-                and `approve` says then that it is; 10,000 waiting turns are a matter of a second.
+                and whoever decides about it hears that it is (`DecisionRefused`).
             thorough: Ask all running turns instead of what threads told. It costs a call for each 100 orchestrations of
                 the hub, and finds as well what a version before this one has asked.
             timeout: Seconds for each page, outages of the scheduler included; by default as long as it takes.
@@ -117,12 +126,10 @@ class Inbox:
         if thorough:
             return Listing(self._asked_by_turns(names, timeout))
 
-        index = _Index(self._backend, self._executor)
-
         async def read(size: int, after: str) -> Page[Question]:
             with self._backend.bounded(timeout):
-                entities, token = await index.page(names, size, after)
-                shown = await _all([functools.partial(index.shown, each, verify=verify) for each in entities])
+                entities, token = await self._index.page(names, size, after)
+                shown = await _all([functools.partial(self._index.shown, each, verify=verify) for each in entities])
             found = [each for questions in shown for each in questions if _is_of(each, names)]
             return Page(items=tuple(found), next=token)
 
@@ -153,7 +160,7 @@ class Inbox:
         """
         if not every > 0:
             raise ValueError(f"`every` is the pause between two looks, in seconds: more than 0, and not {every}")
-        return _events(_Watch(_Index(self._backend, self._executor), _names(agents), every))
+        return _events(_Watch(self._index, _names(agents), every))
 
     def _asked_by_turns(self, names: Collection[str] | None, timeout: float | None) -> Callable[[int, str], Any]:
         turns = self.turns.list(state="waiting", timeout=timeout)
@@ -180,7 +187,7 @@ class Inbox:
 class _Watch:
     """Looks at the inbox again and again, and tells what has changed."""
 
-    _index: _Index
+    _index: Index
     _names: Collection[str] | None
     _every: float
     _told: dict[tuple[AgentThread, str, str], Question] = attrs.field(init=False, factory=dict)

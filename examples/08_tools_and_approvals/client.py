@@ -17,10 +17,9 @@ import anyio
 
 from dafx_actors import DurableAIAgentClient, PendingApproval, TurnHandle
 from dafx_actors.errors import TurnError
+from dafx_actors.updates import Asked
 
 logger = logging.getLogger("__main__")
-
-ENDED = {"completed", "failed", "cancelled", "terminated"}
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -50,23 +49,20 @@ async def main(options: argparse.Namespace) -> None:
             turn = await agent.start(options.message)
             logger.info("Started turn: %s", turn)
         try:
-            while (approval := await next_approval(client, turn)) is not None:
-                if not await decide(client, approval, options):
-                    logger.info("Waiting for somebody to decide: python client.py --turn %s --approve", turn)
-                    break
-            response = await turn
+            # Another client of this turn is told what was asked before as well; the updates end with the turn.
+            async with turn.updates() as updates:
+                async for update in updates:
+                    match update:
+                        case Asked(approval=PendingApproval() as approval):
+                            if not await decide(client, approval, options):
+                                logger.info(
+                                    "Waiting for somebody to decide: python client.py --turn %s --approve", turn
+                                )
+                                break
+                response = await updates.response()
         except TurnError as error:
             sys.exit(str(error))
     logger.info("SupportAgent: %s", response.text)
-
-
-async def next_approval(client: DurableAIAgentClient, turn: TurnHandle[None]) -> PendingApproval | None:
-    """Wait until the turn asks for an approval; None when it has ended."""
-    while (await turn.status()).state not in ENDED:
-        for approval in await client.pending_approvals(turn.agent, await turn.thread()):
-            return approval
-        await anyio.sleep(0.2)
-    return None
 
 
 async def decide(client: DurableAIAgentClient, approval: PendingApproval, options: argparse.Namespace) -> bool:

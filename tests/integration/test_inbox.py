@@ -292,9 +292,8 @@ async def test_beside_workers_that_do_not_know_the_entity_turns_go_on(tmp_path: 
     with EmbeddedScheduler(db=tmp_path / "dafx.db").on_a_thread() as scheduler:
         older = DurableAIAgentWorker.connect(scheduler.endpoint)
         older.add_agent(payer())
-        name = "dafx-asks-worker"
-        registry: Any = older._private.registry if hasattr(older._private, "registry") else older._worker._registry
-        del registry.entities[name]
+        registry: Any = older._worker._registry  # type: ignore[attr-defined]
+        del registry.entities["dafx-asks-worker"]
         async with DurableAIAgentClient.connect(scheduler.endpoint) as client, older:
             turn = await client.get_agent("Worker").start("Pay", thread="here")
             await in_state(turn, "waiting")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from datetime import datetime
-from typing import Any, BinaryIO, TextIO, assert_type
+from typing import Any, BinaryIO, TextIO, assert_never, assert_type
 
 import attrs
 from durabletask import task
@@ -38,6 +38,8 @@ from dafx_actors import (
     when_any,
 )
 from dafx_actors import sync as _sync
+from dafx_actors.client import Listing
+from dafx_actors.decisions import InboxAsked, InboxGone
 from dafx_actors.errors import ModelError, ThreadBusy, ThreadTimeout
 from dafx_actors.transcript import Json
 
@@ -185,6 +187,27 @@ async def threads_are_kept_up(client: DurableAIAgentClient, thread: AgentThread,
     await client.threads.import_(thread, ["{}", b"{}"])
     await client.threads.delete("t1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     await client.threads.import_(thread, 5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+async def the_inbox_is_typed(client: DurableAIAgentClient, sync: _sync.DurableAIAgentClient) -> None:
+    assert_type(client.inbox(), Listing[PendingApproval | PendingOutcome])
+    async for question in client.inbox([Joker, "Other"], thorough=True, timeout=5):
+        assert_type(question, PendingApproval | PendingOutcome)
+        assert_type((question.top_thread, question.top_turn), tuple[AgentThread, str])
+        if isinstance(question, PendingApproval):
+            await client.approve(question)
+        await client.approve(question)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+    async for event in client.watch_inbox(Joker, every=5):
+        match event:
+            case InboxAsked(question=question):
+                assert_type(question, PendingApproval | PendingOutcome)
+            case InboxGone():
+                pass
+            case other:
+                assert_never(other)
+    assert_type(next(sync.watch_inbox()), InboxAsked | InboxGone)
+    assert_type(list(sync.inbox(Joker)), list[PendingApproval | PendingOutcome])
+    client.watch_inbox(every="5")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 async def decisions_are_typed(client: DurableAIAgentClient) -> None:
