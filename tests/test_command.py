@@ -64,8 +64,9 @@ def until(check: Callable[[], Any]) -> Any:
 @contextmanager
 def process(*arguments: str, **how: Any) -> Generator[subprocess.Popen[str]]:
     """The command as a process of its own, killed at the end."""
+    settings: dict[str, Any] = {"env": environment(), **how}
     with subprocess.Popen(
-        [*DAFX, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **{"env": environment(), **how}
+        [*DAFX, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings
     ) as started:
         try:
             yield started

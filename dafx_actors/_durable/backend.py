@@ -26,7 +26,10 @@ from durabletask.client import (
     parse_orchestration_state,
 )
 from durabletask.entities import EntityInstanceId
-from durabletask.internal.client_helpers import build_query_entities_req, build_query_instances_req
+from durabletask.internal.client_helpers import (  # pyright: ignore[reportMissingTypeStubs]
+    build_query_entities_req,
+    build_query_instances_req,
+)
 from durabletask.internal.orchestrator_service_pb2 import (
     ORCHESTRATION_STATUS_FAILED,
     ORCHESTRATION_STATUS_TERMINATED,

@@ -190,8 +190,12 @@ class _Watch:
     _index: Index
     _names: Collection[str] | None
     _every: float
-    _told: dict[tuple[AgentThread, str, str], Question] = attrs.field(init=False, factory=dict)
-    _seen: dict[str, tuple[datetime, float, tuple[Question, ...]]] = attrs.field(init=False, factory=dict)
+    _told: dict[tuple[AgentThread, str, str], Question] = attrs.field(
+        init=False, factory=dict[tuple[AgentThread, str, str], Question]
+    )
+    _seen: dict[str, tuple[datetime, float, tuple[Question, ...]]] = attrs.field(
+        init=False, factory=dict[str, tuple[datetime, float, tuple[Question, ...]]]
+    )
     """By entities: when it had changed, when its thread was read, and what waited then."""
     _looked: bool = attrs.field(init=False, default=False)
 

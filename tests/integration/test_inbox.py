@@ -292,7 +292,8 @@ async def test_beside_workers_that_do_not_know_the_entity_turns_go_on(tmp_path: 
     with EmbeddedScheduler(db=tmp_path / "dafx.db").on_a_thread() as scheduler:
         older = DurableAIAgentWorker.connect(scheduler.endpoint)
         older.add_agent(payer())
-        registry: Any = older._worker._registry  # type: ignore[attr-defined]
+        wrapped: Any = older._worker
+        registry = wrapped._registry
         del registry.entities["dafx-asks-worker"]
         async with DurableAIAgentClient.connect(scheduler.endpoint) as client, older:
             turn = await client.get_agent("Worker").start("Pay", thread="here")
