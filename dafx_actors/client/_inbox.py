@@ -183,6 +183,10 @@ class Inbox:
             return ()  # it is gone meanwhile, or what its thread holds is none
 
 
+_Told = dict[tuple[AgentThread, str, str], Question]
+_Seen = dict[str, tuple[datetime, float, tuple[Question, ...]]]
+
+
 @attrs.define(eq=False)
 class _Watch:
     """Looks at the inbox again and again, and tells what has changed."""

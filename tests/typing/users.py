@@ -196,7 +196,7 @@ async def the_inbox_is_typed(client: DurableAIAgentClient, sync: _sync.DurableAI
         assert_type((question.top_thread, question.top_turn), tuple[AgentThread, str])
         if isinstance(question, PendingApproval):
             await client.approve(question)
-        await client.approve(question)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType, reportCallIssue]
+        await client.approve(question)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType, reportCallIssue]
     async for event in client.watch_inbox(Joker, every=5):
         match event:
             case InboxAsked(question=question):
