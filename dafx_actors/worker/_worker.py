@@ -298,7 +298,18 @@ class DurableAIAgentWorker:
     def _start(self) -> None:
         if _logger.isEnabledFor(logging.INFO):  # what it says takes milliseconds to find out
             _logger.info("Worker starts: %s.", self._described())
+        self._warn_of_mistakes()
         self._worker.start()  # type: ignore[no-untyped-call]  # durabletask leaves it without types
+
+    def _warn_of_mistakes(self) -> None:
+        """Say which agents cannot answer as they are configured; it starts all the same, since others may."""
+        for each in self._hosted:
+            if each.agent.responds or not isinstance(each.agent.definition.model, str | None):
+                continue
+            try:
+                self._host.model_of(each.agent)
+            except ConfigurationError as error:
+                _logger.warning("Agent %s cannot answer as it is configured: %s", each.agent.name, error)
 
     def _described(self) -> str:
         """What it hosts, where, and by which versions, for the log."""

@@ -59,6 +59,8 @@ async def main(options: argparse.Namespace) -> None:
                                     "Waiting for somebody to decide: python client.py --turn %s --approve", turn
                                 )
                                 break
+                        case _:
+                            pass
                 response = await updates.response()
         except TurnError as error:
             sys.exit(str(error))

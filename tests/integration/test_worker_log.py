@@ -10,7 +10,7 @@ import sys
 import anyio
 import pytest
 
-from dafx_actors import DurableAIAgentWorker
+from dafx_actors import DurableAIAgentWorker, durable_agent
 from dafx_actors.errors import ModelError, TurnCancelled
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.testing import AgentHost, ScriptedModel
@@ -34,6 +34,23 @@ async def test_a_worker_says_what_it_hosts_when_it_starts(caplog: pytest.LogCapt
     port = scheduler.endpoint.rpartition(":")[2]
     assert re.match(rf"Worker starts: Joker \(ScriptedModel\); scheduler .*{port}, task hub orders; dafx_actors ", line)
     assert "durabletask 1." in line
+
+
+async def test_a_worker_warns_of_an_agent_that_cannot_answer_and_starts_all_the_same(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_CHAT_DEPLOYMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    @durable_agent(model="gpt-nowhere")
+    class Mistaken:
+        instructions = "You cannot answer."
+
+    async with AgentHost(Mistaken, agent(ScriptedModel("Here."), name="Other")) as host:
+        assert (await host.client.get_agent("Other").run("Are you there?")).text == "Here."
+    (line,) = [each for each in lines(caplog, logging.WARNING) if "cannot answer" in each]
+    assert line.startswith("Agent Mistaken cannot answer as it is configured: ")
+    assert "gpt-nowhere" in line
 
 
 async def test_each_turn_has_a_line_and_each_failure_its_cause(caplog: pytest.LogCaptureFixture) -> None:
