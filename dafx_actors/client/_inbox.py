@@ -26,6 +26,8 @@ from dafx_actors.errors import SchedulerUnreachable, TurnNotFound, UnsupportedTr
 from dafx_actors.ids import AgentThread, agent_name, asks_prefix
 
 Question: TypeAlias = PendingApproval | PendingOutcome
+_Key: TypeAlias = tuple[AgentThread, str, str]
+_Seen: TypeAlias = tuple[datetime, float, tuple[Question, ...]]
 Agents: TypeAlias = str | type | object | Sequence[str | type | object] | None
 
 _AT_ONCE = 16
@@ -190,8 +192,8 @@ class _Watch:
     _index: Index
     _names: Collection[str] | None
     _every: float
-    _told: dict[tuple[AgentThread, str, str], Question] = attrs.field(init=False, factory=dict)
-    _seen: dict[str, tuple[datetime, float, tuple[Question, ...]]] = attrs.field(init=False, factory=dict)
+    _told: dict[_Key, Question] = attrs.field(init=False, factory=dict[_Key, Question])
+    _seen: dict[str, _Seen] = attrs.field(init=False, factory=dict[str, _Seen])
     """By entities: when it had changed, when its thread was read, and what waited then."""
     _looked: bool = attrs.field(init=False, default=False)
 
@@ -199,8 +201,8 @@ class _Watch:
         """Pause, but for the first time, and look; what has changed since."""
         if self._looked:
             await anyio.sleep(self._every)
-        now: dict[tuple[AgentThread, str, str], Question] = {}
-        seen: dict[str, tuple[datetime, float, tuple[Question, ...]]] = {}
+        now: dict[_Key, Question] = {}
+        seen: dict[str, _Seen] = {}
         after = ""
         while True:
             entities, after = await self._index.page(self._names, 1_000, after)
@@ -215,7 +217,7 @@ class _Watch:
         self._seen, self._told, self._looked = seen, now, True
         return events
 
-    async def _shown(self, entity: StoredEntity) -> tuple[datetime, float, tuple[Question, ...]]:
+    async def _shown(self, entity: StoredEntity) -> _Seen:
         known = self._seen.get(entity.id)
         if known is not None and known[0] == entity.modified_at and anyio.current_time() - known[1] < _LOOK_AGAIN:
             return known
@@ -228,7 +230,7 @@ async def _events(watch: _Watch) -> AsyncIterator[InboxEvent]:
             yield event
 
 
-def _key(question: Question) -> tuple[AgentThread, str, str]:
+def _key(question: Question) -> _Key:
     """Names a question; the same call may be asked about again, when its turn was deleted and sent again."""
     return question.thread, question.correlation_id, f"{question.key} {question.asked_at.isoformat()}"
 

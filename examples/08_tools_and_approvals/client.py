@@ -52,13 +52,11 @@ async def main(options: argparse.Namespace) -> None:
             # Another client of this turn is told what was asked before as well; the updates end with the turn.
             async with turn.updates() as updates:
                 async for update in updates:
-                    match update:
-                        case Asked(approval=PendingApproval() as approval):
-                            if not await decide(client, approval, options):
-                                logger.info(
-                                    "Waiting for somebody to decide: python client.py --turn %s --approve", turn
-                                )
-                                break
+                    if not (isinstance(update, Asked) and isinstance(update.approval, PendingApproval)):
+                        continue
+                    if not await decide(client, update.approval, options):
+                        logger.info("Waiting for somebody to decide: python client.py --turn %s --approve", turn)
+                        break
                 response = await updates.response()
         except TurnError as error:
             sys.exit(str(error))

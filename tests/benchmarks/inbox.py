@@ -7,6 +7,7 @@ measured. The looks are `client.inbox(verify=False)`: with `verify` each turn co
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
@@ -80,7 +81,7 @@ async def measured(endpoint: str, turns: int) -> dict[str, float]:
         async def tell_all(numbers: range, *, waits: bool) -> None:
             async with anyio.create_task_group() as group:
                 for first in range(32):
-                    group.start_soon(lambda first=first: tell(numbers[first::32], waits=waits))
+                    group.start_soon(functools.partial(tell, numbers[first::32], waits=waits))
 
         await tell_all(range(turns), waits=True)
         everything = await looked(client, turns)

@@ -10,7 +10,7 @@ import anyio
 import attrs
 import pytest
 
-from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, PendingApproval, PendingOutcome, as_tool, tool
+from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, PendingApproval, as_tool, tool
 from dafx_actors._json.asks import Asks
 from dafx_actors.decisions import InboxAsked, InboxGone
 from dafx_actors.errors import ConfigurationError, DafxError, DecisionRefused
@@ -36,7 +36,7 @@ def payer(name: str = "Worker", amount: Any = 5) -> type:
     return agent(whenever_asked(("pay", {"amount": amount})), pay, name=name)
 
 
-async def inbox(client: DurableAIAgentClient, agents: Any = None, **how: Any) -> list[PendingApproval | PendingOutcome]:
+async def inbox(client: DurableAIAgentClient, agents: Any = None, **how: Any) -> list[Any]:
     return [each async for each in client.inbox(agents, **how)]
 
 
@@ -220,6 +220,7 @@ async def test_a_watch_tells_what_comes_and_what_goes(hosting: Hosting) -> None:
             after = await client.get_agent("Worker").start("Pay", thread="two")
             event = await anext(watch)
             assert isinstance(event, InboxAsked)
+            assert isinstance(event.question, PendingApproval)
             assert event.question.correlation_id == after.correlation_id
             await client.approve(first)
             assert await anext(watch) == InboxGone(question=first)
@@ -241,6 +242,7 @@ async def test_a_program_without_an_event_loop_has_the_same_inbox(hosting: Hosti
                 watch = sync.watch_inbox(every=0.05)
                 first = next(watch)
                 (found,) = sync.inbox("Worker")
+                assert isinstance(found, PendingApproval)
                 sync.approve(found)
                 return [first, found, next(watch)]
 
@@ -290,7 +292,7 @@ async def test_beside_workers_that_do_not_know_the_entity_turns_go_on(tmp_path: 
     with EmbeddedScheduler(db=tmp_path / "dafx.db").on_a_thread() as scheduler:
         older = DurableAIAgentWorker.connect(scheduler.endpoint)
         older.add_agent(payer())
-        registry: Any = older._worker._registry  # type: ignore[attr-defined]
+        registry: Any = older._worker._registry
         del registry.entities["dafx-asks-worker"]
         async with DurableAIAgentClient.connect(scheduler.endpoint) as client, older:
             turn = await client.get_agent("Worker").start("Pay", thread="here")
