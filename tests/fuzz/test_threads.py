@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dafx_actors import durable_agent
+from dafx_actors._json.asks import Asks
 from dafx_actors._json.crossing import load_error
 from dafx_actors._json.document import load_transcript
 from dafx_actors._json.requests import dump_request, load_request
@@ -122,6 +123,7 @@ class Context:
     operation: str
     state: str
     scheduled: list[Any] = attrs.field(factory=list[Any])
+    signalled: list[Asks] = attrs.field(factory=list[Asks])
     entity_id: EntityInstanceId = attrs.field(factory=lambda: EntityInstanceId("dafx-clerk", "t1"))
 
     def get_state(self) -> Any:
@@ -132,6 +134,11 @@ class Context:
 
     def schedule_new_orchestration(self, *what: Any) -> None:
         self.scheduled.append(json.dumps(what))
+
+    def signal_entity(self, entity: EntityInstanceId, operation: str, raw: Any) -> None:
+        """The inbox is told what a turn asks of persons, in a form that it reads."""
+        assert (entity.entity, operation) == ("dafx-asks-clerk", Asks.operation)
+        self.signalled.append(Asks.load(json.loads(json.dumps(raw))))
 
 
 def hosted() -> HostedAgent:

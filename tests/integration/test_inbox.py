@@ -20,6 +20,7 @@ from dafx_actors.sync import DurableAIAgentClient as SyncClient
 from tests.conftest import free_port
 from tests.integration.conftest import Hosting
 from tests.integration.test_approvals import CASHIER
+from tests.integration.test_decisions import stored
 from tests.integration.turns import agent, asks, in_state, sdk, until, using, whenever_asked
 from tests.scheduler.kills import Victim
 
@@ -267,7 +268,7 @@ async def test_a_question_survives_kill_9_of_its_worker_and_of_the_scheduler(tmp
             assert await anext(watch) == InboxAsked(question=asked)
             worker.kill()
             assert await inbox(client) == [asked]  # it needs no worker
-            stored = await client.approve(asked, timeout=0.1)
+            decision = await stored(client.approve, asked)
             scheduler.kill()
             scheduler.start()
             await scheduler.ready()
@@ -277,7 +278,7 @@ async def test_a_question_survives_kill_9_of_its_worker_and_of_the_scheduler(tmp
             with anyio.fail_after(60):
                 assert await anext(watch) == InboxGone(question=asked)
             assert (await handle).text == "paid 5"
-            assert stored.action == "approve"
+            assert decision.action == "approve"
             assert await inbox(client) == []
             await until(lambda: gone(client, asked))
     finally:
