@@ -47,7 +47,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
             columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
         except (OSError, ValueError):
             columns = 80
-        super().__init__(prog, **{"width": max(columns - 2, 40), **how})
+        settings: dict[str, Any] = {"width": max(columns - 2, 40), **how}
+        super().__init__(prog, **settings)
 
 
 class Mistake(Exception):
