@@ -35,7 +35,10 @@ T = TypeVar("T")
 
 
 class TurnHandle(Generic[T]):
-    """A turn that was started, here or elsewhere. Await it for its answer."""
+    """A turn that was started, here or elsewhere. Await it for its answer.
+
+    `correlation_id`, which is also `str(turn)`, is its id: `agent.get_turn(id)` gives a handle again, in any process.
+    """
 
     def __init__(
         self, executor: ClientAgentExecutor, agent: str, correlation_id: str, thread: AgentThread | None, kind: Any

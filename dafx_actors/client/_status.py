@@ -43,7 +43,13 @@ _BY_STATUS: Mapping[OrchestrationStatus, TurnState] = {
 
 @attrs.frozen(kw_only=True)
 class TurnStatus:
-    """Where a turn stands."""
+    """Where a turn stands.
+
+    `state` is one of `pending` (no worker has taken it yet), `queued` (it waits for the turns before it), `running`,
+    `waiting` (for a person, about the tools in `waits_for`), `blocked` (for a worker that has what `waits_for` names),
+    `retrying` (after `attempt` failures of a model call, the latest `error`), `completed` (with a `finish_reason`),
+    `failed` (with an `error`), `cancelled`, `terminated` and `suspended`. `steps` counts model calls and tool calls.
+    """
 
     state: TurnState
     steps: int = 0

@@ -20,7 +20,10 @@ U = TypeVar("U")
 
 
 class TurnHandle(Generic[T]):
-    """A turn that was started, here or elsewhere. `result()` waits for its answer."""
+    """A turn that was started, here or elsewhere. `result()` waits for its answer.
+
+    `correlation_id`, which is also `str(turn)`, is its id: `agent.get_turn(id)` gives a handle again, in any process.
+    """
 
     def __init__(self, caller: Caller, turn: _async.TurnHandle[T]) -> None:
         self.agent = turn.agent
