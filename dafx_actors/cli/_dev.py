@@ -30,7 +30,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "turn is lost. Without a file: a demo agent on the model of the environment, or of this machine. With "
         "--endpoint, or ENDPOINT, or where something listens on the port, that scheduler is used."
     )
-    parser.epilog = "examples:\n  dafx dev\n  dafx dev app.py\n  dafx dev app.py:Joker --port 0 --db /tmp/try.db"
+    parser.epilog = "examples:\n  dafx dev\n  dafx dev app.py\n  dafx dev app.py:Joker --port 0 --db try.db"
     parser.set_defaults(run=run)
     parser.add_argument("app", nargs="?", help="app.py, app.py:object, module, or module:object")
     parser.add_argument("--db", default="dafx.db", metavar="FILE", help="the database file (default: %(default)s)")
