@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 
 from dafx_actors import DurableAIAgentClient, DurableAIAgentWorker, PendingApproval, as_tool, tool
 from dafx_actors._json.asks import Asks
+from dafx_actors.client._inbox import _all
 from dafx_actors.decisions import InboxAsked, InboxGone
-from dafx_actors.errors import ConfigurationError, DafxError, DecisionRefused
+from dafx_actors.errors import ConfigurationError, DafxError, DecisionRefused, SchedulerUnreachable
 from dafx_actors.ids import AgentThread, asks_id
 from dafx_actors.scheduler import EmbeddedScheduler
 from dafx_actors.sync import DurableAIAgentClient as SyncClient
@@ -308,3 +310,23 @@ async def test_beside_workers_that_do_not_know_the_entity_turns_go_on(tmp_path: 
             await client.approve(asked)
             assert (await turn).text == "paid 5"
             assert await inbox(client) == []
+
+
+async def test_a_look_whose_scheduler_fails_raises_the_first_error_and_asks_no_more() -> None:
+    asked: list[int] = []
+
+    def read(number: int) -> Any:
+        async def reads() -> int:
+            asked.append(number)
+            await anyio.lowlevel.checkpoint()
+            if number == 1:
+                raise SchedulerUnreachable("it is gone")
+            return number
+
+        return reads
+
+    assert await _all([read(number) for number in (0, 2, 3)]) == [0, 2, 3]
+    asked.clear()
+    with pytest.raises(SchedulerUnreachable, match="it is gone"):
+        await _all([read(number) for number in range(100)])
+    assert len(asked) < 100
